@@ -1,0 +1,93 @@
+// The pybind11 module fastconv._C: geometry, the kernel catalogue and build facts. No tensors.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/conv_problem.h"
+#include "cpu/conv_algorithm.h"
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+using fastconv::ConvProblem;
+using fastconv::Direction;
+using fastconv::DType;
+
+namespace {
+
+std::array<int64_t, 3> axes(const int64_t (&a)[3]) { return {a[0], a[1], a[2]}; }
+
+const fastconv::cpu::ConvAlgorithm& algorithm(const std::string& name) {
+  const auto* a = fastconv::cpu::find_conv_algorithm(name.c_str());
+  if (a == nullptr) throw std::invalid_argument("unknown CPU algorithm '" + name + "'");
+  return *a;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastconv geometry, kernel catalogue and build facts";
+
+  py::enum_<DType>(m, "DType")
+      .value("float32", DType::kFloat32)
+      .value("float64", DType::kFloat64)
+      .value("bfloat16", DType::kBFloat16)
+      .value("float16", DType::kFloat16);
+  py::enum_<Direction>(m, "Direction")
+      .value("fprop", Direction::kFprop)
+      .value("dgrad", Direction::kDgrad)
+      .value("wgrad", Direction::kWgrad);
+
+  py::class_<ConvProblem>(m, "ConvProblem")
+      .def(py::init(&fastconv::make_conv_problem), py::arg("input_size"), py::arg("weight_size"),
+           py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"))
+      .def_readonly("rank", &ConvProblem::rank)
+      .def_readonly("N", &ConvProblem::N)
+      .def_readonly("C", &ConvProblem::C)
+      .def_readonly("K", &ConvProblem::K)
+      .def_readonly("groups", &ConvProblem::groups)
+      .def_property_readonly("input", [](const ConvProblem& p) { return axes(p.in); })
+      .def_property_readonly("filter", [](const ConvProblem& p) { return axes(p.filter); })
+      .def_property_readonly("output", [](const ConvProblem& p) { return axes(p.out); })
+      .def_property_readonly("padding", [](const ConvProblem& p) { return axes(p.padding); })
+      .def_property_readonly("stride", [](const ConvProblem& p) { return axes(p.stride); })
+      .def_property_readonly("dilation", [](const ConvProblem& p) { return axes(p.dilation); })
+      .def_property_readonly("macs", [](const ConvProblem& p) { return p.macs(); });
+
+  m.def("cpu_algorithms", [] {
+    std::vector<std::string> names;
+    const auto list = fastconv::cpu::conv_algorithms();
+    for (int i = 0; i < list.size; ++i) names.emplace_back(list.data[i]->name);
+    return names;
+  });
+  m.def(
+      "cpu_applicable",
+      [](const std::string& name, const ConvProblem& p, DType dtype, Direction direction) {
+        return algorithm(name).applicable(p, dtype, direction);
+      },
+      "Empty when the algorithm can run the problem, else the reason why not.");
+  m.def("cpu_workspace", [](const std::string& name, const ConvProblem& p, DType dtype,
+                            Direction direction, int threads) {
+    return algorithm(name).workspace(p, dtype, direction, threads);
+  });
+  m.def("cpu_cost", [](const std::string& name, const ConvProblem& p, DType dtype,
+                       Direction direction, int threads) {
+    return algorithm(name).cost(p, dtype, direction, threads);
+  });
+
+  m.def("cpu_isa", [] { return fastconv::cpu::isa_name(fastconv::cpu::active_isa()); });
+  m.def("cpu_isas", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < 4; ++i)
+      if (fastconv::cpu::isa_available(static_cast<fastconv::cpu::Isa>(i)))
+        names.emplace_back(fastconv::cpu::isa_name(static_cast<fastconv::cpu::Isa>(i)));
+    return names;
+  });
+  m.def("set_cpu_isa", [](const std::string& name) {
+    if (!fastconv::cpu::set_active_isa(name.c_str()))
+      throw std::invalid_argument("instruction set '" + name + "' is not available here");
+  });
+}

@@ -1,0 +1,52 @@
+// The register tile of every matrix product on the CPU:
+//   c[i][j] (+)= sum_k a[k*MR + i] * b[k*NR + j],  0 <= i < MR, 0 <= j < NR
+// a and b are packed panels, k-major; c is row-major with leading dimension ldc. Rows of c are
+// vectors: MR broadcasts against NV vectors. The tile fills the register file: MR*NV accumulators,
+// NV operands and one broadcast.
+#pragma once
+#include "simd.h"
+
+namespace fastconv::cpu::FC_ISA {
+
+template <class T> struct GemmTile {
+  static constexpr int NV = 2;
+  static constexpr int NR = NV * Simd<T>::lanes;
+#if FC_VEC_BYTES == 64 && defined(__AVX512F__)
+  static constexpr int MR = 14;  // 32 registers: 28 accumulators, 2 operands, a broadcast
+#else
+  static constexpr int MR = 6;  // 16 registers: 12 accumulators, 2 operands, a broadcast
+#endif
+};
+
+template <class T, bool kAccumulate, int MR = GemmTile<T>::MR, int NV = GemmTile<T>::NV>
+FC_INLINE void gemm_micro(int64_t gemm_k, const T* __restrict__ a, const T* __restrict__ b,
+                          T* __restrict__ c, int64_t ldc) {
+  using vec = typename Simd<T>::vec;
+  constexpr int lanes = Simd<T>::lanes;
+  constexpr int NR = NV * lanes;
+  vec acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v)
+      acc[i][v] = kAccumulate ? vload(c + i * ldc + v * lanes) : vec{};
+  for (int64_t k = 0; k < gemm_k; ++k) {
+    vec bv[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) bv[v] = vload(b + v * lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const vec av = vsplat(a[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] += av * bv[v];
+    }
+    a += MR;
+    b += NR;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) vstore(c + i * ldc + v * lanes, acc[i][v]);
+}
+
+}  // namespace fastconv::cpu::FC_ISA

@@ -1,0 +1,52 @@
+// Instruction sets, chosen at run time. Files named *_isa.cpp are compiled once per set, with
+// FC_ISA naming a namespace; each defines tables of function pointers there, and plain code picks
+// a table through select_isa(). A default build never uses -march=native.
+#pragma once
+#include "../common/conv_problem.h"
+
+namespace fastconv::cpu {
+
+// kWide is a test build only: 64-byte vectors compiled for AVX2, so that the code paths of the
+// AVX-512 tables run on machines without AVX-512.
+enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kWide = 3 };
+
+FC_API Isa active_isa();
+FC_API const char* isa_name(Isa isa);
+// False when the set is unknown, not built, or not supported by this processor.
+FC_API bool set_active_isa(const char* name);
+FC_API bool isa_available(Isa isa);
+
+}  // namespace fastconv::cpu
+
+// Declares `const Type name` in every instruction set's namespace and `name##_for(isa)`.
+#if defined(__x86_64__) && defined(FC_BUILD_WIDE_ISA)
+#define FC_DECLARE_ISA_TABLE(Type, name)                                   \
+  namespace baseline { extern const Type name; }                           \
+  namespace avx2 { extern const Type name; }                               \
+  namespace avx512 { extern const Type name; }                             \
+  namespace wide { extern const Type name; }                               \
+  inline const Type& name##_active() {                                     \
+    switch (active_isa()) {                                                \
+      case Isa::kWide: return wide::name;                                  \
+      case Isa::kAvx512: return avx512::name;                              \
+      case Isa::kAvx2: return avx2::name;                                  \
+      default: return baseline::name;                                      \
+    }                                                                      \
+  }
+#elif defined(__x86_64__)
+#define FC_DECLARE_ISA_TABLE(Type, name)                                   \
+  namespace baseline { extern const Type name; }                           \
+  namespace avx2 { extern const Type name; }                               \
+  namespace avx512 { extern const Type name; }                             \
+  inline const Type& name##_active() {                                     \
+    switch (active_isa()) {                                                \
+      case Isa::kAvx512: return avx512::name;                              \
+      case Isa::kAvx2: return avx2::name;                                  \
+      default: return baseline::name;                                      \
+    }                                                                      \
+  }
+#else
+#define FC_DECLARE_ISA_TABLE(Type, name)                                   \
+  namespace baseline { extern const Type name; }                           \
+  inline const Type& name##_active() { return baseline::name; }
+#endif
