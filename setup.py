@@ -4,11 +4,12 @@ Environment: FASTCONV_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME, 
 FASTCONV_WIDE_ISA=1 (adds the test instruction set that runs the 64-byte-vector paths on AVX2).
 """
 
+import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -24,11 +25,11 @@ X86_ISAS = {
     "baseline": ("", 16),
     "avx2": ("-mavx2 -mfma -mf16c", 32),
     "avx512": (
-        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
-        " -mprefer-vector-width=512",
+        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -mprefer-vector-width=512",
         64,
     ),
 }
+PORTABLE_ISAS = {"baseline": ("", 16)}
 WIDE_ISA = {"wide": ("-mavx2 -mfma -mf16c", 64)}
 
 
@@ -66,13 +67,13 @@ def find_nvcc():
 
 
 def cuda_requested(torch):
-    """The nvcc to build with, or None; FASTCONV_CUDA decides."""
+    """(nvcc, its release) to build with, or (None, ""); FASTCONV_CUDA decides."""
     switch = os.environ.get("FASTCONV_CUDA", "auto").strip().lower()
     if switch not in ("auto", "0", "1"):
         raise BuildError(f"FASTCONV_CUDA must be auto, 0 or 1, got {switch!r}")
     nvcc = find_nvcc()
     if switch == "0" or (switch == "auto" and (nvcc is None or torch.version.cuda is None)):
-        return None
+        return None, ""
     if nvcc is None:
         raise BuildError(
             "FASTCONV_CUDA=1, but nvcc was not found. Install the CUDA toolkit (12.8 or newer),"
@@ -80,14 +81,31 @@ def cuda_requested(torch):
             " FASTCONV_CUDA=0."
         )
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    release = next((w for w in text.replace(",", " ").split() if w.startswith("V1")), "V0")[1:]
-    if torch.version.cuda and release.split(".")[0] != torch.version.cuda.split(".")[0]:
+    match = re.search(r"release (\d+)\.(\d+)", text)
+    if match is None:
+        raise BuildError(f"{nvcc} --version printed no release: {text.strip()!r}")
+    release = f"{match[1]}.{match[2]}"
+    if torch.version.cuda and torch.version.cuda.split(".")[0] != match[1]:
         raise BuildError(
             f"nvcc is CUDA {release}, torch {torch.__version__} was built for CUDA"
             f" {torch.version.cuda}: the major versions must agree. Point CUDA_HOME at a"
             " matching toolkit, or set FASTCONV_CUDA=0."
         )
-    return nvcc
+    return nvcc, release
+
+
+def cuda_folder(nvcc, name):
+    """The toolkit's folder that holds `name` (layouts differ, and nvcc may be a wrapper)."""
+    command = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
+    dry = subprocess.run(command, capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", dry, re.MULTILINE)
+    top = Path(top[1].strip() if top else Path(nvcc).resolve().parent.parent)
+    target = top / "targets" / f"{platform.machine()}-linux"
+    for base in (top, target):
+        for folder in ("include", "lib64", "lib"):
+            if (base / folder / name).exists():
+                return (base / folder).resolve()
+    raise BuildError(f"{name} was not found in the CUDA toolkit at {top}")
 
 
 def gencode_flags():
@@ -136,9 +154,10 @@ class NinjaFile:
         if deps:
             self.lines += ["  depfile = $out.d", f"  deps = {deps}"]
 
-    def build(self, out, rule, inputs, **variables):
+    def build(self, out, rule, inputs, after=(), **variables):
         inputs = " ".join(self._esc(i) for i in inputs)
-        self.lines.append(f"build {self._esc(out)}: {rule} {inputs}")
+        after = " ".join(["", "|", *(self._esc(i) for i in after)]) if after else ""
+        self.lines.append(f"build {self._esc(out)}: {rule} {inputs}{after}")
         self.lines += [f"  {key} = {value}" for key, value in variables.items()]
         return out
 
@@ -167,133 +186,152 @@ def quote(path):
     return f"'{path}'" if " " in str(path) else str(path)
 
 
+def define(name, value):
+    return f"'-D{name}=\"{value}\"'"
+
+
+def first_line(command):
+    out = subprocess.run(command, capture_output=True, text=True).stdout
+    return out.splitlines()[0].strip() if out else "unknown"
+
+
+def source_hash():
+    """Names a build's native sources: results cached for one build are not used by another."""
+    digest = hashlib.sha256()
+    for folder in ("csrc", "kernels"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Compilation:
+    """All compile and link edges of one build; `facts` end up in the Python module."""
+
+    def __init__(self, torch, folder):
+        import pybind11
+        from torch.utils.cpp_extension import include_paths
+
+        self.cxx = os.environ.get("CXX", "c++")
+        if shutil.which(self.cxx.split()[0]) is None:
+            raise BuildError(
+                f"no C++ compiler: {self.cxx!r} was not found. Install g++ >= 11 or clang >= 15,"
+                " or set CXX."
+            )
+        self.folder = folder
+        self.ninja = NinjaFile(folder)
+        self.torch_lib = Path(torch.__file__).parent / "lib"
+        self.torch_includes = " ".join(f"-isystem {quote(p)}" for p in include_paths())
+        self.python_includes = " ".join(
+            f"-isystem {quote(p)}" for p in (pybind11.get_include(), sysconfig.get_path("include"))
+        )
+        self.facts = {
+            "FC_BUILD_TORCH": torch.__version__,
+            "FC_BUILD_COMPILER": first_line([*self.cxx.split(), "--version"]),
+            "FC_BUILD_ID": source_hash(),
+            "FC_BUILD_CUDA": "",
+            "FC_BUILD_ARCHS": "",
+        }
+        self.objects = []
+        self.link_flags = ""
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        wide = x86 and os.environ.get("FASTCONV_WIDE_ISA") == "1"
+        self.isas = dict(X86_ISAS if x86 else PORTABLE_ISAS, **(WIDE_ISA if wide else {}))
+        common = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -I{quote(ROOT / 'csrc')}"
+        common += f" -DTORCH_TARGET_VERSION={TARGET_VERSION}"
+        if wide:
+            common += " -DFC_BUILD_WIDE_ISA"
+        self.ninja.rule("cxx", f"{self.cxx} -MMD -MF $out.d {common} $flags -c $in -o $out", "gcc")
+        self.ninja.rule("link", f"{self.cxx} -shared $in -o $out $flags")
+
+    def compile(self, source, flags="", suffix=""):
+        name = str(source.relative_to(ROOT)).replace("/", "_")
+        return self.ninja.build(self.folder / f"{name}{suffix}.o", "cxx", [source], flags=flags)
+
+    def add_cpu(self):
+        sources = [*(ROOT / "csrc/common").glob("*.cpp"), *(ROOT / "csrc/cpu").glob("*.cpp")]
+        for source in [*sorted(sources), ROOT / "csrc/ops.cpp"]:
+            if source.name.endswith("_isa.cpp"):
+                for isa, (flags, width) in self.isas.items():
+                    flags = f"{flags} -fno-math-errno -DFC_ISA={isa} -DFC_VEC_BYTES={width}"
+                    self.objects.append(self.compile(source, flags, f".{isa}"))
+            else:
+                self.objects.append(self.compile(source, self.torch_includes))
+
+    def add_cuda(self, nvcc, release):
+        gencode, names = gencode_flags()
+        include, lib = cuda_folder(nvcc, "cuda_runtime.h"), cuda_folder(nvcc, "libcudart_static.a")
+        self.facts.update(FC_BUILD_CUDA=release, FC_BUILD_ARCHS=",".join(names))
+        self.ninja.rule(
+            "nvcc",
+            f"{quote(nvcc)} -MMD -MF $out.d -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr"
+            f" -ccbin {self.cxx.split()[0]} -Xcompiler -fPIC,-fvisibility=hidden"
+            f" -I{quote(ROOT / 'csrc')} -I{quote(ROOT / 'kernels/cuda')} {' '.join(gencode)}"
+            " -c $in -o $out",
+            "gcc",
+        )
+        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+            out = self.folder / f"csrc_cuda_{source.name}.o"
+            self.objects.append(self.ninja.build(out, "nvcc", [source]))
+        flags = f"{self.torch_includes} -isystem {quote(include)} -DUSE_CUDA "
+        flags += define("FC_BUILD_ARCHS", self.facts["FC_BUILD_ARCHS"])
+        for source in sorted((ROOT / "csrc/cuda").glob("*.cpp")):
+            self.objects.append(self.compile(source, flags))
+        # cudart is linked statically, so that the library also loads where no CUDA runtime is.
+        self.link_flags = f"-L{quote(lib)} -lcudart_static -lrt -ldl -lpthread"
+
+    def link(self):
+        """The op library, and the Python module that asks it for the catalogue."""
+        ops = self.ninja.build(
+            self.folder / "libfastconv_ops.so",
+            "link",
+            self.objects,
+            flags=f"-Wl,-soname,libfastconv_ops.so -L{quote(self.torch_lib)} {self.link_flags}"
+            " -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10",
+        )
+        facts = " ".join(define(name, value) for name, value in self.facts.items())
+        bindings = self.compile(ROOT / "csrc/bindings.cpp", f"{self.python_includes} {facts}")
+        module = self.ninja.build(
+            self.folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}",
+            "link",
+            [bindings],
+            after=[ops],
+            flags=f"-L{quote(self.folder)} -l:libfastconv_ops.so -Wl,-rpath,'$$ORIGIN'"
+            " -Wl,--allow-shlib-undefined",
+        )
+        return ops, module
+
+
 class NinjaBuildExt(build_ext):
     """Compiles everything with one ninja run and puts two shared objects into the package."""
 
     def run(self):
         torch = require_torch()
-        import pybind11
-        from torch.utils.cpp_extension import include_paths
-
-        cxx = os.environ.get("CXX", "c++")
-        if shutil.which(cxx.split()[0]) is None:
-            raise BuildError(
-                f"no C++ compiler: {cxx!r} was not found. Install g++ >= 11 or clang >= 15, or"
-                " set CXX."
-            )
-        nvcc = cuda_requested(torch)
-        folder = (ROOT / self.build_temp).resolve()
-        ninja = NinjaFile(folder)
-        x86 = platform.machine() in ("x86_64", "AMD64")
-        wide = x86 and os.environ.get("FASTCONV_WIDE_ISA") == "1"
-        isas = dict(X86_ISAS if x86 else {"baseline": ("", 16)}, **(WIDE_ISA if wide else {}))
-
-        torch_lib = Path(torch.__file__).parent / "lib"
-        torch_includes = " ".join(f"-isystem {quote(p)}" for p in include_paths())
-        common = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -I{quote(ROOT / 'csrc')}"
-        common += f" -DTORCH_TARGET_VERSION={TARGET_VERSION}"
-        if wide:
-            common += " -DFC_BUILD_WIDE_ISA"
-        ninja.rule("cxx", f"{cxx} -MMD -MF $out.d {common} $flags -c $in -o $out", "gcc")
-        ninja.rule("link", f"{cxx} -shared $in -o $out $flags")
-
-        objects = []
-
-        def compile_cxx(source, flags="", suffix=""):
-            out = folder / (str(source.relative_to(ROOT)).replace("/", "_") + suffix + ".o")
-            return ninja.build(out, "cxx", [source], flags=flags)
-
-        for source in sorted([*(ROOT / "csrc/common").glob("*.cpp"), *(ROOT / "csrc/cpu").glob("*.cpp")]):
-            if source.name.endswith("_isa.cpp"):
-                for isa, (flags, width) in isas.items():
-                    flags = f"{flags} -DFC_ISA={isa} -DFC_VEC_BYTES={width} -fno-math-errno"
-                    objects.append(compile_cxx(source, flags, "." + isa))
-            else:
-                objects.append(compile_cxx(source, torch_includes))
-        objects.append(compile_cxx(ROOT / "csrc/ops.cpp", torch_includes))
-
-        cuda_facts, link_cuda = ("", ""), ""
+        nvcc, release = cuda_requested(torch)
+        compilation = Compilation(torch, (ROOT / self.build_temp).resolve())
+        compilation.add_cpu()
         if nvcc:
-            gencode, names = gencode_flags()
-            cuda_home = Path(nvcc).resolve().parent.parent
-            nvcc_flags = (
-                f"-std=c++17 -O3 -lineinfo --expt-relaxed-constexpr -Xcompiler -fPIC"
-                f" -I{quote(ROOT / 'csrc')} -I{quote(ROOT / 'kernels/cuda')} {' '.join(gencode)}"
-            )
-            ninja.rule("nvcc", f"{quote(nvcc)} -MMD -MF $out.d {nvcc_flags} -c $in -o $out", "gcc")
-            for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-                objects.append(ninja.build(folder / f"cuda_{source.name}.o", "nvcc", [source]))
-            cuda_includes, cuda_lib = cuda_paths(nvcc, cuda_home)
-            for source in sorted((ROOT / "csrc/cuda").glob("*.cpp")):
-                flags = f"{torch_includes} -isystem {quote(cuda_includes)} -DUSE_CUDA"
-                objects.append(compile_cxx(source, flags))
-            # cudart is linked statically, so that the library also loads where no CUDA runtime is.
-            link_cuda = f"-L{quote(cuda_lib)} -lcudart_static -lrt -ldl -lpthread"
-            cuda_facts = (nvcc_release(nvcc), ",".join(names))
-
-        ops = folder / "libfastconv_ops.so"
-        ninja.build(
-            ops,
-            "link",
-            objects,
-            flags=f"-Wl,-soname,libfastconv_ops.so -L{quote(torch_lib)} {link_cuda}"
-            " -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10",
-        )
-        facts = (
-            f'-DFC_BUILD_TORCH=\\"{torch.__version__}\\" -DFC_BUILD_CUDA=\\"{cuda_facts[0]}\\"'
-            f' -DFC_BUILD_ARCHS=\\"{cuda_facts[1]}\\"'
-        )
-        python_flags = (
-            f"-isystem {quote(pybind11.get_include())}"
-            f" -isystem {quote(sysconfig.get_path('include'))} {facts}"
-        )
-        bindings = compile_cxx(ROOT / "csrc/bindings.cpp", python_flags)
-        module = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-        # The module asks the op library for the catalogue: one registry, in one place.
-        ninja.lines.append(
-            f"build {NinjaFile._esc(module)}: link {NinjaFile._esc(bindings)} | {NinjaFile._esc(ops)}"
-        )
-        ninja.lines.append(
-            f"  flags = -L{quote(folder)} -l:libfastconv_ops.so -Wl,-rpath,'$$ORIGIN'"
-            " -Wl,--allow-shlib-undefined"
-        )
-        ninja.run(default_jobs(), self.verbose > 1)
-
-        package = ROOT / "fastconv" if self.inplace else Path(self.build_lib) / "fastconv"
+            compilation.add_cuda(nvcc, release)
+        built = compilation.link()
+        compilation.ninja.run(default_jobs(), self.verbose > 1)
+        package = self.package_folder()
         package.mkdir(parents=True, exist_ok=True)
-        for built in (ops, module):
-            # Replace rather than overwrite: a process may have the old file mapped.
-            target = package / built.name
+        for file in built:
+            # Replaced, not overwritten: a running process may have the old file mapped.
+            target = package / file.name
             target.unlink(missing_ok=True)
-            shutil.copy2(built, target)
+            shutil.copy2(file, target)
+
+    def package_folder(self):
+        in_source = self.inplace or getattr(self, "editable_mode", False)
+        return ROOT / "fastconv" if in_source else Path(self.build_lib) / "fastconv"
 
     def get_outputs(self):
-        package = Path(self.build_lib) / "fastconv"
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        return [str(package / "libfastconv_ops.so"), str(package / f"_C{suffix}")]
+        return [str(self.package_folder() / f) for f in ("libfastconv_ops.so", f"_C{suffix}")]
 
-
-def cuda_paths(nvcc, home):
-    """Include and library folders, asked from nvcc itself (wrappers and split installs exist)."""
-    dry = subprocess.run(
-        [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
-    ).stderr
-    include, lib = home / "include", home / "lib64"
-    for line in dry.splitlines():
-        if line.startswith("#$ TOP="):
-            top = Path(line.split("=", 1)[1].strip())
-            include, lib = top / "include", top / "lib64"
-            target = top / "targets" / f"{platform.machine()}-linux"
-            if not include.exists():
-                include = target / "include"
-            if not lib.exists():
-                lib = target / "lib"
-    return include, lib
-
-
-def nvcc_release(nvcc):
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    return next((w[1:] for w in text.replace(",", " ").split() if w.startswith("V1")), "unknown")
+    def get_output_mapping(self):
+        return {}
 
 
 setup(

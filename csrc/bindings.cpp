@@ -78,6 +78,12 @@ PYBIND11_MODULE(_C, m) {
     return algorithm(name).cost(p, dtype, direction, threads);
   });
 
+  m.attr("build_torch") = FC_BUILD_TORCH;
+  m.attr("build_id") = FC_BUILD_ID;  // hash of the native sources
+  m.attr("build_compiler") = FC_BUILD_COMPILER;
+  m.attr("build_cuda") = FC_BUILD_CUDA;    // nvcc's release, empty without CUDA kernels
+  m.attr("build_archs") = FC_BUILD_ARCHS;  // e.g. "sm_80,sm_90a,compute_90a"
+
   m.def("cpu_isa", [] { return fastconv::cpu::isa_name(fastconv::cpu::active_isa()); });
   m.def("cpu_isas", [] {
     std::vector<std::string> names;
