@@ -23,7 +23,7 @@ def _version() -> str:
     try:
         return metadata.version("fastconv")
     except metadata.PackageNotFoundError:
-        return "0.1.0 (in place)"
+        return "in place (not installed)"
 
 
 def cpu_model() -> str:
@@ -38,20 +38,20 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _covers(archs: list[str], major: int, minor: int) -> bool:
-    """Whether cubins or PTX of `archs` run on compute capability major.minor."""
-    for arch in archs:
+def covers(archs: list[str], major: int, minor: int) -> bool:
+    """Whether cubins (``sm_80``) or PTX (``compute_80``) run on compute capability major.minor."""
+
+    def runs(arch: str) -> bool:
         kind, _, number = arch.partition("_")
         digits = number.rstrip("af")
         built = (int(digits[:-1]), int(digits[-1]))
         if number.endswith("a"):  # architecture-specific code runs on that chip alone
-            if built == (major, minor):
-                return True
-        elif kind == "sm" and built[0] == major and built[1] <= minor:
-            return True
-        elif kind == "compute" and built <= (major, minor):
-            return True
-    return False
+            return built == (major, minor)
+        if kind == "sm":
+            return built[0] == major and built[1] <= minor
+        return built <= (major, minor)
+
+    return any(runs(arch) for arch in archs)
 
 
 def _cuda(native: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _cuda(native: Any) -> dict[str, Any]:
                 {
                     "name": torch.cuda.get_device_name(index),
                     "capability": f"{major}.{minor}",
-                    "covered": _covers(archs, major, minor),
+                    "covered": covers(archs, major, minor),
                 }
             )
         if not any(d["covered"] for d in facts["devices"]):
