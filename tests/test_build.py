@@ -141,7 +141,7 @@ def run(command, cwd, env):
 def fresh_venv(tmp_path):
     """A virtual environment that sees this one's packages but has no fastconv of its own."""
     folder = tmp_path / "venv"
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / "bin" / "python"
     site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], "/", None)
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *sys.path}
@@ -166,7 +166,7 @@ def test_install(how, where, fresh_venv, tmp_path):
     where_cwd, target = (ROOT, ".") if where == "root" else (tmp_path, str(ROOT))
     env = build_environment()
     env["PATH"] = f"{fresh_venv.parent}:{Path(sys.executable).parent}:{env['PATH']}"
-    pip = [fresh_venv, "-m", "pip"]
+    pip = [sys.executable, "-m", "pip", "--python", fresh_venv]
     common = ["--no-build-isolation", "--no-deps", "-q"]
     if how == "wheel":
         run([*pip, "wheel", target, "-w", tmp_path / "dist", *common], where_cwd, env)
