@@ -1,0 +1,139 @@
+"""The tables of operations and algorithms in the documents, generated from the registry.
+
+``python -m fastconv.catalogue`` prints them, ``--write`` puts them between the markers of
+``README.md`` and ``kernels/README.md`` in a source tree, ``--check`` fails when those are stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from fastconv import select
+from fastconv.problem import ConvSpec
+
+DIRECTIONS = ("fprop", "dgrad", "wgrad")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BACKENDS = ("cpu", "cuda", "triton")
+# Documents that carry a generated table, relative to the source tree.
+DOCUMENTS = {"README.md": "operations", "kernels/README.md": "algorithms"}
+
+
+def _spec(direction: str, rank: int, dtype: torch.dtype = torch.float32, *, device="cpu", **change):
+    """A mid-sized 3-wide problem of this rank, with changes, to ask the registry about."""
+    values = {"kernel": 3, "stride": 1, "padding": 1, "dilation": 1, "groups": 1, **change}
+    channels, extent = 32, 14
+    return ConvSpec(
+        direction=direction,
+        device=device,
+        dtype=dtype,
+        input_size=(2, channels, *([extent] * rank)),
+        weight_size=(64, channels // values["groups"], *([values["kernel"]] * rank)),
+        stride=(values["stride"],) * rank,
+        padding=(values["padding"],) * rank,
+        dilation=(values["dilation"],) * rank,
+        groups=values["groups"],
+        channels_last=False,
+    )
+
+
+def _applies(spec: ConvSpec, backend: str) -> dict[str, str | None]:
+    """Algorithm name -> None if it runs `spec`, else the reason why not."""
+    return {c.name: c.reason for c in select.candidates(spec) if c.backend == backend}
+
+
+def operations_table() -> str:
+    """Operations against backends: which of our algorithms run the plain 3-wide problem."""
+    lines = [
+        "| operation | direction | CPU | CUDA | Triton | PyTorch |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rank in (1, 2, 3):
+        for direction in DIRECTIONS:
+            cells = []
+            for backend in BACKENDS:
+                device = "cpu" if backend == "cpu" else "cuda"
+                spec = _spec(direction, rank, device=device)
+                names = [name for name, reason in _applies(spec, backend).items() if not reason]
+                cells.append(", ".join(f"`{name}`" for name in names) or "—")
+            lines.append(f"| `conv{rank}d` | {direction} | {' | '.join(cells)} | `aten` |")
+    return "\n".join(lines)
+
+
+def algorithms_table() -> str:
+    """Every CPU algorithm: ranks, directions, dtypes, and the reason it gives for what it refuses."""
+    variations = {
+        "stride 2": {"stride": 2},
+        "dilation 2": {"dilation": 2},
+        "groups 4": {"groups": 4},
+        "depthwise": {"groups": 32},
+        "kernel 1": {"kernel": 1, "padding": 0},
+        "kernel 5": {"kernel": 5, "padding": 2},
+    }
+    lines = [
+        "| backend | algorithm | ranks | directions | dtypes | refuses |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in _applies(_spec("fprop", 2), "cpu"):
+        ranks = [r for r in (1, 2, 3) if _applies(_spec("fprop", r), "cpu")[name] is None]
+        rank = 2 if 2 in ranks else ranks[0]
+        directions = [d for d in DIRECTIONS if _applies(_spec(d, rank), "cpu")[name] is None]
+        dtypes = [t for t in DTYPES if _applies(_spec("fprop", rank, t), "cpu")[name] is None]
+        refused = [
+            label
+            for label, change in variations.items()
+            if _applies(_spec("fprop", rank, **change), "cpu")[name] is not None
+        ]
+        lines.append(
+            f"| cpu | `{name}` | {', '.join(map(str, ranks))} | {', '.join(directions)} |"
+            f" {', '.join(str(t).removeprefix('torch.') for t in dtypes)} |"
+            f" {', '.join(refused) or '—'} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"operations": operations_table, "algorithms": algorithms_table}
+
+
+def fill(text: str, name: str, table: str) -> str:
+    """`text` with what stands between the markers of table `name` replaced."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"no markers {begin} … {end} in the document")
+    pattern = re.escape(begin) + r".*?" + re.escape(end)
+    return re.sub(pattern, lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
+
+
+def stale_documents(root: Path, write: bool = False) -> list[str]:
+    """Documents whose table differs from the registry's; with `write`, they are brought up."""
+    stale = []
+    for path, name in DOCUMENTS.items():
+        text = (root / path).read_text()
+        fresh = fill(text, name, TABLES[name]())
+        if fresh != text:
+            stale.append(path)
+            if write:
+                (root / path).write_text(fresh)
+    return stale
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastconv.catalogue", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="update the documents")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a document is stale")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
+    arguments = parser.parse_args(argv)
+    if arguments.write or arguments.check:
+        stale = stale_documents(arguments.root, arguments.write)
+        print("\n".join(f"{'written' if arguments.write else 'stale'}: {p}" for p in stale))
+        return 1 if stale and not arguments.write else 0
+    print(f"{operations_table()}\n\n{algorithms_table()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
