@@ -1,0 +1,210 @@
+"""The registry of algorithms and the choice among them.
+
+An entry is one of our CPU algorithms (`_C.cpu_algorithms()`), `aten` (PyTorch's own convolution,
+never counted as ours), or the alias `winograd` (the cheaper of the Winograd tiles that apply).
+`auto` takes the measured winner when autotuning has recorded one, else the lowest estimated cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastconv import _C, cost_aten
+from fastconv.problem import NATIVE_DIRECTIONS, NATIVE_DTYPES, ConvSpec
+
+ATEN = "aten"
+AUTO = "auto"
+WINOGRAD = "winograd"
+# A suffix for gradients: "<name> where it applies to this direction, else auto".
+OR_AUTO = "|auto"
+
+# `aten` is kept unless ours is predicted to be this much faster: the models are off by about that.
+MARGIN = 0.95
+# The same where our cost models were never measured.
+UNMEASURED_MARGIN = 0.5
+MEASURED_ISAS = ("avx2", "wide")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One algorithm against one problem.
+
+    reason: None if it applies, else why not. cost: estimated seconds. workspace: bytes of scratch
+    (for `aten` unknown, None).
+    """
+
+    name: str
+    backend: str
+    reason: str | None
+    cost: float
+    workspace: int | None
+
+
+_CPU_NAMES: tuple[str, ...] = tuple(_C.cpu_algorithms())
+_decisions: dict[Any, str] = {}
+_caches: list[dict[Any, Any]] = [_decisions]
+
+# Set by fastconv.autotune: recorded winner of (spec, threads, isa), or None.
+recorded: Callable[[ConvSpec, int, str], str | None] = lambda spec, threads, isa: None
+# Set while autotuning is on: measures the candidates on real tensors and returns the winner.
+measure: Callable[..., str | None] | None = None
+
+
+def forget() -> None:
+    """Drops every remembered decision: something that they rest on has changed."""
+    for cache in _caches:
+        cache.clear()
+
+
+def forget_with(cache: dict[Any, Any]) -> dict[Any, Any]:
+    """Registers a dictionary of decisions to be cleared by `forget`; returns it."""
+    _caches.append(cache)
+    return cache
+
+
+def _wrap_set_cpu_isa(native: Callable[[str], None]) -> Callable[[str], None]:
+    def set_cpu_isa(name: str) -> None:
+        native(name)
+        forget()
+
+    return set_cpu_isa
+
+
+# Costs differ between instruction sets, and nothing else would tell the remembered decisions.
+_C.set_cpu_isa = _wrap_set_cpu_isa(_C.set_cpu_isa)
+
+
+def names(device: str = "cpu") -> tuple[str, ...]:
+    """Every name that `algo=` takes on this device, besides "auto"."""
+    if device != "cpu":
+        return (ATEN,)
+    alias = (WINOGRAD,) if any(name.startswith(WINOGRAD) for name in _CPU_NAMES) else ()
+    return (*_CPU_NAMES, *alias, ATEN)
+
+
+def check_name(algo: str, device: str = "cpu") -> None:
+    """Raises ValueError, listing the known names, unless `algo` is one of them or "auto"."""
+    if algo != AUTO and algo not in names("cpu") and algo not in names(device):
+        known = ", ".join((AUTO, *names(device)))
+        raise ValueError(f"unknown algorithm {algo!r}; expected one of: {known}")
+
+
+def _native_candidate(name: str, spec: ConvSpec, threads: int) -> Candidate:
+    def refused(reason: str) -> Candidate:
+        return Candidate(name, "cpu", reason, float("inf"), 0)
+
+    if spec.device != "cpu":
+        return refused(f"runs on the CPU, the tensors are on {spec.device}")
+    dtype = NATIVE_DTYPES.get(spec.dtype)
+    if dtype is None:
+        return refused(
+            "dtype must be float32, float64, bfloat16 or float16, got"
+            f" {str(spec.dtype).removeprefix('torch.')}"
+        )
+    try:
+        problem = spec.native
+    except ValueError as error:
+        return refused(str(error))
+    direction = NATIVE_DIRECTIONS[spec.direction]
+    if spec.empty:  # nothing runs, but whether the algorithm takes the geometry still counts
+        return Candidate(name, "cpu", None, 0.0, 0)
+    reason = _C.cpu_applicable(name, problem, dtype, direction)
+    if reason:
+        return refused(reason)
+    return Candidate(
+        name,
+        "cpu",
+        None,
+        _C.cpu_cost(name, problem, dtype, direction, threads),
+        _C.cpu_workspace(name, problem, dtype, direction, threads),
+    )
+
+
+def candidates(spec: ConvSpec) -> list[Candidate]:
+    """Every entry of the registry against the problem, in the registry's order, `aten` last."""
+    threads = torch.get_num_threads()
+    ours = [_native_candidate(name, spec, threads) for name in _CPU_NAMES]
+    cost = cost_aten.seconds(spec, threads) if spec.device == "cpu" else 0.0
+    return [*ours, Candidate(ATEN, ATEN, None, cost, None)]
+
+
+def cheapest(entries: list[Candidate], isa: str) -> str:
+    """The name of the candidate to run when nothing has been measured."""
+    aten = next(c for c in entries if c.name == ATEN)
+    ours = min(
+        (c for c in entries if c.reason is None and c.name != ATEN),
+        key=lambda c: c.cost,
+        default=aten,
+    )
+    margin = MARGIN if isa in MEASURED_ISAS else UNMEASURED_MARGIN
+    return ours.name if ours.cost < margin * aten.cost else ATEN
+
+
+def choose(spec: ConvSpec, tensors: tuple[Any, ...] | None = None) -> str:
+    """The algorithm that `auto` runs.
+
+    While autotuning is on and `tensors` (the direction's operands: x, w, bias for fprop; dy, w for
+    dgrad; dy, x for wgrad) are given, a problem without a recorded winner is measured first.
+    """
+    threads = torch.get_num_threads()
+    isa = _C.cpu_isa()
+    key = (spec, threads)
+    if measure is not None and tensors is not None and recorded(spec, threads, isa) is None:
+        winner = measure(spec, tensors)
+        if winner is not None:
+            return winner
+    found = _decisions.get(key)
+    if found is None:
+        found = recorded(spec, threads, isa) or cheapest(candidates(spec), isa)
+        _decisions[key] = found
+    return found
+
+
+def settled(spec: ConvSpec) -> bool:
+    """False while `auto` would first measure this problem."""
+    if measure is None:
+        return True
+    return recorded(spec, torch.get_num_threads(), _C.cpu_isa()) is not None
+
+
+def resolve(spec: ConvSpec, algo: str, tensors: tuple[Any, ...] | None = None) -> str:
+    """The concrete algorithm behind `algo`.
+
+    Raises ValueError on an unknown name, RuntimeError with the reason when the named algorithm
+    does not apply to the problem.
+    """
+    if algo == AUTO:
+        return choose(spec, tensors)
+    if algo == ATEN:
+        return ATEN
+    if algo.endswith(OR_AUTO):
+        key = (spec, torch.get_num_threads(), algo)
+        found = _decisions.get(key)
+        if found is None:
+            try:
+                found = _decisions[key] = resolve(spec, algo.removesuffix(OR_AUTO))
+            except RuntimeError:
+                return choose(spec, tensors)
+        return found
+    key = (spec, torch.get_num_threads(), algo)
+    found = _decisions.get(key)
+    if found is None:
+        found = _decisions[key] = _forced(spec, algo)
+    return found
+
+
+def _forced(spec: ConvSpec, algo: str) -> str:
+    check_name(algo, spec.device)
+    entries = candidates(spec)
+    if algo == WINOGRAD:
+        tiles = [c for c in entries if c.name.startswith(WINOGRAD)]
+        best = min(tiles, key=lambda c: (c.reason is not None, c.cost))
+    else:
+        best = next(c for c in entries if c.name == algo)
+    if best.reason is not None:
+        raise RuntimeError(f"algorithm {algo!r} does not apply to {spec}: {best.reason}")
+    return best.name
