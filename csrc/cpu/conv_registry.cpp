@@ -6,6 +6,7 @@ namespace fastconv::cpu {
 namespace {
 const ConvAlgorithm* const kAlgorithms[] = {
     &conv_direct,
+    &conv_im2col,
 };
 }  // namespace
 

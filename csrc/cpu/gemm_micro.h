@@ -8,7 +8,8 @@
 
 namespace fastconv::cpu::FC_ISA {
 
-template <class T> struct GemmTile {
+template <class T>
+struct GemmTile {
   static constexpr int NV = 2;
   static constexpr int NR = NV * Simd<T>::lanes;
 #if FC_VEC_BYTES == 64 && defined(__AVX512F__)
@@ -28,8 +29,7 @@ FC_INLINE void gemm_micro(int64_t gemm_k, const T* __restrict__ a, const T* __re
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
-      acc[i][v] = kAccumulate ? vload(c + i * ldc + v * lanes) : vec{};
+    for (int v = 0; v < NV; ++v) acc[i][v] = kAccumulate ? vload(c + i * ldc + v * lanes) : vec{};
   for (int64_t k = 0; k < gemm_k; ++k) {
     vec bv[NV];
 #pragma GCC unroll 4
@@ -42,6 +42,71 @@ FC_INLINE void gemm_micro(int64_t gemm_k, const T* __restrict__ a, const T* __re
     }
     a += MR;
     b += NR;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) vstore(c + i * ldc + v * lanes, acc[i][v]);
+}
+
+// The same tile with the left operand read in place: row i of segment s starts at
+// rows[s * rows_ld + i] and runs along gemm_k with unit stride, so that weights [K, C*R*S] or the
+// channels of a pixel need no packing (6 pointers, one shared index: they fit the integer
+// registers). All segments have the same length; b runs through them without a gap.
+template <class T>
+struct RowTile {
+  const T* const* rows;
+  int64_t rows_ld, segments, length;
+  const T* b;  // [segments * length][NV * lanes]
+  T* c;
+  int64_t ldc;
+  bool accumulate;
+  const T* row_bias;  // [MR] or null, added after the sum
+  const T* vec_bias;  // [NV * lanes] or null
+};
+
+template <class T, int MR, int NV>
+FC_INLINE void gemm_rows(const RowTile<T>& t) {
+  using vec = typename Simd<T>::vec;
+  constexpr int lanes = Simd<T>::lanes;
+  vec acc[MR][NV];
+  T* c = t.c;
+  const int64_t ldc = t.ldc;
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[i][v] = t.accumulate ? vload(c + i * ldc + v * lanes) : vec{};
+  const T* __restrict__ b = t.b;
+  const int64_t length = t.length;
+  const T* const* rows = t.rows;
+  for (int64_t s = 0; s < t.segments; ++s, rows += t.rows_ld) {
+    const T* a[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) a[i] = rows[i];
+    for (int64_t k = 0; k < length; ++k) {
+      vec bv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) bv[v] = vload(b + v * lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const vec av = vsplat(a[i][k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[i][v] += av * bv[v];
+      }
+      b += NV * lanes;
+    }
+  }
+  if (t.row_bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] += vsplat(t.row_bias[i]);
+  }
+  if (t.vec_bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] += vload(t.vec_bias + v * lanes);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)

@@ -1,0 +1,91 @@
+// The `im2col` algorithm: every direction as a matrix product whose gathered operand exists one
+// tile at a time (see conv_im2col.h for the mapping). Deterministic: the order of every sum is a
+// property of the problem, not of the threads.
+//
+// Source: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), for
+// the blocking; Dukhan, "The indirect convolution algorithm" (2019), for reading pixels in place.
+#include <algorithm>
+#include <atomic>
+
+#include "conv_im2col_plan.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace fastconv::cpu {
+FC_DECLARE_ISA_TABLE(Im2colKernels, im2col_kernels)
+namespace {
+
+constexpr int64_t kMaxPlans = 16;  // products planned at once; more classes run in rounds
+
+std::string applicable(const ConvProblem&, DType, Direction) { return ""; }
+
+int64_t partial_bytes(const ConvProblem& p, DType dtype, Direction direction) {
+  const int64_t slices = im2col_slices(p, dtype, direction);
+  if (slices == 1) return 0;
+  const int64_t size = dtype == DType::kFloat64 ? 8 : 4;
+  return im2col_ceil(slices * p.K * p.channels_per_group() * p.filter_size() * size, 64) * 64;
+}
+
+int64_t workspace(const ConvProblem& p, DType dtype, Direction direction, int threads) {
+  const Im2colScratch s = im2col_scratch(p, dtype, direction, im2col_kernels_active());
+  return partial_bytes(p, dtype, direction) + threads * s.bytes;
+}
+
+// Below this, starting threads costs more than they save.
+constexpr double kSerialMacs = 4e5;
+
+double cost(const ConvProblem& p, DType, Direction, int threads) {
+  return 5e-6 + p.macs() / (40e9 * std::max(1, threads));
+}
+
+void run(const ConvCall& call) {
+  const Im2colKernels& kernels = im2col_kernels_active();
+  const ConvProblem& p = call.problem;
+  const int dtype = static_cast<int>(call.dtype);
+  const Im2colScratch scratch = im2col_scratch(p, call.dtype, call.direction, kernels);
+  char* const partial = static_cast<char*>(call.workspace);
+  char* const slots = partial + partial_bytes(p, call.dtype, call.direction);
+  const int threads = p.macs() < kSerialMacs ? 1 : call.threads;
+  const int64_t classes = im2col_classes(p, call.direction);
+  Im2colGemm plans[kMaxPlans];
+  for (int64_t first = 0; first < classes; first += kMaxPlans) {
+    const int64_t count = std::min(kMaxPlans, classes - first);
+    int64_t ends[kMaxPlans], total = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      plans[i] = im2col_plan(call, first + i, kernels, threads);
+      plans[i].scratch = scratch;
+      plans[i].partial = partial;
+      total += plans[i].tasks();
+      ends[i] = total;
+    }
+    std::atomic<int64_t> next{0};
+    const auto work = [&](int slot) {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < total;) {
+        const int64_t i = std::upper_bound(ends, ends + count, task) - ends;
+        kernels.run_task[dtype](plans[i], task - (i ? ends[i - 1] : 0),
+                                slots + slot * scratch.bytes);
+      }
+    };
+    if (threads == 1 || total == 1) {
+      work(0);
+    } else {
+      parallel_for(std::min<int64_t>(threads, total),
+                   [&](int64_t, int64_t) { work(thread_index()); });
+    }
+  }
+  if (plans[0].slices > 1) {
+    const auto reduce = [&](int64_t begin, int64_t end) {
+      kernels.reduce[dtype](plans[0], begin, end);
+    };
+    if (threads == 1)
+      reduce(0, p.K);
+    else
+      parallel_for(p.K, reduce);
+  }
+}
+
+}  // namespace
+
+const ConvAlgorithm conv_im2col{"im2col", applicable, workspace, cost, run};
+
+}  // namespace fastconv::cpu
