@@ -12,45 +12,51 @@ PYTEST := $(PY) -m pytest
 
 all: build
 
+# Byte-compiling torch takes longer than running from it once.
+PIP := $(PY) -m pip install --quiet --no-compile
+
 # A torch of the system (a GPU machine's, say) is used when it is new enough; otherwise one is
 # installed into the environment.
-$(VENV)/.ready: pyproject.toml Makefile
+$(VENV)/.run: Makefile
 	@echo "== setting up $(VENV)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastconv needs Python 3.10 or newer")'
 	@site=""; if $(PYTHON) -c 'import torch, sys; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 11))' 2>/dev/null; \
 	  then echo "== using the torch of $(PYTHON)"; site=--system-site-packages; fi; \
 	  $(PYTHON) -m venv $$site $(VENV)
-	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet "$(TORCH)"
-	@$(PY) -m pip install --quiet "setuptools>=77" wheel "pybind11>=2.12" ninja numpy rich matplotlib \
-	  scikit-learn "pytest>=8" pytest-benchmark hypothesis psutil sympy ruff clang-format==19.1.7
+	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) "$(TORCH)"
+	@$(PIP) "setuptools>=77" wheel "pybind11>=2.12" ninja numpy rich matplotlib scikit-learn
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@$(PIP) "pytest>=8" pytest-benchmark hypothesis psutil sympy ruff clang-format==19.1.7
 	@touch $@
 
 # The extension is built in place, so that the sources that run are the ones in this tree.
-build: $(VENV)/.ready
+build: $(VENV)/.run
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) setup.py -q build_ext --inplace
 
 demo: build
 	@$(PY) -m bench.demo $(DEMO_FLAGS)
 
 # CUDA code is always compiled where nvcc is found, and the test-only instruction set is added.
-test: $(VENV)/.ready
+test: $(VENV)/.dev
 	@cuda=auto; command -v nvcc >/dev/null && cuda=1; \
 	  PATH="$(CURDIR)/$(VENV)/bin:$$PATH" FASTCONV_CUDA=$${FASTCONV_CUDA:-$$cuda} FASTCONV_WIDE_ISA=1 \
 	  $(PY) setup.py -q build_ext --inplace
 	@$(PYTEST) -q $(PYTEST_FLAGS)
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
-format: $(VENV)/.ready
+format: $(VENV)/.dev
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 	@git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
 # Timings: call overhead and regressions (stored, compared), and the layer tables.
-benchmarks: build
+benchmarks: build $(VENV)/.dev
 	@$(PYTEST) tests/benchmarks/bench_*.py --benchmark-autosave --benchmark-compare $(PYTEST_FLAGS)
 
 bench: build
