@@ -16,36 +16,59 @@
 #error "simd.h belongs to files compiled once per instruction set"
 #endif
 #define FC_INLINE inline __attribute__((always_inline))
+#if defined(__GNUC__) && !defined(__clang__)
+// Vectors wider than the target's registers are returned here, but only by inlined functions.
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
 
 namespace fastconv::cpu::FC_ISA {
 
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
 
-template <class T> struct Simd;
-template <> struct Simd<float> {
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
   typedef float vec __attribute__((vector_size(FC_VEC_BYTES)));
   typedef float loose __attribute__((vector_size(FC_VEC_BYTES), aligned(4), may_alias));
+  typedef int32_t mask __attribute__((vector_size(FC_VEC_BYTES)));
   static constexpr int lanes = FC_VEC_BYTES / 4;
 };
-template <> struct Simd<double> {
+template <>
+struct Simd<double> {
   typedef double vec __attribute__((vector_size(FC_VEC_BYTES)));
   typedef double loose __attribute__((vector_size(FC_VEC_BYTES), aligned(8), may_alias));
+  typedef int64_t mask __attribute__((vector_size(FC_VEC_BYTES)));
   static constexpr int lanes = FC_VEC_BYTES / 8;
 };
 
 // acc_t of a storage type: 16-bit storage accumulates in fp32.
-template <class T> struct Acc { using type = float; };
-template <> struct Acc<double> { using type = double; };
-template <class T> using acc_t = typename Acc<T>::type;
+template <class T>
+struct Acc {
+  using type = float;
+};
+template <>
+struct Acc<double> {
+  using type = double;
+};
+template <class T>
+using acc_t = typename Acc<T>::type;
 
-template <class T> FC_INLINE typename Simd<T>::vec vload(const T* p) {
+template <class T>
+FC_INLINE typename Simd<T>::vec vload(const T* p) {
   return *reinterpret_cast<const typename Simd<T>::loose*>(p);
 }
-template <class T> FC_INLINE void vstore(T* p, typename Simd<T>::vec v) {
+template <class T>
+FC_INLINE void vstore(T* p, typename Simd<T>::vec v) {
   *reinterpret_cast<typename Simd<T>::loose*>(p) = v;
 }
-template <class T> FC_INLINE typename Simd<T>::vec vsplat(T a) {
+template <class T>
+FC_INLINE typename Simd<T>::vec vsplat(T a) {
   return a - typename Simd<T>::vec{};  // scalar op vector broadcasts
 }
 
@@ -111,6 +134,92 @@ FC_INLINE void from_acc(float v, f16* out) {
   }
   out->bits = static_cast<uint16_t>(half | sign);
 #endif
+}
+
+// Lanes below n set.
+template <class A>
+FC_INLINE typename Simd<A>::mask vfirst(int n) {
+  typename Simd<A>::mask m;
+  for (int i = 0; i < Simd<A>::lanes; ++i) m[i] = i < n ? -1 : 0;
+  return m;
+}
+// v where the mask is set, else 0, whatever v holds.
+template <class A>
+FC_INLINE typename Simd<A>::vec vkeep(typename Simd<A>::vec v, typename Simd<A>::mask m) {
+  return (typename Simd<A>::vec)((typename Simd<A>::mask)v & m);
+}
+
+// One vector of acc_t from storage, and back (rounding to nearest even).
+FC_INLINE Simd<float>::vec vload_acc(const float* p) { return vload(p); }
+FC_INLINE Simd<double>::vec vload_acc(const double* p) { return vload(p); }
+FC_INLINE void vstore_acc(float* p, Simd<float>::vec v) { vstore(p, v); }
+FC_INLINE void vstore_acc(double* p, Simd<double>::vec v) { vstore(p, v); }
+
+FC_INLINE Simd<float>::vec vload_acc(const bf16* p) {
+  typedef uint16_t half __attribute__((vector_size(FC_VEC_BYTES / 2), aligned(2), may_alias));
+  typedef uint32_t bits __attribute__((vector_size(FC_VEC_BYTES)));
+  const bits wide = __builtin_convertvector(*reinterpret_cast<const half*>(p), bits) << 16;
+  return (Simd<float>::vec)wide;
+}
+FC_INLINE void vstore_acc(bf16* p, Simd<float>::vec v) {
+  typedef uint16_t half __attribute__((vector_size(FC_VEC_BYTES / 2), aligned(2), may_alias));
+  typedef uint32_t bits __attribute__((vector_size(FC_VEC_BYTES)));
+  const bits b = (bits)v;
+  const bits nan = (bits)(v != v);
+  const bits rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  const bits quiet = (b >> 16) | 0x40u;
+  *reinterpret_cast<half*>(p) = __builtin_convertvector((quiet & nan) | (rounded & ~nan), half);
+}
+
+#if defined(__F16C__)
+FC_INLINE Simd<float>::vec vload_acc(const f16* p) {
+  Simd<float>::vec out;
+  for (int i = 0; i < Simd<float>::lanes; i += 8) {
+    const __m256 part = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
+    std::memcpy(reinterpret_cast<float*>(&out) + i, &part, 32);
+  }
+  return out;
+}
+FC_INLINE void vstore_acc(f16* p, Simd<float>::vec v) {
+  for (int i = 0; i < Simd<float>::lanes; i += 8) {
+    __m256 part;
+    std::memcpy(&part, reinterpret_cast<float*>(&v) + i, 32);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i), _mm256_cvtps_ph(part, 0));
+  }
+}
+#else
+FC_INLINE Simd<float>::vec vload_acc(const f16* p) {
+  Simd<float>::vec out;
+  for (int i = 0; i < Simd<float>::lanes; ++i) out[i] = to_acc(p[i]);
+  return out;
+}
+FC_INLINE void vstore_acc(f16* p, Simd<float>::vec v) {
+  for (int i = 0; i < Simd<float>::lanes; ++i) from_acc(v[i], p + i);
+}
+#endif
+
+// Copies n elements, storage to acc_t and back; strides in elements, the inner one of acc_t is 1.
+template <class T>
+FC_INLINE void load_run(const T* src, int64_t stride, acc_t<T>* dst, int64_t n) {
+  constexpr int lanes = Simd<acc_t<T>>::lanes;
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + lanes <= n; i += lanes) vstore(dst + i, vload_acc(src + i));
+    for (; i < n; ++i) dst[i] = to_acc(src[i]);
+    return;
+  }
+  for (; i < n; ++i) dst[i] = to_acc(src[i * stride]);
+}
+template <class T>
+FC_INLINE void store_run(const acc_t<T>* src, T* dst, int64_t stride, int64_t n) {
+  constexpr int lanes = Simd<acc_t<T>>::lanes;
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + lanes <= n; i += lanes) vstore_acc(dst + i, vload(src + i));
+    for (; i < n; ++i) from_acc(src[i], dst + i);
+    return;
+  }
+  for (; i < n; ++i) from_acc(src[i], dst + i * stride);
 }
 
 }  // namespace fastconv::cpu::FC_ISA

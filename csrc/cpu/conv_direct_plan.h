@@ -1,0 +1,24 @@
+// Making the direct convolution's plan: which kernel, which tiles, where everything lies in the
+// workspace. Pure arithmetic; the tables are filled once the workspace exists.
+#pragma once
+#include "conv_direct.h"
+
+namespace fastconv::cpu {
+
+// What of the operands' strides decides the kernel.
+struct DirectLayout {
+  bool in_pixel;   // the channels of the staged input are adjacent in memory
+  bool out_pixel;  // and those of the output (wgrad: of dy)
+};
+
+// dgrad has one class per residue of the input coordinates; fprop and wgrad have one.
+int64_t direct_classes(const ConvProblem& p, Direction direction);
+
+// The plan of one class; false when the class has no outputs. Pointers are null.
+bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t klass,
+                 DirectLayout layout, int threads, int vec_bytes, DirectPlan* g);
+
+int64_t direct_workspace(const DirectPlan& g, int threads);
+void bind_direct(const ConvProblem& p, int64_t klass, void* workspace, DirectPlan* g);
+
+}  // namespace fastconv::cpu
