@@ -12,6 +12,7 @@ from tolerances import conv_tolerance
 from torch import Tensor
 
 from fastconv import _C, reference
+from fastconv.testing import assert_conv_close
 
 ALGORITHMS: tuple[str, ...] = tuple(_C.cpu_algorithms())
 
@@ -172,23 +173,12 @@ def assert_close(
     note: str = "",
 ) -> None:
     """`result` within the algorithm's tolerance of the reference; names the worst element."""
-    assert result.shape == expected.shape, f"{note}: {result.shape} != {expected.shape}"
-    if not result.numel():
-        return
     bound = conv_tolerance(
         algo, direction, result.dtype, expected, magnitude, case.gemm_k(direction)
     )
-    error = (result.double() - expected).abs()
-    bad = ~(error <= bound)  # a NaN is bad
-    if bad.any():
-        ratio = torch.where(error.isnan(), torch.inf, error / bound)
-        worst = torch.unravel_index(ratio.argmax(), ratio.shape)
-        where = [int(i) for i in worst]
-        raise AssertionError(
-            f"{algo} {direction} {case.id} {result.dtype} {note}: {int(bad.sum())} of"
-            f" {bad.numel()} elements are off; worst at {where}: got {result[worst].item():.9g},"
-            f" expected {expected[worst].item():.9g}, error {float(ratio[worst]):.3g} x tolerance"
-        )
+    assert_conv_close(
+        result, expected, bound, f"{algo} {direction} {case.id} {result.dtype} {note}"
+    )
 
 
 def assert_dense_as(result: Tensor, channels_last: bool, note: str = "") -> None:
