@@ -1,11 +1,33 @@
 """fastconv: hand-written convolution kernels for PyTorch."""
 
+import importlib as _importlib
+
 from fastconv import _library
 
 _C = _library.load()
 
-from fastconv import nn  # noqa: E402  (all of these need the library loaded)
+# After the library, which they need. `autotune` and `explain` name a module and what it offers; the
+# latter wins.
+from fastconv import nn  # noqa: E402
+from fastconv.autotune import autotune  # noqa: E402
 from fastconv.convert import convert, revert  # noqa: E402
+from fastconv.explain import explain  # noqa: E402
 from fastconv.functional import conv1d, conv2d, conv3d  # noqa: E402
 
-__all__ = ["conv1d", "conv2d", "conv3d", "convert", "nn", "revert"]
+__all__ = [
+    "autotune",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convert",
+    "explain",
+    "nn",
+    "revert",
+]
+
+
+def __getattr__(name: str):
+    # Imported when first used; `info` also runs as `python -m fastconv.info`.
+    if name in ("info", "reference", "testing"):
+        return _importlib.import_module(f"fastconv.{name}")
+    raise AttributeError(f"module 'fastconv' has no attribute {name!r}")

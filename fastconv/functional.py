@@ -1,8 +1,8 @@
 """The public convolutions, with torch.nn.functional's signatures, semantics and error texts.
 
-A call looks up one remembered plan by everything that the decision rests on. Only a miss validates
-in full. What our kernels do not take is given to PyTorch's own function, which computes it or raises
-its own error; so the texts are PyTorch's by construction.
+A call looks up one remembered plan by everything that the decision rests on; only a miss validates
+in full. What our kernels do not take is given to PyTorch's own function, which computes it or
+raises its own error; so the texts are PyTorch's by construction.
 """
 
 from __future__ import annotations
@@ -65,32 +65,34 @@ class _Plan:
         self.channels_last = False
 
 
+def _as_int(value: Any) -> Any:
+    """An int or SymInt of what PyTorch accepts as one; None for anything else (also True)."""
+    if isinstance(value, (int, torch.SymInt)):
+        return None if isinstance(value, bool) else value
+    try:
+        return operator.index(value)  # NumPy's integers
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def _as_ints(value: Any, rank: int) -> tuple[Any, ...] | None:
     """One entry per axis of an int or a list as PyTorch accepts them; None where it may not."""
-    if isinstance(value, (int, torch.SymInt)):
-        return None if isinstance(value, bool) else (value,) * rank
-    if not isinstance(value, (tuple, list)):
-        try:
-            return (operator.index(value),) * rank
-        except (TypeError, ValueError, RuntimeError):
-            return None
-    if len(value) == 1:
-        value = tuple(value) * rank
-    if len(value) != rank or not all(
-        isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in value
-    ):
-        return None
-    return tuple(value)
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(values) == 1:
+        values = values * rank
+    ints = tuple(_as_int(v) for v in values)
+    return None if len(ints) != rank or None in ints else ints
 
 
-def _arguments(
+def arguments(
     rank: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> tuple[conv.Geometry, list[int] | None] | None:
     """The geometry with numeric padding, and F.pad's argument; None when PyTorch must decide."""
     strides, dilations = _as_ints(stride, rank), _as_ints(dilation, rank)
     if strides is None or dilations is None or weight.dim() != rank + 2:
         return None
-    if isinstance(groups, bool) or not isinstance(groups, (int, torch.SymInt)):
+    groups = _as_int(groups)
+    if groups is None:
         return None
     pad = None
     if isinstance(padding, str):
@@ -110,15 +112,25 @@ def _arguments(
     return conv.Geometry(strides, paddings, dilations, groups), pad
 
 
-def _fits(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: conv.Geometry, pad: Any
-) -> bool:
-    """Whether PyTorch would accept these shapes; all sizes positive, so that no corner is left."""
-    rank = len(geometry.stride)
+def check_with_torch(rank: int, args: tuple[Any, ...]) -> None:
+    """Raises PyTorch's error on bad arguments, without computing anything."""
+    shapes = [t.detach().to("meta") if isinstance(t, Tensor) else t for t in args[:3]]
+    _TORCH[rank](*shapes, *args[3:])
+
+
+def _fits(rank: int, args: tuple[Any, ...], geometry: conv.Geometry, pad: Any) -> bool:
+    """Whether PyTorch accepts these shapes."""
+    input, weight, bias = args[:3]
     x_size, w_size = tuple(input.shape), tuple(weight.shape)
+    if 0 in x_size or 0 in w_size:  # the rules are intricate there, and speed is no matter
+        try:
+            check_with_torch(rank, args)
+        except (RuntimeError, TypeError):
+            return False
+        return True
     if len(x_size) == rank + 1:
         x_size = (1, *x_size)
-    if len(x_size) != rank + 2 or 0 in x_size or 0 in w_size or geometry.groups < 1:
+    if len(x_size) != rank + 2 or geometry.groups < 1:
         return False
     if w_size[0] % geometry.groups or x_size[1] != w_size[1] * geometry.groups:
         return False
@@ -134,7 +146,7 @@ def _fits(
     return True
 
 
-def _refusal(input: Any, weight: Any, bias: Any) -> str | None:
+def refusal(input: Any, weight: Any, bias: Any) -> str | None:
     """Why our kernels cannot take these tensors whatever their shapes; None if they can."""
     tensors = [input, weight] if bias is None else [input, weight, bias]
     for t in tensors:
@@ -176,7 +188,7 @@ def _call_torch(rank: int, args: tuple[Any, ...], algo: str, reason: str | None)
     raise RuntimeError(f"conv{rank}d: algorithm {algo!r} does not apply: {reason}")
 
 
-def _check_options(algo: Any, precision: Any) -> None:
+def check_options(algo: Any, precision: Any) -> None:
     if not isinstance(algo, str):
         raise ValueError(f"algo must be a string, got {algo!r}")
     select.check_name(algo)
@@ -190,15 +202,15 @@ def _make_plan(
 ) -> tuple[_Plan | None, str | None, Tensor | None]:
     """A plan for these arguments; or the reason why not."""
     input, weight, bias, stride, padding, dilation, groups = args
-    reason = _refusal(input, weight, bias) or _foreign_dispatch(input, weight, bias)
+    reason = refusal(input, weight, bias) or _foreign_dispatch(input, weight, bias)
     if reason is not None:
         return None, reason
-    arguments = _arguments(rank, weight, stride, padding, dilation, groups)
-    if arguments is None:
+    numbers = arguments(rank, weight, stride, padding, dilation, groups)
+    if numbers is None:
         return None, "the arguments are not integers, one per axis"
-    geometry, pad = arguments
-    if not _fits(input, weight, bias, geometry, pad):
-        return None, "a tensor has no elements"
+    geometry, pad = numbers
+    if not _fits(rank, args, geometry, pad):
+        return None, "the shapes do not fit together"
     x = input if input.dim() == rank + 2 else input.unsqueeze(0)
     plan = _Plan("", algo, geometry, pad, x is not input)
     if pad is not None:
@@ -230,7 +242,7 @@ def _plan_or_torch(
     rank: int, key: Any, args: tuple[Any, ...], algo: str, precision: str | None
 ) -> tuple[_Plan | None, Tensor | None]:
     """The slow path of a call: a new plan, or the result where PyTorch has to compute it."""
-    _check_options(algo, precision)
+    check_options(algo, precision)
     plan, reason = _make_plan(rank, args, algo)
     y = None
     if plan is None:
@@ -337,7 +349,7 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
 
 def _conv_special(rank: int, args: tuple[Any, ...], algo: str, precision: str | None) -> Tensor:
     """Calls under autocast, functorch, forward-mode AD, dispatch modes, or while being traced."""
-    _check_options(algo, precision)
+    check_options(algo, precision)
     input, weight, bias, *rest = args
     traced = conv.tracing() or conv.is_fake(input)
     if isinstance(input, Tensor) and isinstance(weight, Tensor):
@@ -352,15 +364,15 @@ def _conv_special(rank: int, args: tuple[Any, ...], algo: str, precision: str | 
             return _conv_eager(rank, *args, algo, precision)
     if algo == select.ATEN:
         return _TORCH[rank](*args)
-    reason = _refusal(input, weight, bias)
+    reason = refusal(input, weight, bias)
     if reason is None and not traced:
         reason = _foreign_dispatch(input, weight, bias)
-    arguments = None if reason else _arguments(rank, weight, *rest)
-    if arguments is None:
+    numbers = None if reason else arguments(rank, weight, *rest)
+    if numbers is None:
         return _call_torch(rank, args, algo, reason)
-    geometry, pad = arguments
-    if not traced and not _fits(input, weight, bias, geometry, pad):
-        return _call_torch(rank, args, algo, "a tensor has no elements")
+    geometry, pad = numbers
+    if not traced and not _fits(rank, args, geometry, pad):
+        return _call_torch(rank, args, algo, "the shapes do not fit together")
     if input.dim() not in (rank + 1, rank + 2):
         return _call_torch(rank, args, algo, reason)
     unbatched = input.dim() == rank + 1

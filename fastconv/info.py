@@ -19,7 +19,8 @@ import torch
 from fastconv import _library
 
 
-def _version() -> str:
+def fastconv_version() -> str:
+    """The installed version, or that there is none."""
     try:
         return metadata.version("fastconv")
     except metadata.PackageNotFoundError:
@@ -125,7 +126,7 @@ def collect() -> dict[str, Any]:
         )
     return {
         "fastconv": {
-            "version": _version(),
+            "version": fastconv_version(),
             "path": os.path.dirname(os.path.abspath(__file__)),
             "build_id": native.build_id,
             "compiler": native.build_compiler,

@@ -38,8 +38,9 @@ def conv_output_size(
     """Shape of y: (N, K, *out). Sizes may be SymInts.
 
     Shapes: input_size (N, C, *in), weight_size (K, C/groups, *kernel), the lists one entry per
-    spatial axis. Nothing is checked; out = (in + 2 padding - dilation (kernel - 1) - 1) / stride + 1
-    rounded down (PyTorch's rule; the C++ twin is `conv_out_extent`).
+    spatial axis. Nothing is checked. PyTorch's rule, rounded down:
+    out = (in + 2 padding - dilation (kernel - 1) - 1) / stride + 1; the C++ twin is
+    `conv_out_extent`.
     """
     return [
         input_size[0],
@@ -76,10 +77,10 @@ def strides_channels_last(size: Sequence[Any], stride: Sequence[Any]) -> bool:
 
 
 def is_channels_last(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """The memory format that a convolution of x with w returns: channels_last if either suggests it.
+    """The memory format that a convolution of x with w returns.
 
-    PyTorch's rule for its vectorised CPU paths and for cuDNN. (Its loops for 5-D float64 and 16-bit
-    tensors return the contiguous format whatever they are given.)
+    channels_last if either suggests it: PyTorch's rule for its vectorised CPU paths and for cuDNN.
+    (Its loops for 5-D float64 and 16-bit tensors return the contiguous format in any case.)
     """
     return strides_channels_last(x.shape, x.stride()) or strides_channels_last(w.shape, w.stride())
 

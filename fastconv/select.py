@@ -48,8 +48,13 @@ _CPU_NAMES: tuple[str, ...] = tuple(_C.cpu_algorithms())
 _decisions: dict[Any, str] = {}
 _caches: list[dict[Any, Any]] = [_decisions]
 
-# Set by fastconv.autotune: recorded winner of (spec, threads, isa), or None.
-recorded: Callable[[ConvSpec, int, str], str | None] = lambda spec, threads, isa: None
+
+def _nothing_recorded(spec: ConvSpec, threads: int, isa: str) -> str | None:
+    return None
+
+
+# Set by fastconv.autotune_cache: the recorded winner of a problem, or None.
+recorded: Callable[[ConvSpec, int, str], str | None] = _nothing_recorded
 # Set while autotuning is on: measures the candidates on real tensors and returns the winner.
 measure: Callable[..., str | None] | None = None
 
@@ -134,7 +139,7 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
 
 def cheapest(entries: list[Candidate], isa: str) -> str:
     """The name of the candidate to run when nothing has been measured."""
-    aten = next(c for c in entries if c.name == ATEN)
+    aten = entries[-1]
     ours = min(
         (c for c in entries if c.reason is None and c.name != ATEN),
         key=lambda c: c.cost,
@@ -159,7 +164,9 @@ def choose(spec: ConvSpec, tensors: tuple[Any, ...] | None = None) -> str:
             return winner
     found = _decisions.get(key)
     if found is None:
-        found = recorded(spec, threads, isa) or cheapest(candidates(spec), isa)
+        found = recorded(spec, threads, isa)
+        if found is None:
+            found = ATEN if spec.empty else cheapest(candidates(spec), isa)
         _decisions[key] = found
     return found
 

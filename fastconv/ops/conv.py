@@ -51,7 +51,7 @@ def is_fake(t: object) -> bool:
 
 
 def inherited(algo: str) -> str:
-    """The algorithm for the gradients of a call made with `algo`: it where it applies, else auto."""
+    """The algorithm for the gradients of a call with `algo`: it where it applies, else auto."""
     if algo in (select.AUTO, select.ATEN) or algo.endswith(select.OR_AUTO):
         return algo
     return algo + select.OR_AUTO
@@ -189,8 +189,8 @@ def conv_wgrad(
 ) -> Tensor:
     """dw (K, C/groups, *kernel): the gradient of `conv_fprop` in w, linear in dy and x.
 
-    Args as in `conv_fprop`; dy is (N, K, *out), weight_size the shape of w, channels_last the memory
-    format of the result. Sums in a fixed order. Raises as `conv_fprop`.
+    Args as in `conv_fprop`; dy is (N, K, *out), weight_size the shape of w, channels_last the
+    memory format of the result. Sums in a fixed order. Raises as `conv_fprop`.
     """
     if transforming() and not torch.compiler.is_compiling():
         return _autograd().TransformedWgrad.apply(

@@ -19,7 +19,7 @@ from fastconv.ops.conv_autograd import sum_to_bias
 from fastconv.ops.conv_run import run_dgrad, run_fprop, run_wgrad
 from fastconv.problem import is_channels_last
 
-_lib = torch.library.Library("fastconv", "FRAGMENT")  # noqa: TOR901
+_lib = torch.library.Library("fastconv", "FRAGMENT")
 _LISTS = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
 _lib.define(f"conv(Tensor x, Tensor w, Tensor? bias, {_LISTS}, str algo) -> Tensor")
 _lib.define(
@@ -33,7 +33,7 @@ _lib.define(
 
 
 def dense_strides(size: Sequence[Any], channels_last: bool) -> list[Any]:
-    """Strides of a dense tensor of this shape; the twin of the C++ op's rule, sizes may be SymInts."""
+    """Strides of a dense tensor of this shape, SymInts or not; the twin of the C++ op's rule."""
     dim = len(size)
     inner = list(range(dim - 1, 1, -1))
     order = [1, *inner, 0] if channels_last and dim > 3 else [*inner, 1, 0]
@@ -46,7 +46,7 @@ def dense_strides(size: Sequence[Any], channels_last: bool) -> list[Any]:
 
 
 def _promised(t: Tensor, channels_last: bool) -> Tensor:
-    # `aten` may pick another memory format than the fake kernel said; rare (5-D loops, empty batch).
+    # `aten` may pick another memory format than the fake kernel said; rare: 5-D loops, no batch.
     strides = tuple(dense_strides(t.shape, channels_last))
     if t.stride() == strides:
         return t

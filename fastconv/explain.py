@@ -1,0 +1,180 @@
+"""Which algorithm a call would run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastconv import _C, autotune_cache, functional, select
+from fastconv.ops import conv
+from fastconv.problem import DIRECTIONS, ConvSpec, is_channels_last
+
+
+@dataclass(frozen=True)
+class Row:
+    """One algorithm against one direction. Times in seconds, workspace in bytes.
+
+    reason: None if it applies, else why not. measured: median recorded by autotuning, or None.
+    """
+
+    name: str
+    backend: str
+    reason: str | None
+    cost: float | None
+    workspace: int | None
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One direction: the algorithm that would run, why, and everything that was considered."""
+
+    direction: str
+    chosen: str
+    why: str
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.direction}: {self.chosen}  ({self.why})"]
+        width = max(len(row.name) for row in self.rows)
+        for row in self.rows:
+            mark = ">" if row.name == self.chosen else " "
+            if row.reason is not None:
+                lines.append(f"  {mark} {row.name:<{width}}  no: {row.reason}")
+                continue
+            parts = []
+            if row.measured is not None:
+                parts.append(f"measured {_time(row.measured)}")
+            if row.cost is not None:
+                parts.append(f"estimated {_time(row.cost)}")
+            if row.workspace is not None:
+                parts.append(f"workspace {row.workspace / 1024:.1f} KiB")
+            lines.append(f"  {mark} {row.name:<{width}}  {', '.join(parts)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `fastconv.explain` returns; print it, or read `choices`."""
+
+    problem: str
+    settings: str
+    choices: tuple[Choice, ...]
+
+    def __getitem__(self, direction: str) -> Choice:
+        return next(c for c in self.choices if c.direction == direction)
+
+    def __str__(self) -> str:
+        return "\n".join([self.problem, self.settings, *map(str, self.choices)])
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.1f} µs"
+    return f"{seconds * 1e3:.3f} ms"
+
+
+def _direction(spec: ConvSpec, algo: str) -> Choice:
+    entry = autotune_cache.lookup(spec, torch.get_num_threads(), _C.cpu_isa())
+    measured = entry["seconds"] if entry else {}
+    entries = select.candidates(spec)
+    rows = tuple(
+        Row(
+            c.name,
+            c.backend,
+            c.reason,
+            c.cost if c.reason is None and spec.device == "cpu" else None,
+            c.workspace if c.reason is None else None,
+            measured.get(c.name),
+        )
+        for c in entries
+    )
+    if spec.direction == "fprop":
+        chosen = select.resolve(spec, algo)
+    else:
+        chosen = select.resolve(spec, conv.inherited(algo))
+    ours = [c for c in entries if c.reason is None and c.name != select.ATEN]
+    forced = {algo, *([n for n in select.names() if n.startswith(algo)])}
+    if algo != select.AUTO and chosen in forced:
+        why = f"asked for by algo={algo!r}"
+    elif entry and entry["winner"] == chosen:
+        why = "fastest when measured by autotuning"
+    elif not ours:
+        why = "none of ours applies"
+    elif spec.empty:
+        why = "nothing to compute"
+    elif chosen == select.ATEN:
+        why = "none of ours is estimated to be clearly faster"
+    else:
+        why = "lowest estimated cost"
+    if algo != select.AUTO and chosen not in forced:
+        why = f"algo={algo!r} does not apply here; {why}"
+    return Choice(spec.direction, chosen, why, rows)
+
+
+def explain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    algo: str = "auto",
+    precision: str | None = None,
+) -> Explanation:
+    """What the convolution with these arguments would run in each direction, and why.
+
+    Takes the arguments of `fastconv.conv1d/2d/3d` (the rank is the weight's) and computes nothing.
+    The result prints as a table: every algorithm with the reason why it does not apply, or its
+    estimated time, workspace and, where autotuning has recorded it, measured time.
+
+    Raises:
+        RuntimeError, TypeError: as the convolution would, in PyTorch's words; also where a named
+            algorithm does not apply.
+        ValueError: unknown `algo` or `precision`.
+    """
+    functional.check_options(algo, precision)
+    rank = weight.dim() - 2
+    if rank not in (1, 2, 3):
+        raise RuntimeError(f"expected a weight of 3 to 5 dimensions, got size {list(weight.shape)}")
+    args = (input, weight, bias, stride, padding, dilation, groups)
+    functional.check_with_torch(rank, args)
+    arguments = functional.arguments(rank, weight, stride, padding, dilation, groups)
+    if arguments is None:
+        raise TypeError("stride, padding, dilation and groups must be integers")
+    geometry, pad = arguments
+    size = tuple(input.shape) if input.dim() == rank + 2 else (1, *input.shape)
+    if pad is not None:
+        extra = [pad[2 * (rank - 1 - axis) + 1] for axis in range(rank)]
+        size = (*size[:2], *(s + e for s, e in zip(size[2:], extra, strict=True)))
+    refusal = functional.refusal(input, weight, bias)
+    x = input if input.dim() == rank + 2 else input.unsqueeze(0)
+    plain = input.layout == torch.strided and weight.layout == torch.strided
+    spec = ConvSpec(
+        "fprop",
+        input.device.type,
+        input.dtype,
+        size,
+        tuple(weight.shape),
+        *geometry,
+        plain and is_channels_last(x, weight),
+    )
+    if refusal is None:
+        choices = tuple(_direction(spec.toward(d), algo) for d in DIRECTIONS)
+    else:
+        if algo not in (select.AUTO, select.ATEN):
+            raise RuntimeError(f"conv{rank}d: algorithm {algo!r} does not apply: {refusal}")
+        rows = tuple(
+            Row(name, "cpu", refusal, None, None, None)
+            for name in select.names()
+            if name not in (select.WINOGRAD, select.ATEN)
+        )
+        rows = (*rows, Row(select.ATEN, select.ATEN, None, None, None, None))
+        choices = tuple(Choice(d, select.ATEN, "none of ours applies", rows) for d in DIRECTIONS)
+    settings = f"instruction set {_C.cpu_isa()}, {torch.get_num_threads()} threads"
+    return Explanation(str(spec).replace(" fprop", "", 1), settings, choices)
