@@ -122,9 +122,10 @@ def _fits(rank: int, args: tuple[Any, ...], geometry: conv.Geometry, pad: Any) -
     """Whether PyTorch accepts these shapes."""
     input, weight, bias = args[:3]
     x_size, w_size = tuple(input.shape), tuple(weight.shape)
-    if 0 in x_size or 0 in w_size:  # the rules are intricate there, and speed is no matter
+    if 0 in x_size or 0 in w_size:  # the rules are intricate there, and nothing is computed
         try:
-            check_with_torch(rank, args)
+            with torch.no_grad():
+                _TORCH[rank](*args)
         except (RuntimeError, TypeError):
             return False
         return True
@@ -179,12 +180,20 @@ def _foreign_dispatch(*tensors: Tensor | None) -> str | None:
     return None
 
 
+_OPTIONAL = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
+
 def _call_torch(rank: int, args: tuple[Any, ...], algo: str, reason: str | None) -> Tensor:
     """PyTorch's own function, for what is not ours: it computes, or raises its own error."""
+    # Its texts list what it was given: leave out what stands at its default, name the rest.
+    given = {
+        name: value
+        for (name, default), value in zip(_OPTIONAL.items(), args[2:], strict=True)
+        if value is not default
+    }
+    y = _TORCH[rank](*args[:2], **given)
     if algo in (select.AUTO, select.ATEN):
-        return _TORCH[rank](*args)
-    # The named algorithm cannot run. If PyTorch finds fault with the arguments, say what it says.
-    _TORCH[rank](*args)
+        return y
     raise RuntimeError(f"conv{rank}d: algorithm {algo!r} does not apply: {reason}")
 
 
