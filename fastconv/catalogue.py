@@ -65,7 +65,7 @@ def operations_table() -> str:
 
 
 def algorithms_table() -> str:
-    """Every CPU algorithm: ranks, directions, dtypes, and the reason it gives for what it refuses."""
+    """Every CPU algorithm: ranks, directions, dtypes, and the reason it gives for a refusal."""
     variations = {
         "stride 2": {"stride": 2},
         "dilation 2": {"dilation": 2},

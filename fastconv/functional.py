@@ -373,6 +373,10 @@ def _conv_special(rank: int, args: tuple[Any, ...], algo: str, precision: str | 
             return _conv_eager(rank, *args, algo, precision)
     if algo == select.ATEN:
         return _TORCH[rank](*args)
+    if _is_compiling() and conv.transforming():
+        # A traced op has one backward and no forward-mode rule: tangents would be dropped silently.
+        transforms = "functorch transforms inside a compiled function are computed by PyTorch"
+        return _call_torch(rank, args, algo, transforms)
     reason = refusal(input, weight, bias)
     if reason is None and not traced:
         reason = _foreign_dispatch(input, weight, bias)
