@@ -114,6 +114,7 @@ def _geometry(
 
 
 def _operand(t: Tensor, magnitude: bool) -> Tensor:
+    # The input is converted tap by tap: it may be a view far larger than memory.
     t = t.detach().to(torch.float64)
     return t.abs() if magnitude else t
 
@@ -151,12 +152,13 @@ def conv_fprop(
         ValueError: shapes or parameters that do not fit together, with their values.
     """
     g = _geometry(x.shape, w.shape, stride, padding, dilation, groups)
-    xs = _grouped(_operand(x, magnitude), groups, 1)  # [N, G, C/G, in]
+    xs = _grouped(x, groups, 1)  # [N, G, C/G, in]
     ws = _grouped(_operand(w, magnitude), groups, 0)  # [G, K/G, C/G, kernel]
-    y = xs.new_zeros(g.output_size)
+    y = ws.new_zeros(g.output_size)
     ys = _grouped(y, groups, 1)  # [N, G, K/G, out], a view
     for tap, out, inp in g.taps():
-        ys[(..., *out)] += torch.einsum("ngc...,gkc->ngk...", xs[(..., *inp)], ws[(..., *tap)])
+        seen = _operand(xs[(..., *inp)], magnitude)
+        ys[(..., *out)] += torch.einsum("ngc...,gkc->ngk...", seen, ws[(..., *tap)])
     if bias is not None:
         y += _operand(bias, magnitude).view(-1, *(1,) * len(g.out))
     return y
@@ -224,11 +226,12 @@ def conv_wgrad(
     g = _geometry(x.shape, weight_size, stride, padding, dilation, groups)
     _check_dy(dy, g)
     dys = _grouped(_operand(dy, magnitude), groups, 1)  # [N, G, K/G, out]
-    xs = _grouped(_operand(x, magnitude), groups, 1)  # [N, G, C/G, in]
+    xs = _grouped(x, groups, 1)  # [N, G, C/G, in]
     dw = dys.new_zeros(tuple(weight_size))
     dws = _grouped(dw, groups, 0)
     for tap, out, inp in g.taps():
-        dws[(..., *tap)] = torch.einsum("ngk...,ngc...->gkc", dys[(..., *out)], xs[(..., *inp)])
+        seen = _operand(xs[(..., *inp)], magnitude)
+        dws[(..., *tap)] = torch.einsum("ngk...,ngc...->gkc", dys[(..., *out)], seen)
     return dw
 
 

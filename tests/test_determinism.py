@@ -11,7 +11,6 @@ from cases import DIRECTIONS, DTYPES, LAYOUTS, ConvCase, conv_case
 from conv_runner import (
     ALGORITHMS,
     assert_close,
-    integer_operands,
     random_operands,
     reference_conv,
     refusal,
@@ -124,7 +123,7 @@ HUGE = 2**32 + 50
 HUGE_CASES = (
     conv_case("huge_stride", (1, 2, HUGE), (3, 2, 3), stride=2**30 + 1, padding=1),
     conv_case("huge_dilation", (1, 2, HUGE), (3, 2, 2), stride=7, dilation=HUGE - 40),
-    conv_case("huge_padding", (1, 2, 5), (2, 2, 3), stride=2**29, padding=2**30 + 7),
+    conv_case("huge_padding", (1, 2, 5), (2, 2, 3), stride=2**29, padding=2**31 + 7),
     conv_case("huge_rows", (1, 1, HUGE, 3), (2, 1, 2, 2), stride=(2**31 + 3, 1)),
 )
 
@@ -132,22 +131,28 @@ HUGE_CASES = (
 @pytest.mark.parametrize("case", HUGE_CASES, ids=lambda c: c.id)
 @pytest.mark.parametrize("direction", ["fprop", "wgrad"])
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_extents_beyond_32_bits(algo: str, direction: str, case: ConvCase) -> None:
-    """An input of four billion elements that are all the same one (stride 0), and few outputs."""
+def test_extents_beyond_32_bits(algo: str, direction: str, case: ConvCase, tmp_path: Path) -> None:
+    """An input of billions of elements in a sparse file, and few outputs."""
     if refusal(algo, case, direction, torch.float32):
         return
-    small = conv_case("", (*case.input_size[:2], *(1,) * case.rank), case.weight_size, padding=9)
-    x = integer_operands(small, "fprop")[0]
-    other = torch.randint(-2, 3, case.weight_size if direction == "fprop" else case.output_size)
-
-    def operands(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        pair = x.to(dtype).expand(case.input_size), other.to(dtype)
-        return pair if direction == "fprop" else pair[::-1]
-
-    # Not through reference_conv: abs() of the magnitudes would be four billion elements.
+    if algo == "direct" and case.id in ("huge_dilation", "huge_padding"):
+        defect = "direct keeps the offset of a tap from its output in 32 bits"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=defect))
+    size = torch.Size(case.input_size)
+    store = torch.from_file(str(tmp_path / "huge"), shared=True, size=size.numel())
+    x = store.view(size)
+    for p in range(case.output_size[2]):
+        for r in range(case.weight_size[2]):
+            h = p * case.stride[0] - case.padding[0] + r * case.dilation[0]
+            if 0 <= h < size[2]:
+                x[:, :, h] = torch.randint(1, 5, x[:, :, h].shape).float()
+    other = case.weight_size if direction == "fprop" else case.output_size
+    other = torch.randint(1, 5, other).float()
     if direction == "fprop":
-        expected = reference.conv_fprop(*operands(torch.float64), None, *case.params)
+        operands, last = (x, other), None
     else:
-        expected = reference.conv_wgrad(*operands(torch.float64), case.weight_size, *case.params)
-    y = run_conv(algo, case, direction, operands(torch.float32))
-    assert torch.equal(y, expected.float())
+        operands, last = (other, x), case.weight_size
+    reference_of = {"fprop": reference.conv_fprop, "wgrad": reference.conv_wgrad}[direction]
+    expected = reference_of(*operands, last, *case.params)
+    assert case.id == "huge_padding" or expected.count_nonzero() == expected.numel()
+    assert torch.equal(run_conv(algo, case, direction, operands), expected.float())
