@@ -131,7 +131,9 @@ HUGE_CASES = (
 @pytest.mark.parametrize("case", HUGE_CASES, ids=lambda c: c.id)
 @pytest.mark.parametrize("direction", ["fprop", "wgrad"])
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_extents_beyond_32_bits(algo: str, direction: str, case: ConvCase, tmp_path: Path) -> None:
+def test_extents_beyond_32_bits(
+    algo: str, direction: str, case: ConvCase, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """An input of billions of elements in a sparse file, and few outputs."""
     if refusal(algo, case, direction, torch.float32):
         return
