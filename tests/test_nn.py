@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -211,6 +212,24 @@ def test_symbolic_trace():
     x = _input(2, ours)
     assert_close(traced(x), torch.relu(torchs(x)))
     assert fastconv_operators(lambda: traced(x)) == {"fastconv::conv_fprop"}
+
+
+@pytest.mark.parametrize(("args", "kwargs"), ARGUMENTS)
+@pytest.mark.parametrize("batch", [2, None], ids=["batched", "unbatched"])
+def test_jit_trace(args, kwargs, batch):
+    torchs, ours = _pair(2, args, algo="direct", **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(nn.Sequential(ours, nn.ReLU()), _input(2, ours, batch))
+        file = io.BytesIO()
+        torch.jit.save(traced, file)
+        file.seek(0)
+        loaded = torch.jit.load(file)
+    x = _input(2, ours, batch).repeat_interleave(2, dim=-1)  # a size that was not traced
+    for graph in (traced, loaded):
+        assert_close(graph(x), torch.relu(torchs(x)))
+        assert "fastconv::conv_fprop" in fastconv_operators(lambda graph=graph: graph(x))
+    assert_same_function(traced, nn.Sequential(torchs, nn.ReLU()), x)
 
 
 def test_functional_call_and_vmap():

@@ -15,6 +15,9 @@ from torch.nn.common_types import _size_1_t, _size_2_t, _size_3_t
 from torch.nn.modules.conv import _ConvNd as _TorchConvNd
 
 from fastconv import functional, select
+from fastconv.problem import NATIVE_DTYPES
+
+_jit_tracing = torch._C._get_tracing_state
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -50,12 +53,31 @@ class ConvNd(_TorchConvNd):
         raise NotImplementedError
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if _jit_tracing() is not None:
+            return self._record(input, weight, bias)
         if self.padding_mode == "zeros":
             return self._convolve(input, weight, bias, self.padding)
         padded = nn.functional.pad(
             input, self._reversed_padding_repeated_twice, mode=self.padding_mode
         )
         return self._convolve(padded, weight, bias, 0)
+
+    def _record(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The operator alone, for torch.jit.trace: sizes are tensors there, so that no plan can be
+        made, and the graph is to choose the algorithm when it runs."""
+        if input.device.type != "cpu" or input.dtype not in NATIVE_DTYPES:
+            return super()._conv_forward(input, weight, bias)  # PyTorch's, as without tracing
+        rank, padding = len(self.kernel_size), self.padding
+        if isinstance(padding, str) or self.padding_mode != "zeros":
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+            padding = (0,) * rank
+        unbatched = input.dim() == rank + 1
+        x = input.unsqueeze(0) if unbatched else input
+        y = torch.ops.fastconv.conv(
+            x, weight, bias, self.stride, padding, self.dilation, self.groups, self.algo
+        )
+        return y.squeeze(0) if unbatched else y
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -69,8 +91,8 @@ class ConvNd(_TorchConvNd):
         # torch.jit.script calls this first; without it the failure is a compile error deep inside.
         raise RuntimeError(
             f"torch.jit.script: fastconv.nn.{type(self).__name__} cannot be scripted, because its"
-            " algorithm is chosen in Python. Use torch.compile or torch.export, or call"
-            " fastconv.revert(model) before scripting."
+            " algorithm is chosen in Python. Use torch.compile, torch.export or torch.jit.trace, or"
+            " call fastconv.revert(model) before scripting."
         )
 
 
