@@ -10,13 +10,15 @@ from conv_runner import (
     ALGORITHMS,
     integer_operands,
     reference_conv,
+    refusal,
     run_conv,
 )
 from torch import Tensor
 
 from fastconv import reference
 
-PLAIN = tuple(algo for algo in ALGORITHMS if not algo.startswith("winograd"))
+TRANSFORMED = tuple(algo for algo in ALGORITHMS if algo.startswith("winograd"))
+PLAIN = tuple(algo for algo in ALGORITHMS if algo not in TRANSFORMED)
 CASES = tuple(c for c in CONV_CASES if "empty" not in c.tags)
 
 # The operand that is read through the padding, and the one that padding would be multiplied with.
@@ -70,6 +72,27 @@ def test_nonfinite_in_the_other_operand(algo: str, case: ConvCase, direction: st
     expected, _ = reference_conv(case, direction, tuple(operands))
     allowed = padding_multiplied(case, direction, operands)
     assert_same_nonfinite(run_conv(algo, case, direction, tuple(operands)), expected, allowed)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("algo", TRANSFORMED)
+def test_transforms_hide_nothing(algo: str, case: ConvCase, direction: str, which: int) -> None:
+    """A tile that meets an infinity may turn it into NaN and spread it, never into a number; other
+    images and groups stay as they are."""
+    if refusal(algo, case, direction, torch.float32):
+        return
+    operands = [t.float() for t in integer_operands(case, direction)[:2]]
+    operands[which].view(-1)[0] = torch.inf
+    expected, _ = reference_conv(case, direction, tuple(operands))
+    y = run_conv(algo, case, direction, tuple(operands))
+    assert not (y.isfinite() & ~expected.isfinite()).any()
+    if direction != "wgrad" and which == 0:
+        assert y[1:].isfinite().all(), "an infinity in the first image reached another"
+    if direction != "wgrad" and case.groups > 1:
+        first_group = y.shape[1] // case.groups
+        assert y[:, first_group:].isfinite().all(), "an infinity reached another group"
 
 
 def padding_multiplied(case: ConvCase, direction: str, operands: list[Tensor]) -> Tensor:
