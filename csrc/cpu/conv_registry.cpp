@@ -7,6 +7,8 @@ namespace {
 const ConvAlgorithm* const kAlgorithms[] = {
     &conv_direct,
     &conv_im2col,
+    &conv_winograd_f2x2_3x3,
+    &conv_winograd_f4x4_3x3,
 };
 }  // namespace
 
