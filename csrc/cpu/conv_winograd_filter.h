@@ -31,7 +31,7 @@ void load_taps(const FilterView<T>& f, int64_t count, acc_t<T>* taps) {
   if (f.lanes == L && f.k == 1) {
     for (int64_t c = 0; c < count; ++c)
       for (int t = 0; t < 9; ++t)
-        vstore(taps + (c * 9 + t) * L, load_lanes(f.data + c * f.c + t / 3 * f.r + t % 3 * f.s));
+        vstore(taps + (c * 9 + t) * L, vload_acc(f.data + c * f.c + t / 3 * f.r + t % 3 * f.s));
     return;
   }
   int64_t c = 0;
@@ -44,7 +44,7 @@ void load_taps(const FilterView<T>& f, int64_t count, acc_t<T>* taps) {
       for (int part = 0; part < 9; ++part) {
         acc_vec<T> v[L];
 #pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) v[l] = load_lanes(corner + l * f.k + c * 9 + part * L);
+        for (int l = 0; l < L; ++l) v[l] = vload_acc(corner + l * f.k + c * 9 + part * L);
         transpose(v);
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l) {
@@ -59,7 +59,7 @@ void load_taps(const FilterView<T>& f, int64_t count, acc_t<T>* taps) {
       for (int part = 0; part + L <= 9; part += L) {
         acc_vec<T> v[L];
 #pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) v[l] = load_lanes(corner + l * f.k + c * f.c + part);
+        for (int l = 0; l < L; ++l) v[l] = vload_acc(corner + l * f.k + c * f.c + part);
         transpose(v);
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l) vstore(to + (step < 0 ? 8 - part - l : part + l) * L, v[l]);
@@ -74,7 +74,7 @@ void load_taps(const FilterView<T>& f, int64_t count, acc_t<T>* taps) {
         acc_vec<T> v[L];
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l)
-          v[l] = load_lanes(f.data + l * f.k + c + t / 3 * f.r + t % 3 * f.s);
+          v[l] = vload_acc(f.data + l * f.k + c + t / 3 * f.r + t % 3 * f.s);
         transpose(v);
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l) vstore(taps + ((c + l) * 9 + t) * L, v[l]);

@@ -26,7 +26,7 @@ template <class T>
 FC_INLINE void load_pixels(const Plane<T>& plane, const T* p, int64_t count, acc_t<T>* to) {
   constexpr int L = Lanes<T>::value;
   if (plane.channel == 1 && plane.channels == L) {
-    for (int64_t i = 0; i < count; ++i) vstore(to + i * L, load_lanes(p + i * plane.column));
+    for (int64_t i = 0; i < count; ++i) vstore(to + i * L, vload_acc(p + i * plane.column));
     return;
   }
   if (plane.column == 1 && count >= L) {
@@ -35,7 +35,7 @@ FC_INLINE void load_pixels(const Plane<T>& plane, const T* p, int64_t count, acc
       acc_vec<T> v[L];
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l)
-        v[l] = l < plane.channels ? load_lanes(p + l * plane.channel + i) : acc_vec<T>{};
+        v[l] = l < plane.channels ? vload_acc(p + l * plane.channel + i) : acc_vec<T>{};
       transpose(v);
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l) vstore(to + (i + l) * L, v[l]);
@@ -73,7 +73,7 @@ template <class T>
 FC_INLINE void store_pixels(const Plane<T>& plane, T* p, int64_t count, const acc_t<T>* from) {
   constexpr int L = Lanes<T>::value;
   if (plane.channel == 1 && plane.channels == L) {
-    for (int64_t i = 0; i < count; ++i) store_lanes(p + i * plane.column, vload(from + i * L));
+    for (int64_t i = 0; i < count; ++i) vstore_acc(p + i * plane.column, vload(from + i * L));
     return;
   }
   if (plane.column == 1 && count >= L) {
@@ -85,7 +85,7 @@ FC_INLINE void store_pixels(const Plane<T>& plane, T* p, int64_t count, const ac
       transpose(v);
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l)
-        if (l < plane.channels) store_lanes(p + l * plane.channel + i, v[l]);
+        if (l < plane.channels) vstore_acc(p + l * plane.channel + i, v[l]);
     }
     return;
   }

@@ -1,4 +1,4 @@
-// Vectors of acc_t from and to storage of any dtype, and the square transpose.
+// Names for vectors of acc_t, and the square transpose.
 #pragma once
 #include "simd.h"
 
@@ -12,49 +12,6 @@ template <class T>
 struct Lanes {
   static constexpr int value = Simd<acc_t<T>>::lanes;
 };
-
-typedef uint16_t half_bits __attribute__((vector_size(FC_VEC_BYTES / 2), aligned(2), may_alias));
-typedef uint32_t word_bits __attribute__((vector_size(FC_VEC_BYTES)));
-
-FC_INLINE acc_vec<float> load_lanes(const float* p) { return vload(p); }
-FC_INLINE acc_vec<double> load_lanes(const double* p) { return vload(p); }
-FC_INLINE acc_vec<bf16> load_lanes(const bf16* p) {
-  const half_bits h = *reinterpret_cast<const half_bits*>(p);
-  return reinterpret_cast<acc_vec<bf16>>(__builtin_convertvector(h, word_bits) << 16);
-}
-FC_INLINE acc_vec<f16> load_lanes(const f16* p) {
-  acc_vec<f16> v;
-#if defined(__F16C__)
-  float* lanes = reinterpret_cast<float*>(&v);
-  for (int i = 0; i < Lanes<f16>::value; i += 8)
-    _mm256_storeu_ps(lanes + i,
-                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i))));
-#else
-  for (int i = 0; i < Lanes<f16>::value; ++i) v[i] = to_acc(p[i]);
-#endif
-  return v;
-}
-
-FC_INLINE void store_lanes(float* p, acc_vec<float> v) { vstore(p, v); }
-FC_INLINE void store_lanes(double* p, acc_vec<double> v) { vstore(p, v); }
-FC_INLINE void store_lanes(bf16* p, acc_vec<bf16> v) {
-  const word_bits bits = reinterpret_cast<word_bits>(v);
-  const word_bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const word_bits quiet = (bits >> 16) | 0x40u;
-  const word_bits nan = reinterpret_cast<word_bits>(v != v);
-  const word_bits kept = (nan & quiet) | (~nan & rounded);
-  *reinterpret_cast<half_bits*>(p) = __builtin_convertvector(kept, half_bits);
-}
-FC_INLINE void store_lanes(f16* p, acc_vec<f16> v) {
-#if defined(__F16C__)
-  const float* lanes = reinterpret_cast<const float*>(&v);
-  for (int i = 0; i < Lanes<f16>::value; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(lanes + i), 0));
-#else
-  for (int i = 0; i < Lanes<f16>::value; ++i) from_acc(v[i], p + i);
-#endif
-}
 
 template <int... I>
 struct Indices {};

@@ -46,7 +46,7 @@ FC_INLINE void store_taps(const WinogradPlan& p, int64_t k, int64_t c,
   for (int t = 0; t < 9; ++t) {
     T* tap = to + t / 3 * p.filter_r + t % 3 * p.filter_s;
     if (p.filter_c == 1 && channels == L) {
-      store_lanes(tap, taps[t]);
+      vstore_acc(tap, taps[t]);
       continue;
     }
     acc_t<T> lane[L];
