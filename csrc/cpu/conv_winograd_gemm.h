@@ -18,7 +18,7 @@ __attribute__((noinline)) void product_rows(int64_t gemm_k, const A* __restrict_
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[i][v] = accumulate ? vload(c + i * ldc + v * lanes) : vec{};
+    for (int v = 0; v < NV; ++v) acc[i][v] = vec{};
   for (int64_t k = 0; k < gemm_k; ++k) {
     vec bv[NV];
 #pragma GCC unroll 4
@@ -32,10 +32,15 @@ __attribute__((noinline)) void product_rows(int64_t gemm_k, const A* __restrict_
     a += KS;
     b += NR;
   }
+  // Blocks are summed from zero and then added up: the error grows with the length of a block and
+  // the number of blocks, not with their product.
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) vstore(c + i * ldc + v * lanes, acc[i][v]);
+    for (int v = 0; v < NV; ++v) {
+      A* to = c + i * ldc + v * lanes;
+      vstore(to, accumulate ? vload(to) + acc[i][v] : acc[i][v]);
+    }
 }
 
 template <class A>
