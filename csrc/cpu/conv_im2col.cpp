@@ -27,8 +27,10 @@ int64_t partial_bytes(const ConvProblem& p, DType dtype, Direction direction) {
 }
 
 int64_t workspace(const ConvProblem& p, DType dtype, Direction direction, int threads) {
-  const Im2colScratch s = im2col_scratch(p, dtype, direction, im2col_kernels_active());
-  return partial_bytes(p, dtype, direction) + threads * s.bytes;
+  const Im2colKernels& kernels = im2col_kernels_active();
+  const int64_t packed = im2col_packed_bytes(p, dtype, direction, kernels);
+  return partial_bytes(p, dtype, direction) + im2col_ceil(packed, 64) * 64 +
+         threads * im2col_scratch(p, dtype, direction, kernels).bytes;
 }
 
 // Below this, starting threads costs more than they save.
@@ -38,49 +40,71 @@ double cost(const ConvProblem& p, DType, Direction, int threads) {
   return 5e-6 + p.macs() / (40e9 * std::max(1, threads));
 }
 
+// Tasks of several products in one parallel region, dealt out one by one.
+struct TaskList {
+  int64_t ends[kMaxPlans];
+  int count = 0;
+
+  int64_t total() const { return count ? ends[count - 1] : 0; }
+  void add(int64_t tasks) { ends[count] = total() + tasks, ++count; }
+
+  // fn(plan, task of the plan, scratch slot)
+  template <class F> void run(int threads, const F& fn) const {
+    std::atomic<int64_t> next{0};
+    const auto work = [&](int slot) {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < total();) {
+        const int64_t plan = std::upper_bound(ends, ends + count, task) - ends;
+        fn(plan, task - (plan ? ends[plan - 1] : 0), slot);
+      }
+    };
+    if (threads == 1 || total() <= 1)
+      work(0);
+    else
+      parallel_for(std::min<int64_t>(threads, total()),
+                   [&](int64_t, int64_t) { work(thread_index()); });
+  }
+};
+
 void run(const ConvCall& call) {
   const Im2colKernels& kernels = im2col_kernels_active();
   const ConvProblem& p = call.problem;
   const int dtype = static_cast<int>(call.dtype);
   const Im2colScratch scratch = im2col_scratch(p, call.dtype, call.direction, kernels);
-  char* const partial = static_cast<char*>(call.workspace);
-  char* const slots = partial + partial_bytes(p, call.dtype, call.direction);
+  // Workspace: a slot of scratch per thread, partial sums, packed weights.
+  char* const slots = static_cast<char*>(call.workspace);
+  char* const partial = slots + call.threads * scratch.bytes;
+  char* const packed = partial + partial_bytes(p, call.dtype, call.direction);
+  const auto slot_of = [&](int slot) { return slots + slot * scratch.bytes; };
   const int threads = p.macs() < kSerialMacs ? 1 : call.threads;
   const int64_t classes = im2col_classes(p, call.direction);
   Im2colGemm plans[kMaxPlans];
   for (int64_t first = 0; first < classes; first += kMaxPlans) {
     const int64_t count = std::min(kMaxPlans, classes - first);
-    int64_t ends[kMaxPlans], total = 0;
+    TaskList packing, products;
+    int64_t used = 0;
     for (int64_t i = 0; i < count; ++i) {
-      plans[i] = im2col_plan(call, first + i, kernels, threads);
-      plans[i].scratch = scratch;
-      plans[i].partial = partial;
-      total += plans[i].tasks();
-      ends[i] = total;
+      Im2colGemm& g = plans[i] = im2col_plan(call, first + i, kernels, threads);
+      g.scratch = scratch;
+      g.partial = partial;
+      const int64_t bytes = im2col_packed_bytes(g, call.dtype, kernels);
+      g.packed = bytes > 0 ? packed + used : nullptr;
+      used += bytes;
+      packing.add(g.pack_tasks());
+      products.add(g.tasks());
     }
-    std::atomic<int64_t> next{0};
-    const auto work = [&](int slot) {
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < total;) {
-        const int64_t i = std::upper_bound(ends, ends + count, task) - ends;
-        kernels.run_task[dtype](plans[i], task - (i ? ends[i - 1] : 0),
-                                slots + slot * scratch.bytes);
-      }
-    };
-    if (threads == 1 || total == 1) {
-      work(0);
-    } else {
-      parallel_for(std::min<int64_t>(threads, total),
-                   [&](int64_t, int64_t) { work(thread_index()); });
-    }
+    packing.run(threads, [&](int64_t plan, int64_t task, int slot) {
+      kernels.pack[dtype](plans[plan], task, slot_of(slot));
+    });
+    products.run(threads, [&](int64_t plan, int64_t task, int slot) {
+      kernels.run_task[dtype](plans[plan], task, slot_of(slot));
+    });
   }
   if (plans[0].slices > 1) {
     const auto reduce = [&](int64_t begin, int64_t end) {
       kernels.reduce[dtype](plans[0], begin, end);
     };
-    if (threads == 1)
-      reduce(0, p.K);
-    else
-      parallel_for(p.K, reduce);
+    if (threads == 1) reduce(0, p.K);
+    else parallel_for(p.K, reduce);
   }
 }
 

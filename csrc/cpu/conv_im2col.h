@@ -40,6 +40,8 @@ struct Im2colScratch {
   int64_t panels, rows, acc, temp, zeros, bias, table, row_offset, vec_offset, depth_offset, bytes;
 };
 
+constexpr int64_t kIm2colPackChunk = 64;  // filters per packing task, a multiple of every NR
+
 struct Im2colGemm {
   Im2colKind kind;
   Im2colTensor gather;  // fprop, wgrad: x; dgrad: dy
@@ -56,9 +58,23 @@ struct Im2colGemm {
   // Depth blocks: within one unit (a tap's channels, an image's pixels) when unit > 0, else flat.
   int64_t unit, depth_block, depth_blocks;
   int64_t row_chunk, vec_chunk, row_chunks, vec_chunks, slices;
+  int64_t row_group;  // rows that are swept together, panel by panel
+  // fprop, dgrad: the weights packed beforehand when several chunks of pixels share them, or null:
+  // kDown [groups][depth blocks][panels][depth_block][width], kAcross [groups][rows][depth].
+  char* packed;
   char* partial;  // wgrad, slices > 1: [slices][groups][rows][vecs] of acc_t
   Im2colScratch scratch;
 
+  FC_HOST_DEVICE int64_t filter_chunks() const {
+    return (filters + kIm2colPackChunk - 1) / kIm2colPackChunk;
+  }
+  FC_HOST_DEVICE int64_t pack_tasks() const {
+    return packed ? groups * depth_blocks * filter_chunks() : 0;
+  }
+  // Columns of a packed depth block: every panel but the last is full, the last may be half.
+  FC_HOST_DEVICE int64_t packed_columns(int64_t lanes) const {
+    return (vecs + lanes - 1) / lanes * lanes;
+  }
   FC_HOST_DEVICE int64_t tasks() const { return groups * row_chunks * vec_chunks * slices; }
 };
 
@@ -91,6 +107,8 @@ struct Im2colKernels {
   int tile_rows, tile_vectors;
   // Runs one task of the gemm, 0 <= task < tasks(), in the scratch of one thread.
   void (*run_task[4])(const Im2colGemm&, int64_t task, char* scratch);  // by DType
+  // Packs the weights of one (group, depth block, chunk of kPackedColumns or rows).
+  void (*pack[4])(const Im2colGemm&, int64_t task, char* scratch);
   // Sums the partial products of filters [begin, end) of all groups, in slice order.
   void (*reduce[4])(const Im2colGemm&, int64_t begin, int64_t end);
 };

@@ -13,7 +13,6 @@ constexpr int kTileRows = 12;  // 12 row pointers and two indices fill the integ
 constexpr int kTileRows = GemmTile<float>::MR;
 #endif
 constexpr int kTileVectors = 2;
-constexpr int64_t kRowGroup = 192;  // rows x depth_block of fp32: 192 KiB of L2
 
 template <class T>
 using RowKernel = void (*)(const RowTile<T>&);
@@ -49,7 +48,8 @@ struct Chunk {
   const Im2colGemm& g;
   const S *src, *other;
   D* dest;
-  int64_t row, rows, vec, vecs;
+  int64_t group, row, rows, vec, vecs;
+  const T* ready;  // this depth block's panels
   T *panels, *packed, *acc, *temp, *row_bias, *vec_bias;
   S* zeros;
   const T** table;
@@ -124,6 +124,11 @@ void prepare_rows(Chunk<S, D>& c, const Im2colDepthBlock& block) {
       return;
     }
   }
+  if (g.kind == Im2colKind::kAcross && g.packed) {
+    const auto* base = reinterpret_cast<const T*>(g.packed) + c.group * g.rows * g.depth;
+    for (int64_t i = 0; i < c.rows; ++i) c.table[i] = base + (c.row + i) * g.depth + block.begin;
+    return;
+  }
   if (g.kind == Im2colKind::kDown) {
     pack_pixel_rows(g, c.src, c.row, c.rows, block, c.packed, depth);
   } else {
@@ -143,6 +148,12 @@ void prepare_panels(Chunk<S, D>& c, const Im2colDepthBlock& block) {
   const Im2colGemm& g = c.g;
   constexpr int lanes = Simd<acc_t<S>>::lanes, NR = kTileVectors * lanes;
   const int64_t depth = block.segments * block.length, end = block.begin + depth;
+  c.ready = c.panels;
+  if (g.kind == Im2colKind::kDown && g.packed) {
+    c.ready = reinterpret_cast<const acc_t<S>*>(g.packed) +
+              (c.group * g.depth + block.begin) * g.packed_columns(lanes) + c.vec * depth;
+    return;
+  }
   if (g.kind == Im2colKind::kDown) weight_offsets(g, block.begin, end, c.depth_offset);
   for (int64_t j = 0; j < c.vecs; j += NR) {
     const int64_t n = im2col_min(NR, c.vecs - j), width = n <= lanes ? lanes : NR;
@@ -194,7 +205,7 @@ void run_chunk(Chunk<S, D>& c, int64_t first_block, int64_t last_block) {
     }
     return false;
   };
-  const int64_t tiles_of_group = im2col_ceil(kRowGroup, kTileRows);
+  const int64_t tiles_of_group = im2col_ceil(g.row_group, kTileRows);
   const int64_t tiles = im2col_ceil(c.rows, kTileRows);
   for (int64_t b = first_block; b < last_block; ++b) {
     const Im2colDepthBlock block = im2col_depth_block(g, b);
@@ -212,13 +223,15 @@ void run_chunk(Chunk<S, D>& c, int64_t first_block, int64_t last_block) {
       const int64_t t1 = im2col_min(tiles, t0 + tiles_of_group);
       for (int64_t j = 0; j < c.vecs; j += NR) {
         const int vectors = c.vecs - j <= lanes ? 1 : 2;
-        tile.b = c.panels + j * depth;
+        tile.b = c.ready + j * depth;
         tile.vec_bias = bias && g.kind == Im2colKind::kDown ? c.vec_bias + j : nullptr;
         const bool to_dest = direct(j);
         for (int64_t t = t0; t < t1; ++t) {
           // Tiles of nearly equal height: a last tile of one or two rows would run at latency.
           const int64_t i = t * c.rows / tiles, height = (t + 1) * c.rows / tiles - i;
           tile.rows = c.table + i;
+          tile.next_rows = c.table + im2col_min(t + 1 < t1 ? i + height : t0 * c.rows / tiles,
+                                                c.rows - height);
           if constexpr (SameType<D, T>::value) {
             tile.c =
                 to_dest ? c.dest + c.row_offset[i] + c.vec_offset[j] : c.acc + i * c.acc_ld + j;
@@ -252,6 +265,7 @@ Chunk<S, D> make_chunk(const Im2colGemm& g, int64_t group, int64_t row_index, in
   constexpr int NR = kTileVectors * Simd<T>::lanes;
   const Im2colScratch& l = g.scratch;
   Chunk<S, D> c{g};
+  c.group = group;
   c.src = reinterpret_cast<const S*>(g.gather.data) + group * g.gather.group;
   c.other = reinterpret_cast<const S*>(g.other.data) + group * g.other.group;
   c.dest = reinterpret_cast<D*>(g.dest.data) + group * g.dest.group;
@@ -301,6 +315,33 @@ void run_task(const Im2colGemm& g, int64_t task, char* scratch) {
   run_chunk(c, first, last);
 }
 
+template <class S> void pack(const Im2colGemm& g, int64_t task, char* scratch) {
+  using T = acc_t<S>;
+  constexpr int lanes = Simd<T>::lanes, NR = kTileVectors * lanes;
+  static_assert(kIm2colPackChunk % NR == 0, "panels do not straddle packing tasks");
+  const int64_t first = task % g.filter_chunks() * kIm2colPackChunk;
+  task /= g.filter_chunks();
+  const int64_t group = task / g.depth_blocks;
+  const Im2colDepthBlock block = im2col_depth_block(g, task % g.depth_blocks);
+  const int64_t depth = block.segments * block.length;
+  const int64_t count = im2col_min(kIm2colPackChunk, g.filters - first);
+  const S* src = reinterpret_cast<const S*>(g.other.data) + group * g.other.group;
+  auto* offset = reinterpret_cast<int64_t*>(scratch + g.scratch.depth_offset);
+  weight_offsets(g, block.begin, block.begin + depth, offset);
+  T* out = reinterpret_cast<T*>(g.packed);
+  if (g.kind == Im2colKind::kAcross) {
+    pack_rows(src + first * g.other.n, g.other.n, count, offset, depth,
+              out + (group * g.rows + first) * g.depth + block.begin, g.depth);
+    return;
+  }
+  out += (group * g.depth + block.begin) * g.packed_columns(lanes);
+  for (int64_t j = first; j < first + count; j += NR) {
+    const int64_t n = im2col_min(NR, g.vecs - j);
+    pack_weight_panel(src + j * g.other.n, g.other.n, n, n <= lanes ? lanes : NR, offset, depth,
+                      out + j * depth);
+  }
+}
+
 template <class S>
 void reduce(const Im2colGemm& g, int64_t begin, int64_t end) {
   using T = acc_t<S>;
@@ -328,6 +369,7 @@ const Im2colKernels im2col_kernels = {
     kTileRows,
     kTileVectors,
     {run_task<float>, run_task<double>, run_task<bf16>, run_task<f16>},
+    {pack<float>, pack<double>, pack<bf16>, pack<f16>},
     {reduce<float>, reduce<double>, reduce<bf16>, reduce<f16>},
 };
 

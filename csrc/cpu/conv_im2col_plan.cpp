@@ -2,19 +2,22 @@
 
 #include <algorithm>
 #include <numeric>
+#include <cstdlib>
 
 namespace fastconv::cpu {
 namespace {
 
 // Chosen for 32 KiB L1 and 512 KiB L2 with fp32; fp64 halves the depth.
-constexpr int64_t kDepthBytes = 1024;    // a panel of 16 columns is 16 KiB
-constexpr int64_t kPixelRows = 192;      // kDown: pixels per chunk
-constexpr int64_t kPixelVecs = 96;       // kAcross: pixels per chunk
-constexpr int64_t kFilterRows = 512;     // kAcross: filters per chunk
-constexpr int64_t kFilterVecs = 256;     // kDown: filters per chunk
-constexpr int64_t kPatchRows = 192;      // kWgrad: filters per chunk
-constexpr int64_t kPatchVecs = 256;      // kWgrad: (channel, tap) per chunk
-constexpr int64_t kDirectChannels = 12;  // shorter runs than this are packed
+const int64_t kDepthBytes = getenv("kDepthBytes") ? atoll(getenv("kDepthBytes")) : 1024;    // a panel of 16 columns is 16 KiB
+const int64_t kPixelRows = getenv("kPixelRows") ? atoll(getenv("kPixelRows")) : 216;     // kDown: pixels per chunk
+const int64_t kPixelVecs = getenv("kPixelVecs") ? atoll(getenv("kPixelVecs")) : 96;       // kAcross: pixels per chunk
+const int64_t kFilterRows = getenv("kFilterRows") ? atoll(getenv("kFilterRows")) : 512;     // kAcross: filters per chunk
+const int64_t kFilterVecs = getenv("kFilterVecs") ? atoll(getenv("kFilterVecs")) : 256;     // kDown: filters per chunk
+const int64_t kPatchRows = getenv("kPatchRows") ? atoll(getenv("kPatchRows")) : 192;      // kWgrad: filters per chunk
+const int64_t kPatchVecs = getenv("kPatchVecs") ? atoll(getenv("kPatchVecs")) : 256;      // kWgrad: (channel, tap) per chunk
+const int64_t kRowGroup = getenv("kRowGroup") ? atoll(getenv("kRowGroup")) : 192;
+const int64_t kSharedPixels = getenv("kSharedPixels") ? atoll(getenv("kSharedPixels")) : 384;  // from here on weights are packed once for all chunks
+const int64_t kDirectChannels = getenv("kDirectChannels") ? atoll(getenv("kDirectChannels")) : 12;  // shorter runs than this are packed
 
 int64_t acc_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 int64_t storage_bytes(DType dtype) {
@@ -236,6 +239,27 @@ int64_t im2col_classes(const ConvProblem& p, Direction direction) {
   return classes;
 }
 
+int64_t im2col_packed_bytes(const Im2colGemm& g, DType dtype, const Im2colKernels& k) {
+  const bool across = g.kind == Im2colKind::kAcross;
+  if (g.kind == Im2colKind::kWgrad || (across && g.rows_direct) || g.tasks() == 0) return 0;
+  if (g.pixels < kSharedPixels) return 0;
+  const int64_t columns = across ? g.rows : g.packed_columns(k.lanes[dtype == DType::kFloat64]);
+  return g.groups * g.depth * columns * acc_bytes(dtype);
+}
+
+int64_t im2col_packed_bytes(const ConvProblem& p, DType dtype, Direction direction,
+                            const Im2colKernels& k) {
+  if (direction == Direction::kWgrad) return 0;
+  const bool backward = direction == Direction::kDgrad;
+  const int64_t pixels = p.N * (backward ? p.in_size() : p.out_size());
+  if (pixels < kSharedPixels) return 0;
+  const int64_t filters = backward ? p.channels_per_group() : p.filters_per_group();
+  const int64_t channels = backward ? p.filters_per_group() : p.channels_per_group();
+  const int64_t lanes = k.lanes[dtype == DType::kFloat64];
+  return p.groups * channels * p.filter_size() * im2col_ceil(filters, lanes) * lanes *
+         acc_bytes(dtype);
+}
+
 int64_t im2col_slices(const ConvProblem& p, DType dtype, Direction direction) {
   if (direction != Direction::kWgrad) return 1;
   const int64_t tiles = p.groups * im2col_ceil(p.filters_per_group(), kPatchRows) *
@@ -316,6 +340,7 @@ Im2colGemm im2col_plan(const ConvCall& call, int64_t index, const Im2colKernels&
     g.row_chunks = g.vec_chunks = 0;
     return g;
   }
+  g.row_group = kRowGroup;
   choose_depth(g, call.dtype);
   if (call.direction == Direction::kWgrad)
     g.slices = std::min(im2col_slices(p, call.dtype, call.direction), g.depth_blocks);

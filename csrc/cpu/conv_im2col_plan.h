@@ -17,6 +17,12 @@ int64_t im2col_classes(const ConvProblem&, Direction);
 // that the result does not depend on the number of threads.
 int64_t im2col_slices(const ConvProblem&, DType, Direction);
 
+// Bytes that the weights of all classes take when packed beforehand.
+int64_t im2col_packed_bytes(const ConvProblem&, DType, Direction, const Im2colKernels&);
+
+// Bytes of Im2colGemm::packed that this product wants, 0 for none.
+int64_t im2col_packed_bytes(const Im2colGemm&, DType, const Im2colKernels&);
+
 Im2colGemm im2col_plan(const ConvCall&, int64_t index, const Im2colKernels&, int threads);
 
 }  // namespace fastconv::cpu

@@ -53,10 +53,16 @@ FC_INLINE void gemm_micro(int64_t gemm_k, const T* __restrict__ a, const T* __re
 // rows[s * rows_ld + i] and runs along gemm_k with unit stride, so that weights [K, C*R*S] or the
 // channels of a pixel need no packing (6 pointers, one shared index: they fit the integer
 // registers). All segments have the same length; b runs through them without a gap.
+#ifndef RPF
+#define RPF 2
+#endif
+constexpr int kRowPrefetch = RPF;  // lines
+
 template <class T>
 struct RowTile {
   const T* const* rows;
   int64_t rows_ld, segments, length;
+  const T* const* next_rows;  // [MR]: what the next call will read, a hint
   const T* b;  // [segments * length][NV * lanes]
   T* c;
   int64_t ldc;
@@ -75,7 +81,19 @@ FC_INLINE void gemm_rows(const RowTile<T>& t) {
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[i][v] = t.accumulate ? vload(c + i * ldc + v * lanes) : vec{};
+    for (int v = 0; v < NV; ++v) acc[i][v] = vec{};
+  // c comes from L2 and is needed last; the next tile's rows start new streams, whose first lines
+  // the hardware prefetcher would miss.
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+    __builtin_prefetch(c + i * ldc, 1);
+    __builtin_prefetch(c + i * ldc + NV * lanes - 1, 1);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int line = 0; line < kRowPrefetch; ++line)
+      __builtin_prefetch(t.next_rows[i] + line * (64 / sizeof(T)));
   const T* __restrict__ b = t.b;
   const int64_t length = t.length;
   const T* const* rows = t.rows;
@@ -95,6 +113,12 @@ FC_INLINE void gemm_rows(const RowTile<T>& t) {
       }
       b += NV * lanes;
     }
+  }
+  if (t.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[i][v] += vload(c + i * ldc + v * lanes);
   }
   if (t.row_bias) {
 #pragma GCC unroll 16
