@@ -347,16 +347,28 @@ void reduce(const Im2colGemm& g, int64_t begin, int64_t end) {
   using T = acc_t<S>;
   const int64_t total = g.groups * g.rows * g.vecs;
   const T* partial = reinterpret_cast<const T*>(g.partial);
+  bool dense = g.channels == 1 || g.dest.c == (g.tap_inner ? g.taps : 1);
+  TapWalk order(g, g.dest.s, 0);
+  for (int64_t t = 0; t < g.taps; ++t, order.next())
+    dense = dense && order.tap().filter == (g.tap_inner ? t : t * g.channels);
   for (int64_t row = begin; row < end; ++row) {  // one filter of one group
     S* to =
         reinterpret_cast<S*>(g.dest.data) + row / g.rows * g.dest.group + row % g.rows * g.dest.n;
     const T* from = partial + row * g.vecs;
-    for (int64_t j = 0; j < g.vecs; ++j) {
-      T sum = from[j];
-      for (int64_t s = 1; s < g.slices; ++s) sum += from[s * total + j];
-      const int64_t channel = g.tap_inner ? j / g.taps : j % g.channels;
-      const int64_t tap = g.tap_inner ? j % g.taps : j / g.channels;
-      from_acc(sum, to + channel * g.dest.c + tap_at(g, g.dest.s, tap).filter);
+    const auto sum = [&](int64_t j) {
+      T total_of = from[j];
+      for (int64_t s = 1; s < g.slices; ++s) total_of += from[s * total + j];
+      return total_of;
+    };
+    if (dense) {
+      for (int64_t j = 0; j < g.vecs; ++j) from_acc(sum(j), to + j);
+      continue;
+    }
+    TapWalk walk(g, g.dest.s, 0);
+    for (int64_t t = 0; t < g.taps; ++t, walk.next()) {
+      S* at = to + walk.tap().filter;
+      for (int64_t c = 0; c < g.channels; ++c)
+        from_acc(sum(g.tap_inner ? c * g.taps + t : t * g.channels + c), at + c * g.dest.c);
     }
   }
 }

@@ -53,6 +53,35 @@ FC_INLINE Tap tap_at(const Im2colGemm& g, const int64_t (&filter_stride)[3], int
   return tap;
 }
 
+// The taps from one on, in order, without the divisions of tap_at.
+class TapWalk {
+ public:
+  FC_INLINE TapWalk(const Im2colGemm& g, const int64_t (&filter_stride)[3], int64_t first)
+      : g_(g), filter_stride_(filter_stride) {
+    for (int axis = 2; axis >= 0; --axis) {
+      at_[axis] = first % g.axis[axis].taps;
+      first /= g.axis[axis].taps;
+    }
+  }
+  FC_INLINE Tap tap() const {
+    Tap tap{};
+    for (int axis = 0; axis < 3; ++axis) {
+      const Im2colAxis& a = g_.axis[axis];
+      tap.offset[axis] = a.offset + at_[axis] * a.offset_step;
+      tap.filter += (a.tap + at_[axis] * a.tap_step) * filter_stride_[axis];
+    }
+    return tap;
+  }
+  FC_INLINE void next() {
+    for (int axis = 2; axis >= 0 && ++at_[axis] == g_.axis[axis].taps; --axis) at_[axis] = 0;
+  }
+
+ private:
+  const Im2colGemm& g_;
+  const int64_t (&filter_stride_)[3];
+  int64_t at_[3];
+};
+
 // Where a run reads at one tap: elements [low, high) of the run lie inside the source, the first of
 // them at `offset` elements from the channel's base. Empty runs have low == high == len.
 struct Window {
@@ -81,6 +110,8 @@ struct ChannelSpan {
 };
 
 FC_INLINE ChannelSpan channels_of(const Im2colGemm& g, int64_t tap, int64_t begin, int64_t end) {
+  if (begin == 0 && end == g.depth)  // the usual case where channels are few: no divisions
+    return {0, g.channels, g.tap_inner ? tap : tap * g.channels, g.tap_inner ? g.taps : 1};
   const int64_t step = g.tap_inner ? g.taps : 1;
   const int64_t origin = g.tap_inner ? tap : tap * g.channels;
   const int64_t first = begin > origin ? (begin - origin + step - 1) / step : 0;
@@ -107,11 +138,13 @@ void pack_pixel_panel(const Im2colGemm& g, const S* src, int64_t pixel, int64_t 
   });
   if (n < width) zero_columns(dst + n, width, end - begin, width - n);
   int64_t first, last;
+  if (begin >= end) return;
   tap_range(g, begin, end, &first, &last);
-  for (int64_t t = first; t < last; ++t) {
+  TapWalk walk(g, g.other.s, first);
+  for (int64_t t = first; t < last; ++t, walk.next()) {
     const ChannelSpan span = channels_of(g, t, begin, end);
     if (span.count == 0) continue;
-    const Tap tap = tap_at(g, g.other.s, t);
+    const Tap tap = walk.tap();
     T* out = dst + span.at * width;
     const int64_t step = span.step * width;
     const S* base = src + span.first * g.gather.c;
@@ -186,11 +219,13 @@ void pack_pixel_rows(const Im2colGemm& g, const S* src, int64_t pixel, int64_t n
 // Element offsets along depth of the operand that is not gathered.
 FC_INLINE void weight_offsets(const Im2colGemm& g, int64_t begin, int64_t end, int64_t* offset) {
   int64_t first, last;
+  if (begin >= end) return;
   tap_range(g, begin, end, &first, &last);
-  for (int64_t t = first; t < last; ++t) {
+  TapWalk walk(g, g.other.s, first);
+  for (int64_t t = first; t < last; ++t, walk.next()) {
     const ChannelSpan span = channels_of(g, t, begin, end);
     if (span.count == 0) continue;
-    const int64_t base = tap_at(g, g.other.s, t).filter;
+    const int64_t base = walk.tap().filter;
     for (int64_t i = 0; i < span.count; ++i)
       offset[span.at + i * span.step] = base + (span.first + i) * g.other.c;
   }
@@ -206,6 +241,13 @@ FC_INLINE void pixel_offsets(const Im2colGemm& g, const Im2colTensor& t, int64_t
   });
 }
 
+// Length of the run of consecutive offsets from k on.
+FC_INLINE int64_t run_length(const int64_t* offset, int64_t k, int64_t depth) {
+  int64_t e = k + 1;
+  while (e < depth && offset[e] == offset[e - 1] + 1) ++e;
+  return e - k;
+}
+
 // dst[i*ld + k] = src[i*row_step + offset[k]].
 template <class T, class S>
 void pack_rows(const S* src, int64_t row_step, int64_t rows, const int64_t* offset, int64_t depth,
@@ -214,8 +256,17 @@ void pack_rows(const S* src, int64_t row_step, int64_t rows, const int64_t* offs
     transpose(dst, ld, src, depth, rows, [&](int64_t k) { return offset[k]; });
     return;
   }
-  for (int64_t i = 0; i < rows; ++i, src += row_step, dst += ld)
-    for (int64_t k = 0; k < depth; ++k) dst[k] = to_acc(src[offset[k]]);
+  // Runs (the taps of a channel) move for several rows at once; few enough rows that the lines
+  // being written, often 1 KiB apart, stay in L1.
+  constexpr int64_t kRows = 16;
+  for (int64_t i = 0; i < rows; i += kRows) {
+    const int64_t count = im2col_min(kRows, rows - i);
+    for (int64_t k = 0; k < depth;) {
+      const int64_t len = run_length(offset, k, depth);
+      copy_columns(dst + i * ld + k, ld, src + i * row_step + offset[k], row_step, count, len, 1);
+      k += len;
+    }
+  }
 }
 
 // kDown: panel[k*width + j] = src[j*column_step + offset[k]], j < n, zeros up to width.
@@ -228,8 +279,7 @@ void pack_weight_panel(const S* src, int64_t column_step, int64_t n, int64_t wid
     return;
   }
   for (int64_t k = 0; k < depth;) {
-    int64_t e = k + 1;
-    while (e < depth && offset[e] == offset[e - 1] + 1) ++e;
+    const int64_t e = k + run_length(offset, k, depth);
     if (e - k >= 8) {
       transpose(dst + k * width, width, src + offset[k], n, e - k,
                 [&](int64_t j) { return j * column_step; });

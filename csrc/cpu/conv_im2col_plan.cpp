@@ -139,6 +139,27 @@ Caps chunk_caps(Im2colKind kind) {
   }
 }
 
+// Cycles per unit of depth until the last thread is done, when tasks are dealt out in order.
+double makespan(const Im2colGemm& g, int64_t row_chunk, int64_t vec_chunk, int lanes, int threads) {
+  constexpr int kMost = 64;
+  double busy[kMost] = {};
+  const int workers = std::min(threads, kMost);
+  const int64_t row_chunks = im2col_ceil(g.rows, row_chunk);
+  const int64_t vec_chunks = im2col_ceil(g.vecs, vec_chunk);
+  for (int64_t repeat = 0; repeat < std::min<int64_t>(g.groups * g.slices, 4 * threads); ++repeat) {
+    for (int64_t r = 0; r < row_chunks; ++r) {
+      for (int64_t v = 0; v < vec_chunks; ++v) {
+        const double rows = double(std::min(row_chunk, g.rows - r * row_chunk));
+        const double vecs = double(im2col_ceil(std::min(vec_chunk, g.vecs - v * vec_chunk), lanes) * lanes);
+        // Register tiles at full rate, packing of panels, reading of rows.
+        *std::min_element(busy, busy + workers) +=
+            rows * vecs / (2 * lanes) + 0.5 * vecs + 0.5 * rows + 50;
+      }
+    }
+  }
+  return *std::max_element(busy, busy + workers);
+}
+
 void choose_chunks(Im2colGemm& g, const Im2colKernels& k, int lanes, int threads) {
   const Caps caps = chunk_caps(g.kind);
   const int64_t NR = lanes * k.tile_vectors;
@@ -148,14 +169,11 @@ void choose_chunks(Im2colGemm& g, const Im2colKernels& k, int lanes, int threads
   int64_t best_rows = min_rows, best_vecs = min_vecs;
   if (threads > 1 && g.groups * g.slices * min_rows * min_vecs < 4 * threads) {
     double best = 1e300;
-    for (int64_t a = min_rows; a <= min_rows + 2 * threads; ++a) {
-      for (int64_t b = min_vecs; b <= min_vecs + 2 * threads; ++b) {
-        const double rows = double(std::min(chunk_of(g.rows, a, 1), g.rows));
-        const double vecs = double(chunk_of(g.vecs, b, NR));
-        const double rounds = double(im2col_ceil(g.groups * g.slices * a * b, threads));
-        // Per unit of depth: tiles at full rate, packing of the panels, reading of the rows.
-        const double time = rounds * (rows * vecs / (2 * lanes) + 0.5 * vecs + 0.5 * rows + 200);
-        if (time < best * 0.999) best = time, best_rows = a, best_vecs = b;
+    const int more = std::min(threads, 8);
+    for (int64_t a = min_rows; a <= min_rows + more; ++a) {
+      for (int64_t b = min_vecs; b <= min_vecs + more; ++b) {
+        const double time = makespan(g, chunk_of(g.rows, a, 1), chunk_of(g.vecs, b, NR), lanes, threads);
+        if (time < best * 0.99) best = time, best_rows = a, best_vecs = b;
       }
     }
   }
@@ -242,7 +260,7 @@ int64_t im2col_classes(const ConvProblem& p, Direction direction) {
 int64_t im2col_packed_bytes(const Im2colGemm& g, DType dtype, const Im2colKernels& k) {
   const bool across = g.kind == Im2colKind::kAcross;
   if (g.kind == Im2colKind::kWgrad || (across && g.rows_direct) || g.tasks() == 0) return 0;
-  if (g.pixels < kSharedPixels) return 0;
+  if (g.pixels <= (across ? kPixelVecs : kSharedPixels)) return 0;
   const int64_t columns = across ? g.rows : g.packed_columns(k.lanes[dtype == DType::kFloat64]);
   return g.groups * g.depth * columns * acc_bytes(dtype);
 }
@@ -252,7 +270,7 @@ int64_t im2col_packed_bytes(const ConvProblem& p, DType dtype, Direction directi
   if (direction == Direction::kWgrad) return 0;
   const bool backward = direction == Direction::kDgrad;
   const int64_t pixels = p.N * (backward ? p.in_size() : p.out_size());
-  if (pixels < kSharedPixels) return 0;
+  if (pixels <= std::min(kPixelVecs, kSharedPixels)) return 0;
   const int64_t filters = backward ? p.channels_per_group() : p.filters_per_group();
   const int64_t channels = backward ? p.filters_per_group() : p.channels_per_group();
   const int64_t lanes = k.lanes[dtype == DType::kFloat64];
@@ -265,8 +283,8 @@ int64_t im2col_slices(const ConvProblem& p, DType dtype, Direction direction) {
   const int64_t tiles = p.groups * im2col_ceil(p.filters_per_group(), kPatchRows) *
                         im2col_ceil(p.channels_per_group() * p.filter_size(), kPatchVecs);
   const int64_t depth = p.N * p.out_size();
-  const int64_t wanted = std::min<int64_t>(32 / tiles, depth / (4 * depth_cap(dtype)));
-  return std::max<int64_t>(1, wanted);
+  const int64_t wanted = std::min<int64_t>(32 / tiles, depth / (2 * depth_cap(dtype)));
+  return wanted < 2 ? 1 : wanted / 2 * 2;
 }
 
 Im2colGemm im2col_plan(const ConvCall& call, int64_t index, const Im2colKernels& k, int threads) {
