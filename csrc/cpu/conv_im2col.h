@@ -60,7 +60,8 @@ struct Im2colGemm {
   int64_t row_chunk, vec_chunk, row_chunks, vec_chunks, slices;
   int64_t row_group;  // rows that are swept together, panel by panel
   // fprop, dgrad: the weights packed beforehand when several chunks of pixels share them, or null:
-  // kDown [groups][depth blocks][panels][depth_block][width], kAcross [groups][rows][depth].
+  // kDown [groups][depth blocks][panels][depth_block][width], kAcross
+  // [groups][depth blocks][rows][depth_block].
   char* packed;
   char* partial;  // wgrad, slices > 1: [slices][groups][rows][vecs] of acc_t
   Im2colScratch scratch;

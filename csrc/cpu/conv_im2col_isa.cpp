@@ -125,8 +125,9 @@ void prepare_rows(Chunk<S, D>& c, const Im2colDepthBlock& block) {
     }
   }
   if (g.kind == Im2colKind::kAcross && g.packed) {
-    const auto* base = reinterpret_cast<const T*>(g.packed) + c.group * g.rows * g.depth;
-    for (int64_t i = 0; i < c.rows; ++i) c.table[i] = base + (c.row + i) * g.depth + block.begin;
+    const auto* base =
+        reinterpret_cast<const T*>(g.packed) + (c.group * g.depth + block.begin) * g.rows;
+    for (int64_t i = 0; i < c.rows; ++i) c.table[i] = base + (c.row + i) * depth;
     return;
   }
   if (g.kind == Im2colKind::kDown) {
@@ -230,8 +231,8 @@ void run_chunk(Chunk<S, D>& c, int64_t first_block, int64_t last_block) {
           // Tiles of nearly equal height: a last tile of one or two rows would run at latency.
           const int64_t i = t * c.rows / tiles, height = (t + 1) * c.rows / tiles - i;
           tile.rows = c.table + i;
-          tile.next_rows = c.table + im2col_min(t + 1 < t1 ? i + height : t0 * c.rows / tiles,
-                                                c.rows - height);
+          tile.next_rows =
+              c.table + im2col_min(t + 1 < t1 ? i + height : t0 * c.rows / tiles, c.rows - height);
           if constexpr (SameType<D, T>::value) {
             tile.c =
                 to_dest ? c.dest + c.row_offset[i] + c.vec_offset[j] : c.acc + i * c.acc_ld + j;
@@ -315,7 +316,8 @@ void run_task(const Im2colGemm& g, int64_t task, char* scratch) {
   run_chunk(c, first, last);
 }
 
-template <class S> void pack(const Im2colGemm& g, int64_t task, char* scratch) {
+template <class S>
+void pack(const Im2colGemm& g, int64_t task, char* scratch) {
   using T = acc_t<S>;
   constexpr int lanes = Simd<T>::lanes, NR = kTileVectors * lanes;
   static_assert(kIm2colPackChunk % NR == 0, "panels do not straddle packing tasks");
@@ -331,7 +333,7 @@ template <class S> void pack(const Im2colGemm& g, int64_t task, char* scratch) {
   T* out = reinterpret_cast<T*>(g.packed);
   if (g.kind == Im2colKind::kAcross) {
     pack_rows(src + first * g.other.n, g.other.n, count, offset, depth,
-              out + (group * g.rows + first) * g.depth + block.begin, g.depth);
+              out + (group * g.depth + block.begin) * g.rows + first * depth, depth);
     return;
   }
   out += (group * g.depth + block.begin) * g.packed_columns(lanes);

@@ -256,9 +256,9 @@ void pack_rows(const S* src, int64_t row_step, int64_t rows, const int64_t* offs
     transpose(dst, ld, src, depth, rows, [&](int64_t k) { return offset[k]; });
     return;
   }
-  // Runs (the taps of a channel) move for several rows at once; few enough rows that the lines
-  // being written, often 1 KiB apart, stay in L1.
-  constexpr int64_t kRows = 16;
+  // Runs (the taps of a channel) move for many rows at once: neighbouring rows are neighbours in
+  // memory (dgrad), and the lines being written, one per row, stay in L1.
+  constexpr int64_t kRows = 64;
   for (int64_t i = 0; i < rows; i += kRows) {
     const int64_t count = im2col_min(kRows, rows - i);
     for (int64_t k = 0; k < depth;) {

@@ -2,22 +2,22 @@
 
 #include <algorithm>
 #include <numeric>
-#include <cstdlib>
 
 namespace fastconv::cpu {
 namespace {
 
 // Chosen for 32 KiB L1 and 512 KiB L2 with fp32; fp64 halves the depth.
-const int64_t kDepthBytes = getenv("kDepthBytes") ? atoll(getenv("kDepthBytes")) : 1024;    // a panel of 16 columns is 16 KiB
-const int64_t kPixelRows = getenv("kPixelRows") ? atoll(getenv("kPixelRows")) : 216;     // kDown: pixels per chunk
-const int64_t kPixelVecs = getenv("kPixelVecs") ? atoll(getenv("kPixelVecs")) : 96;       // kAcross: pixels per chunk
-const int64_t kFilterRows = getenv("kFilterRows") ? atoll(getenv("kFilterRows")) : 512;     // kAcross: filters per chunk
-const int64_t kFilterVecs = getenv("kFilterVecs") ? atoll(getenv("kFilterVecs")) : 256;     // kDown: filters per chunk
-const int64_t kPatchRows = getenv("kPatchRows") ? atoll(getenv("kPatchRows")) : 192;      // kWgrad: filters per chunk
-const int64_t kPatchVecs = getenv("kPatchVecs") ? atoll(getenv("kPatchVecs")) : 256;      // kWgrad: (channel, tap) per chunk
-const int64_t kRowGroup = getenv("kRowGroup") ? atoll(getenv("kRowGroup")) : 192;
-const int64_t kSharedPixels = getenv("kSharedPixels") ? atoll(getenv("kSharedPixels")) : 384;  // from here on weights are packed once for all chunks
-const int64_t kDirectChannels = getenv("kDirectChannels") ? atoll(getenv("kDirectChannels")) : 12;  // shorter runs than this are packed
+constexpr int64_t kDepthBytes = 1024;  // a panel of 16 columns is 16 KiB
+constexpr int64_t kPixelRows = 216;    // kDown: pixels per chunk
+constexpr int64_t kFilterVecs = 256;   // kDown: filters per chunk
+constexpr int64_t kPixelVecs = 96;     // kAcross: pixels per chunk
+constexpr int64_t kFilterRows = 512;   // kAcross: filters per chunk
+constexpr int64_t kPatchRows = 192;    // kWgrad: filters per chunk
+constexpr int64_t kPatchVecs = 256;    // kWgrad: (channel, tap) per chunk
+constexpr int64_t kRowGroup = 192;     // rows x depth: 192 KiB of L2
+constexpr int64_t kSharedPixels =
+    384;  // kDown: from here on weights are packed once for all chunks
+constexpr int64_t kDirectChannels = 12;  // shorter runs than this are packed
 
 int64_t acc_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 int64_t storage_bytes(DType dtype) {
@@ -150,7 +150,8 @@ double makespan(const Im2colGemm& g, int64_t row_chunk, int64_t vec_chunk, int l
     for (int64_t r = 0; r < row_chunks; ++r) {
       for (int64_t v = 0; v < vec_chunks; ++v) {
         const double rows = double(std::min(row_chunk, g.rows - r * row_chunk));
-        const double vecs = double(im2col_ceil(std::min(vec_chunk, g.vecs - v * vec_chunk), lanes) * lanes);
+        const double vecs =
+            double(im2col_ceil(std::min(vec_chunk, g.vecs - v * vec_chunk), lanes) * lanes);
         // Register tiles at full rate, packing of panels, reading of rows.
         *std::min_element(busy, busy + workers) +=
             rows * vecs / (2 * lanes) + 0.5 * vecs + 0.5 * rows + 50;
@@ -172,7 +173,8 @@ void choose_chunks(Im2colGemm& g, const Im2colKernels& k, int lanes, int threads
     const int more = std::min(threads, 8);
     for (int64_t a = min_rows; a <= min_rows + more; ++a) {
       for (int64_t b = min_vecs; b <= min_vecs + more; ++b) {
-        const double time = makespan(g, chunk_of(g.rows, a, 1), chunk_of(g.vecs, b, NR), lanes, threads);
+        const double time =
+            makespan(g, chunk_of(g.rows, a, 1), chunk_of(g.vecs, b, NR), lanes, threads);
         if (time < best * 0.99) best = time, best_rows = a, best_vecs = b;
       }
     }
