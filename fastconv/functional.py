@@ -113,9 +113,13 @@ def arguments(
 
 
 def check_with_torch(rank: int, args: tuple[Any, ...]) -> None:
-    """Raises PyTorch's error on bad arguments, without computing anything."""
+    """Raises PyTorch's error on bad arguments; good ones are not computed."""
     shapes = [t.detach().to("meta") if isinstance(t, Tensor) else t for t in args[:3]]
-    _TORCH[rank](*shapes, *args[3:])
+    try:
+        _TORCH[rank](*shapes, *args[3:])
+    except (RuntimeError, TypeError):
+        with torch.no_grad():
+            _TORCH[rank](*args)  # the device's own text is more telling than that for shapes
 
 
 def _fits(rank: int, args: tuple[Any, ...], geometry: conv.Geometry, pad: Any) -> bool:
