@@ -1,0 +1,1 @@
+"""Benchmarks and the demo. Nothing here is installed with the package."""

@@ -1,0 +1,58 @@
+"""Regression targets for pytest-benchmark: call overhead, and each algorithm on a few layers.
+
+Not collected by the tests; `make benchmarks` runs this file and compares with the last run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastconv.functional
+from bench.demo_layers import contenders
+from bench.problems import ConvLayer, conv_layers
+from bench.providers import DIRECTIONS, Problem, make_tensors, provider, pytorch, what_runs
+
+# Few enough multiply-adds that what is measured is the way to the kernel.
+OVERHEAD = ConvLayer("overhead", 1, (3, 3), 1, (3, 3), (1, 1), (1, 1), (1, 1))
+
+
+def _resnet50(label: str) -> ConvLayer:
+    return next(layer for layer in conv_layers("resnet50") if layer.label == label)
+
+
+LAYERS = tuple(
+    _resnet50(label)
+    for label in ("3x224x224>64 7x7 /2", "64x56x56>64 3x3", "256x14x14>256 3x3", "256x56x56>64 1x1")
+)
+
+
+@pytest.mark.parametrize("needs_grad", [False, True], ids=["no grad", "grad"])
+@pytest.mark.parametrize("algo", ["pytorch", "direct", "auto"])
+def test_overhead(benchmark: Callable, algo: str, needs_grad: bool) -> None:
+    x, w, _ = make_tensors(OVERHEAD, 1, torch.float32)
+    w.requires_grad_(needs_grad)
+    benchmark.group = f"overhead, {'with' if needs_grad else 'without'} grad"
+    if algo == "pytorch":
+        benchmark(F.conv2d, x, w, None, 1, 1)
+    else:
+        benchmark(fastconv.functional.conv2d, x, w, None, 1, 1, algo=algo)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.label)
+@pytest.mark.parametrize("algo", ["pytorch", *contenders()])
+def test_layer(benchmark: Callable, algo: str, layer: ConvLayer, direction: str) -> None:
+    problem = Problem(layer, 1, direction, "nchw", *make_tensors(layer, 1, torch.float32))
+    if algo != "pytorch":
+        try:
+            what_runs(algo, problem)
+        except RuntimeError as reason:
+            pytest.skip(str(reason))
+    benchmark.group = f"{layer.label} {direction}"
+    run = pytorch(problem) if algo == "pytorch" else provider(algo)(problem)
+    with torch.inference_mode():
+        benchmark(run)
