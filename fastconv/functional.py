@@ -36,6 +36,8 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _any_autocast = torch._C._is_any_autocast_enabled
 _grad_enabled = torch.is_grad_enabled
 _threads = torch.get_num_threads
+# Function.apply without its Python part, which looks for functorch; that is ruled out before.
+_apply_fprop = super(torch.autograd.Function, Fprop).apply
 
 
 class _Plan:
@@ -50,6 +52,7 @@ class _Plan:
         "aten_dw",
         "aten_dx",
         "channels_last",
+        "defaults",
         "geometry",
         "name",
         "pad",
@@ -63,6 +66,7 @@ class _Plan:
         self.plain = pad is None and not unbatched
         self.aten_dx = self.aten_dw = name == select.ATEN
         self.channels_last = False
+        self.defaults = False
 
 
 def _as_int(value: Any) -> Any:
@@ -261,6 +265,7 @@ def _plan_or_torch(
     if plan is None:
         y = _call_torch(rank, args, algo, reason)
         plan = _Plan(select.ATEN, algo)  # PyTorch accepts this kind of call
+    plan.defaults = args[3:] == (1, 0, 1, 1)
     if key is not None:
         if len(_plans) >= _PLAN_LIMIT:
             _plans.clear()
@@ -346,6 +351,8 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
             (plan.aten_dx or not input.requires_grad) and (plan.aten_dw or not weight.requires_grad)
         )
     ):
+        if plan.defaults:  # parsing the rest takes PyTorch a microsecond
+            return _TORCH[rank](input, weight, bias)
         return _TORCH[rank](input, weight, bias, stride, padding, dilation, groups)
     if plan.plain:
         x = input
@@ -354,7 +361,7 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
         if plan.pad is not None:
             x = F.pad(x, plan.pad)
     if grad:
-        y = Fprop.apply(x, weight, bias, plan.geometry, plan.algo, plan.name, plan.channels_last)
+        y = _apply_fprop(x, weight, bias, plan.geometry, plan.algo, plan.name, plan.channels_last)
     else:
         y = run_fprop(x, weight, bias, *plan.geometry, plan.name)
     return y.squeeze(0) if plan.unbatched else y

@@ -61,8 +61,8 @@ class Fprop(Function):
 
     @staticmethod
     def forward(ctx, x, w, bias, geometry, algo, name, channels_last):
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(x if needs[1] else None, w if needs[0] else None)
+        x_needs, w_needs = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if w_needs else None, w if x_needs else None)
         ctx.problem = (x.shape, w.shape, geometry, channels_last, algo)
         return run_fprop(x, w, bias, *geometry, name)
 
