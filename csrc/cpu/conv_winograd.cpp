@@ -5,6 +5,34 @@
 //   elements (n = 4 or 6): M[e][tile][k] = sum_c V[e][tile][c] U[e][c][k].
 //
 // dgrad is fprop of dy with flipped, transposed filters and padding 2 - pad (negative: cropped).
+// wgrad takes the tile of dy as the filter: M[e][k][c] = sum_tile U[e][tile][k] V[e][tile][c].
+//
+// Order of work. Strips of tiles are transformed into V for a chunk of at most 128 tiles (256 for
+// F(2x2)) and 8 MiB, split over the threads by blocks of 64 channels and strips. Then each thread
+// takes panels of output channels: for a block of 32 output and 64 input channels it transforms the
+// filters into the second cache level (288 KiB), multiplies all tiles of the chunk with them, and
+// transforms M back when all input channels are through. U never reaches memory: for 512x512
+// filters it would be 36 MiB against 9 MiB of weights, and with a chunk of 128 tiles transforming
+// the filters again for the next chunk costs 5% of the products. Output channels lie along the
+// vectors and tiles are broadcast, so that few tiles (7x7: four of F(4x4)) waste nothing.
+// All strided, bordered and 16-bit storage passes through a small staging buffer
+// [row][column][lane] (conv_winograd_stage.h), NCHW by square transposes.
+//
+// dtypes: fp32, fp64; bf16 and fp16 are widened on load, transformed and summed in fp32, rounded
+// once. Layouts: any strides; NCHW and channels-last are vectorised. Workspace: under 32 MiB, and
+// for wgrad of several chunks one buffer of the weights' size.
+// Determinism: every output is summed in an order fixed by the problem (blocks of 64 input channels
+// from zero, then the blocks; wgrad: 128 tiles, then the chunks), whatever the threads. A NaN or an
+// infinity reaches all outputs of its tiles.
+//
+// Error, |err| / (u max sum|x||w|), largest over planes of 17 shapes; see
+// tests/winograd_tolerance.py. Direct summation: 3.2.
+//     normal operands (positive ones)   fprop         dgrad         wgrad
+//     F(2x2,3x3)                         3.6 (11.4)    2.9 (10.2)    5.3 (11.0)
+//     F(4x4,3x3)                        20.9 (16.6)    9.8 (16.1)   18.8 (14.6)
+//
+// Measured against PyTorch's oneDNN on 2 cores of a Zen 3 (AVX2), fp32, the better tile, 3x3 layers
+// with C, K >= 128 of ResNet-50, VGG-16 and GoogLeNet at N = 1 and 8: @MEASURED@
 #include "conv_winograd.h"
 
 #include <algorithm>
