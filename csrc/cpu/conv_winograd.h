@@ -34,7 +34,7 @@ struct WinogradPlan {
   // A chunk of strips is transformed and consumed before the next one.
   int64_t chunk_strips, chunks;
 
-  // Workspace of one chunk (see winograd_layout.h for the layouts) and of one thread.
+  // Workspace of one chunk (layouts: conv_winograd_layout.h) and of one thread.
   void* v;        // transformed `in`
   void* u;        // transformed dy (wgrad only)
   void* partial;  // wgrad over several chunks: [K][C rounded up][9] sums
