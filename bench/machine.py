@@ -61,7 +61,7 @@ def describe(threads: int) -> dict:
         "torch": torch.__version__,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "onednn": torch.backends.mkldnn.is_available(),
-        "fastconv": getattr(fastconv, "__version__", "unknown"),
+        "fastconv": fastconv.__version__,
         "fastconv_isa": fastconv._C.cpu_isa(),
         "revision": git_revision(),
     }

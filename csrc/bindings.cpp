@@ -69,14 +69,12 @@ PYBIND11_MODULE(_C, m) {
         return algorithm(name).applicable(p, dtype, direction);
       },
       "Empty when the algorithm can run the problem, else the reason why not.");
-  m.def("cpu_workspace", [](const std::string& name, const ConvProblem& p, DType dtype,
-                            Direction direction, int threads) {
-    return algorithm(name).workspace(p, dtype, direction, threads);
-  });
-  m.def("cpu_cost", [](const std::string& name, const ConvProblem& p, DType dtype,
-                       Direction direction, int threads) {
-    return algorithm(name).cost(p, dtype, direction, threads);
-  });
+  m.def("cpu_workspace",
+        [](const std::string& name, const ConvProblem& p, DType dtype, Direction direction,
+           int threads) { return algorithm(name).workspace(p, dtype, direction, threads); });
+  m.def("cpu_cost",
+        [](const std::string& name, const ConvProblem& p, DType dtype, Direction direction,
+           int threads) { return algorithm(name).cost(p, dtype, direction, threads); });
 
   m.attr("build_torch") = FC_BUILD_TORCH;
   m.attr("build_id") = FC_BUILD_ID;  // hash of the native sources

@@ -3,6 +3,7 @@
 import importlib as _importlib
 
 from fastconv import _library
+from fastconv._version import __version__
 
 _C = _library.load()
 
@@ -15,6 +16,7 @@ from fastconv.explain import explain  # noqa: E402
 from fastconv.functional import conv1d, conv2d, conv3d  # noqa: E402
 
 __all__ = [
+    "__version__",
     "autotune",
     "conv1d",
     "conv2d",

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from fastconv import _C, select
+from fastconv._version import __version__
 from fastconv.problem import ConvSpec
 
 try:
@@ -36,11 +37,11 @@ FORMAT = 1
 @cache
 def environment() -> dict[str, Any]:
     """What measurements of this process depend on besides the problem."""
-    from fastconv.info import cpu_model, fastconv_version  # a program, imported when needed
+    from fastconv.info import cpu_model  # a program, imported when needed
 
     return {
         "format": FORMAT,
-        "fastconv": fastconv_version(),
+        "fastconv": __version__,
         "build": _C.build_id,
         "torch": torch.__version__,
         "cpu": cpu_model(),

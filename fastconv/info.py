@@ -17,14 +17,7 @@ from typing import Any
 import torch
 
 from fastconv import _library
-
-
-def fastconv_version() -> str:
-    """The installed version, or that there is none."""
-    try:
-        return metadata.version("fastconv")
-    except metadata.PackageNotFoundError:
-        return "in place (not installed)"
+from fastconv._version import __version__
 
 
 def cpu_model() -> str:
@@ -126,7 +119,7 @@ def collect() -> dict[str, Any]:
         )
     return {
         "fastconv": {
-            "version": fastconv_version(),
+            "version": __version__,
             "path": os.path.dirname(os.path.abspath(__file__)),
             "build_id": native.build_id,
             "compiler": native.build_compiler,

@@ -25,15 +25,15 @@ enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3
 enum class Direction : int { kFprop = 0, kDgrad = 1, kWgrad = 2 };
 
 struct ConvProblem {
-  int rank;               // 1, 2, 3: how many of the spatial axes are the caller's
-  int64_t N, C, K;        // batch, input channels, output channels (all groups together)
-  int64_t groups;         // C and K are multiples of it
-  int64_t in[3];          // D, H, W
-  int64_t filter[3];      // T, R, S
-  int64_t out[3];         // O, P, Q
-  int64_t padding[3];     // zeros added on both sides
-  int64_t stride[3];      // > 0
-  int64_t dilation[3];    // > 0
+  int rank;             // 1, 2, 3: how many of the spatial axes are the caller's
+  int64_t N, C, K;      // batch, input channels, output channels (all groups together)
+  int64_t groups;       // C and K are multiples of it
+  int64_t in[3];        // D, H, W
+  int64_t filter[3];    // T, R, S
+  int64_t out[3];       // O, P, Q
+  int64_t padding[3];   // zeros added on both sides
+  int64_t stride[3];    // > 0
+  int64_t dilation[3];  // > 0
 
   FC_HOST_DEVICE int64_t channels_per_group() const { return C / groups; }
   FC_HOST_DEVICE int64_t filters_per_group() const { return K / groups; }
@@ -56,11 +56,10 @@ FC_HOST_DEVICE int64_t conv_out_extent(int64_t in, int64_t filter, int64_t paddi
 #if !defined(__CUDACC__) && !defined(FC_ISA)
 // Shapes as PyTorch has them: x [N,C,spatial], w [K,C/groups,spatial], one entry per spatial axis
 // in the lists. Throws std::invalid_argument with the values when they do not fit together.
-FC_API ConvProblem make_conv_problem(const std::vector<int64_t>& x,
-                              const std::vector<int64_t>& w,
-                              const std::vector<int64_t>& stride,
-                              const std::vector<int64_t>& padding,
-                              const std::vector<int64_t>& dilation, int64_t groups);
+FC_API ConvProblem make_conv_problem(const std::vector<int64_t>& x, const std::vector<int64_t>& w,
+                                     const std::vector<int64_t>& stride,
+                                     const std::vector<int64_t>& padding,
+                                     const std::vector<int64_t>& dilation, int64_t groups);
 #endif
 
 }  // namespace fastconv

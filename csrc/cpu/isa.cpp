@@ -36,8 +36,7 @@ std::atomic<int>& state() {
 
 bool isa_available(Isa isa) {
   switch (isa) {
-    case Isa::kBaseline:
-      return true;
+    case Isa::kBaseline: return true;
 #if defined(__x86_64__)
     case Isa::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -47,12 +46,10 @@ bool isa_available(Isa isa) {
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma");
 #if defined(FC_BUILD_WIDE_ISA)
-    case Isa::kWide:
-      return isa_available(Isa::kAvx2);
+    case Isa::kWide: return isa_available(Isa::kAvx2);
 #endif
 #endif
-    default:
-      return false;
+    default: return false;
   }
 }
 

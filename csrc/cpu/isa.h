@@ -20,33 +20,49 @@ FC_API bool isa_available(Isa isa);
 
 // Declares `const Type name` in every instruction set's namespace and `name##_for(isa)`.
 #if defined(__x86_64__) && defined(FC_BUILD_WIDE_ISA)
-#define FC_DECLARE_ISA_TABLE(Type, name)                                   \
-  namespace baseline { extern const Type name; }                           \
-  namespace avx2 { extern const Type name; }                               \
-  namespace avx512 { extern const Type name; }                             \
-  namespace wide { extern const Type name; }                               \
-  inline const Type& name##_active() {                                     \
-    switch (active_isa()) {                                                \
-      case Isa::kWide: return wide::name;                                  \
-      case Isa::kAvx512: return avx512::name;                              \
-      case Isa::kAvx2: return avx2::name;                                  \
-      default: return baseline::name;                                      \
-    }                                                                      \
+#define FC_DECLARE_ISA_TABLE(Type, name)      \
+  namespace baseline {                        \
+  extern const Type name;                     \
+  }                                           \
+  namespace avx2 {                            \
+  extern const Type name;                     \
+  }                                           \
+  namespace avx512 {                          \
+  extern const Type name;                     \
+  }                                           \
+  namespace wide {                            \
+  extern const Type name;                     \
+  }                                           \
+  inline const Type& name##_active() {        \
+    switch (active_isa()) {                   \
+      case Isa::kWide: return wide::name;     \
+      case Isa::kAvx512: return avx512::name; \
+      case Isa::kAvx2: return avx2::name;     \
+      default: return baseline::name;         \
+    }                                         \
   }
 #elif defined(__x86_64__)
-#define FC_DECLARE_ISA_TABLE(Type, name)                                   \
-  namespace baseline { extern const Type name; }                           \
-  namespace avx2 { extern const Type name; }                               \
-  namespace avx512 { extern const Type name; }                             \
-  inline const Type& name##_active() {                                     \
-    switch (active_isa()) {                                                \
-      case Isa::kAvx512: return avx512::name;                              \
-      case Isa::kAvx2: return avx2::name;                                  \
-      default: return baseline::name;                                      \
-    }                                                                      \
+#define FC_DECLARE_ISA_TABLE(Type, name)      \
+  namespace baseline {                        \
+  extern const Type name;                     \
+  }                                           \
+  namespace avx2 {                            \
+  extern const Type name;                     \
+  }                                           \
+  namespace avx512 {                          \
+  extern const Type name;                     \
+  }                                           \
+  inline const Type& name##_active() {        \
+    switch (active_isa()) {                   \
+      case Isa::kAvx512: return avx512::name; \
+      case Isa::kAvx2: return avx2::name;     \
+      default: return baseline::name;         \
+    }                                         \
   }
 #else
-#define FC_DECLARE_ISA_TABLE(Type, name)                                   \
-  namespace baseline { extern const Type name; }                           \
+#define FC_DECLARE_ISA_TABLE(Type, name) \
+  namespace baseline {                   \
+  extern const Type name;                \
+  }                                      \
   inline const Type& name##_active() { return baseline::name; }
 #endif

@@ -12,7 +12,8 @@ void parallel_run(int64_t tasks, void (*fn)(int64_t, int64_t, void*), void* ctx)
 // 0 <= thread_index() < num_threads(); distinct in concurrently running ranges.
 int thread_index();
 
-template <class F> void parallel_for(int64_t tasks, const F& f) {
+template <class F>
+void parallel_for(int64_t tasks, const F& f) {
   parallel_run(
       tasks,
       [](int64_t begin, int64_t end, void* ctx) { (*static_cast<const F*>(ctx))(begin, end); },

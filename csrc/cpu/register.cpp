@@ -25,8 +25,7 @@ DType dtype_of(const Tensor& t, const char* op) {
     case ScalarType::Double: return DType::kFloat64;
     case ScalarType::BFloat16: return DType::kBFloat16;
     case ScalarType::Half: return DType::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, op, ": dtype must be float32, float64, bfloat16 or float16");
+    default: STD_TORCH_CHECK(false, op, ": dtype must be float32, float64, bfloat16 or float16");
   }
   return DType::kFloat32;
 }
@@ -85,9 +84,8 @@ Tensor empty_bytes(const Tensor& like, int64_t bytes) {
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &bytes, &one, aoti_torch_dtype_uint8(),
-                                                         device_type, like.get_device_index(),
-                                                         &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      1, &bytes, &one, aoti_torch_dtype_uint8(), device_type, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -115,8 +113,7 @@ bool is_channels_last(const Tensor& t) {
 void run(const char* op, const Tensor& like, ConvCall& call, const std::string& algo) {
   const ConvAlgorithm* algorithm = find_conv_algorithm(algo.c_str());
   STD_TORCH_CHECK(algorithm != nullptr, op, ": unknown CPU algorithm '", algo, "'");
-  const std::string reason =
-      algorithm->applicable(call.problem, call.dtype, call.direction);
+  const std::string reason = algorithm->applicable(call.problem, call.dtype, call.direction);
   STD_TORCH_CHECK(reason.empty(), op, ": algorithm '", algo, "' does not apply: ", reason);
   call.threads = num_threads();
   const int64_t bytes =
@@ -142,8 +139,7 @@ Tensor conv_fprop(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, 
   if (bias.has_value()) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.K, op, ": bias must have K=", p.K,
                     " elements");
-    STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type(), op,
-                    ": input and bias differ in dtype");
+    STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type(), op, ": input and bias differ in dtype");
     dense_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
     call.bias = dense_bias->const_data_ptr();
   }

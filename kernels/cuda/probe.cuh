@@ -1,7 +1,8 @@
 // probe: y[i] = x[i] + 1 over int32, 0 <= i < n.
 //
 // The smallest kernel that shows that this build runs on the present device: it fails with "no
-// kernel image" where none of the built architectures covers it. Bytes: 8n, no reuse. Deterministic.
+// kernel image" where none of the built architectures covers it. Bytes: 8n, no reuse.
+// Deterministic.
 #pragma once
 #include <cstdint>
 
