@@ -39,6 +39,15 @@ DirectTensor tensor(const TensorRef& t) {
   return d;
 }
 
+// One output channel per group: [g][ci][tap] is what a contiguous weight tensor is.
+bool packed_already(const DirectPlan& g) {
+  const int64_t R = g.axis[1].taps, S = g.axis[2].taps;
+  return g.kernel == DirectKernel::kRows && g.Ko == 1 && g.dtype <= DType::kFloat64 &&
+         g.taps == g.filter_taps && (S == 1 || g.w_tap[2] == 1) && (R == 1 || g.w_tap[1] == S) &&
+         (g.axis[0].taps == 1 || g.w_tap[0] == R * S) && (g.Ci == 1 || g.w_ci == g.taps) &&
+         (g.groups == 1 || g.w_group == g.Ci * g.taps);
+}
+
 // Below this many multiply-adds a second thread costs more than it saves.
 constexpr double kThreadedMacs = 2e5;
 
@@ -79,6 +88,10 @@ void run(const ConvCall& c) {
       run_tasks(threaded, g.finish_tasks,
                 [&](int64_t b, int64_t e, int) { wgrad.finish(g, b, e); });
     } else {
+      if (packed_already(g)) {
+        g.weights = g.w;
+        g.pack_tasks = 0;
+      }
       run_tasks(threaded, g.pack_tasks, [&](int64_t b, int64_t e, int) { gather.pack(g, b, e); });
       run_tasks(threaded, g.tasks, [&](int64_t b, int64_t e, int thread) {
         gather.run(g, b, e, slots + thread * g.slot_bytes);

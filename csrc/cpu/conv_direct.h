@@ -49,7 +49,7 @@ struct DirectPlan {
   bool pixel_stage;  // staged channels innermost (else planes of rows)
 
   int64_t N, groups, Ci, Ko;  // channels per group: gathered, produced (wgrad: C/g, K/g)
-  int64_t taps;
+  int64_t taps, filter_taps;  // of the class, of the filter
   DirectAxis axis[3];
 
   int64_t stage_c, stage_axis[3], stage_elements;
@@ -64,7 +64,7 @@ struct DirectPlan {
   // Offsets into the workspace, in bytes.
   int64_t tables_bytes, weights_bytes, partial_bytes, slot_bytes;
   // Inside a thread's slot.
-  int64_t slot_acc, slot_dy, slot_row, slot_out;
+  int64_t slot_acc, slot_dy, slot_row, slot_out, slot_copy;
 
   DirectTensor in, out;  // x and y; dgrad: dy and dx; wgrad: x and dy
   // Weights by role: group, produced channel, gathered channel, t, r, s.
@@ -72,9 +72,9 @@ struct DirectPlan {
   int64_t w_group, w_ko, w_ci, w_tap[3];
   const void* bias;
 
-  int32_t* col;   // [ci_block][taps] stage offset; a shorter block is a prefix
-  void* weights;  // packed, acc_t
-  void* partial;  // wgrad sums, [chunks][...], acc_t
+  int32_t* col;         // [ci_block][taps] stage offset; a shorter block is a prefix
+  const void* weights;  // packed, acc_t; or the caller's, where they already have that form
+  void* partial;        // wgrad sums, [chunks][...], acc_t
 };
 
 // Per instruction set; ranges of tasks run on one thread each, with that thread's slot.

@@ -23,7 +23,7 @@ template <class T>
 void pack(const DirectPlan& g, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const T* w = static_cast<const T*>(g.w);
-  A* packed = static_cast<A*>(g.weights);
+  A* packed = static_cast<A*>(const_cast<void*>(g.weights));
   const DirectAxis &at = g.axis[0], &ar = g.axis[1], &as = g.axis[2];
   if (g.kernel == DirectKernel::kLanes) {
     const int64_t pitch = g.lane_block * g.lane_blocks;
@@ -71,7 +71,8 @@ void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   int32_t* row = slot_at<int32_t>(slot, g.slot_row);
   int64_t* out_at = slot_at<int64_t>(slot, g.slot_out);
   const int64_t tiles = tile_count(g);
-  int64_t last_tile = -1, positions = 0;
+  StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  int64_t last_tile = -1, positions = 0, copy_count = 0;
   Tile t{};
   for (int64_t task = begin; task < end; ++task) {
     int64_t rest = task;
@@ -89,6 +90,7 @@ void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
             row[positions] = stage_row(g, o, p, q);
             out_at[positions] = out_offset(g, t, o, p, q);
           }
+      copy_count = stage_begin(g, t, copies, staged);
       last_tile = tile;
     }
     const int64_t panel0 = split * g.panels_per_task;
@@ -97,7 +99,7 @@ void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
     for (int64_t b = 0; b < g.ci_blocks; ++b) {
       const int64_t ci0 = b * g.ci_block;
       const int64_t ci = g.ci_block < g.Ci - ci0 ? g.ci_block : g.Ci - ci0;
-      stage<T>(g, t,
+      stage<T>(g, copies, copy_count,
                static_cast<const T*>(g.in.data) + n * g.in.stride[0] +
                    (group * g.Ci + ci0) * g.in.stride[1],
                ci, staged);
@@ -149,7 +151,8 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   int64_t* out_at = acc_at + g.tile_positions;
   const int64_t tiles = tile_count(g);
   const int64_t out_w = g.out.stride[4] * g.axis[2].out_step;
-  int64_t last_tile = -1, vectors = 0, live = 0;
+  StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  int64_t last_tile = -1, vectors = 0, live = 0, copy_count = 0;
   Tile t{};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t group = task % g.groups;
@@ -167,6 +170,7 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
             acc_at[vectors] = vectors * lanes;
             out_at[vectors] = out_offset(g, t, o, p, q);
           }
+      copy_count = stage_begin(g, t, copies, staged);
       last_tile = tile;
     }
     const bool direct = same_type && out_w == 1 && live == lanes && g.ci_blocks == 1;
@@ -175,7 +179,7 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
     for (int64_t b = 0; b < g.ci_blocks; ++b) {
       const int64_t ci0 = b * g.ci_block;
       const int64_t ci = g.ci_block < g.Ci - ci0 ? g.ci_block : g.Ci - ci0;
-      stage<T>(g, t,
+      stage<T>(g, copies, copy_count,
                static_cast<const T*>(g.in.data) + n * g.in.stride[0] +
                    (group * g.Ci + ci0) * g.in.stride[1],
                ci, staged);
@@ -226,7 +230,8 @@ void run_lanes(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   int64_t* acc_at = slot_at<int64_t>(slot, g.slot_out);
   int64_t* out_at = acc_at + g.tile_positions;
   const int64_t tiles = tile_count(g);
-  int64_t last_tile = -1, positions = 0;
+  StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  int64_t last_tile = -1, positions = 0, copy_count = 0;
   Tile t{};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t c0 = task % g.lane_blocks * g.lane_block;
@@ -242,10 +247,12 @@ void run_lanes(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
             acc_at[positions] = positions * lanes;
             out_at[positions] = out_offset(g, t, o, p, q);
           }
+      copy_count = stage_begin(g, t, copies, staged);
       last_tile = tile;
     }
-    stage<T>(g, t, static_cast<const T*>(g.in.data) + n * g.in.stride[0] + c0 * g.in.stride[1],
-             channels, staged);
+    stage<T>(g, copies, copy_count,
+             static_cast<const T*>(g.in.data) + n * g.in.stride[0] + c0 * g.in.stride[1], channels,
+             staged);
     T* out =
         static_cast<T*>(const_cast<void*>(g.out.data)) + n * g.out.stride[0] + c0 * g.out.stride[1];
     for (int64_t c = 0; c < channels; c += lanes) {

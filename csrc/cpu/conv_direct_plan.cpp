@@ -9,7 +9,8 @@ namespace {
 constexpr int64_t kPanelDepth = 288;       // kPanel: (ci, tap) per block; 18 KiB of weights
 constexpr int64_t kPanelStage = 96 << 10;  // bytes
 constexpr int64_t kPanelAcc = 160 << 10;
-constexpr int64_t kStreamStage = 20 << 10;  // kRows, kLanes: the tile is read once per tap
+constexpr int64_t kRowsStage = 24 << 10;    // one channel, read once per tap from L1
+constexpr int64_t kLanesStage = 128 << 10;  // read one vector of channels at a time
 constexpr int64_t kMaxPositions = 1024;
 constexpr int64_t kMinTasks = 16;            // wgrad: chunks are made until there are so many
 constexpr int64_t kPartialBytes = 16 << 20;  // what those chunks may add
@@ -105,6 +106,34 @@ struct Tiler {
     }
     set(i, ceil_div(a.out, ceil_div(a.out, low)));
   }
+  // Cuts rows so that the staged halo is small for the outputs it serves; a row's last vector
+  // may be partly wasted.
+  void shape(int64_t lanes) {
+    DirectAxis* a = g->axis;
+    double best = 0;
+    int64_t chosen = 1;
+    for (int64_t pieces = 1; pieces <= 16 && pieces <= a[2].out; ++pieces) {
+      set(0, 1);
+      set(1, 1);
+      set(2, ceil_div(a[2].out, pieces));
+      if (!fits()) continue;
+      grow(1);
+      const double outputs = double(a[2].tile * a[1].tile);
+      const double halo = double(slots(a[2]) * slots(a[1])) / outputs;
+      const double waste = double(ceil_div(a[2].tile, lanes) * lanes) / double(a[2].tile);
+      const double worth = 1 / (halo + 2 * waste);
+      if (worth > best * 1.02) {
+        best = worth;
+        chosen = a[2].tile;
+      }
+    }
+    set(0, 1);
+    set(1, 1);
+    set(2, chosen);
+    if (best == 0) grow(2);
+    grow(1);
+    grow(0);
+  }
 };
 
 }  // namespace
@@ -129,6 +158,7 @@ bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t
   Span span[3];
   int64_t gap[3];
   g->taps = 1;
+  g->filter_taps = p.filter_size();
   for (int i = 0; i < 3; ++i) {
     DirectAxis& a = g->axis[i];
     a.out_begin = residue.at[i];
@@ -150,7 +180,8 @@ bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t
   const int64_t row = g->axis[2].out;
   if (depthwise && layout.in_pixel && layout.out_pixel && p.groups >= lanes) {
     g->kernel = DirectKernel::kLanes;
-  } else if (g->Ko < lanes && (g->Ko <= 2 || row * 2 >= lanes)) {
+  } else if ((g->Ko < lanes || (g->Ko == lanes && !layout.in_pixel)) &&
+             (g->Ko <= 2 || row * 2 >= lanes)) {
     g->kernel = DirectKernel::kRows;
   } else {
     g->kernel = DirectKernel::kPanel;
@@ -159,9 +190,10 @@ bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t
       g->kernel == DirectKernel::kLanes || (g->kernel == DirectKernel::kPanel && layout.in_pixel);
 
   // Channels.
-  int64_t stage_bytes = kStreamStage, positions = kMaxPositions;
+  int64_t stage_bytes = kRowsStage, positions = kMaxPositions;
   if (g->kernel == DirectKernel::kLanes) {
-    const int64_t most = 8 * lanes;
+    const int64_t most = 16 * lanes;
+    stage_bytes = kLanesStage;
     g->lane_blocks = ceil_div(p.groups, most);
     g->lane_block = ceil_div(ceil_div(p.groups, g->lane_blocks), lanes) * lanes;
     g->lane_blocks = ceil_div(p.groups, g->lane_block);
@@ -195,7 +227,7 @@ bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t
   // Tiles: a row first, then rows, then planes.
   const int64_t staged_channels = g->kernel == DirectKernel::kLanes ? g->lane_block : g->ci_block;
   Tiler tiler{g, span, gap, staged_channels * acc, stage_bytes, positions};
-  for (int i = 2; i >= 0; --i) tiler.grow(i);
+  tiler.shape(g->kernel == DirectKernel::kRows ? lanes : 1);
   DirectAxis* a = g->axis;
   g->tile_positions = a[0].tile * a[1].tile * a[2].tile;
   const int64_t tiles = a[0].tiles * a[1].tiles * a[2].tiles;
@@ -278,6 +310,7 @@ bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t
   }
   g->slot_row = place(4 * g->tile_positions);
   g->slot_out = place(8 * std::max(2 * g->tile_positions, g->ci_block * g->taps));
+  g->slot_copy = place(16 * slots(a[0]) * slots(a[1]) * a[2].runs);
   g->slot_bytes = at;
   return true;
 }

@@ -42,63 +42,70 @@ FC_INLINE void inside(int64_t first, int64_t step, int64_t in, int64_t run, int6
   *hi = h < l ? l : h;
 }
 
-template <class T>
-FC_INLINE void stage_w_planes(const DirectPlan& g, const T* src, acc_t<T>* dst, int64_t base) {
-  const DirectAxis& w = g.axis[2];
-  for (int64_t u = 0; u < w.runs; ++u) {
-    const int64_t first = base + w.run_offset[u];
-    int64_t lo, hi;
-    inside(first, w.step, w.in, w.run, &lo, &hi);
-    acc_t<T>* row = dst + u * w.run;
-    fill_zero(row, lo);
-    load_run(src + (first + lo * w.step) * g.in.stride[4], w.step * g.in.stride[4], row + lo,
-             hi - lo);
-    fill_zero(row + hi, w.run - hi);
-  }
-}
+// One stretch of a row that lies inside the input; the same for every channel.
+struct StageCopy {
+  int64_t src;  // element offset from the channel's spatial origin
+  int32_t dst;
+  int32_t n;
+};
 
-template <class T>
-FC_INLINE void stage_w_pixels(const DirectPlan& g, const T* src, int64_t channels, acc_t<T>* dst,
-                              int64_t base) {
-  const DirectAxis& w = g.axis[2];
-  for (int64_t u = 0; u < w.runs; ++u)
-    for (int64_t i = 0; i < w.run; ++i) {
-      const int64_t at = base + w.run_offset[u] + i * w.step;
-      acc_t<T>* pixel = dst + (u * w.run + i) * g.stage_axis[2];
-      if (at < 0 || at >= w.in)
-        fill_zero(pixel, channels);
-      else
-        load_run(src + at * g.in.stride[4], g.in.stride[1], pixel, channels);
-    }
-}
-
-// src: channel `channels` of them from, at spatial origin of sample n.
-template <class T>
-void stage(const DirectPlan& g, const Tile& t, const T* src, int64_t channels, acc_t<T>* dst) {
+// Lists a tile's copies and zeroes the stage where copies do not reach it. The zeros outlive the
+// tile's channels: small planes cost their copies and nothing else.
+template <class A>
+int64_t stage_begin(const DirectPlan& g, const Tile& t, StageCopy* list, A* staged) {
   const DirectAxis &ad = g.axis[0], &ah = g.axis[1], &aw = g.axis[2];
-  const int64_t planes = g.pixel_stage ? 1 : channels;
-  const int64_t row_elements =
-      g.pixel_stage ? aw.runs * aw.run * g.stage_axis[2] : aw.runs * aw.run;
-  for (int64_t c = 0; c < planes; ++c)
-    for (int64_t ud = 0; ud < ad.runs; ++ud)
-      for (int64_t id = 0; id < ad.run; ++id) {
-        const int64_t d = t.start[0] * ad.step + ad.run_offset[ud] + id * ad.step;
-        for (int64_t uh = 0; uh < ah.runs; ++uh)
-          for (int64_t ih = 0; ih < ah.run; ++ih) {
-            const int64_t h = t.start[1] * ah.step + ah.run_offset[uh] + ih * ah.step;
-            acc_t<T>* row = dst + c * g.stage_c + (ud * ad.run + id) * g.stage_axis[0] +
-                            (uh * ah.run + ih) * g.stage_axis[1];
-            if (d < 0 || d >= ad.in || h < 0 || h >= ah.in) {
-              fill_zero(row, row_elements);
-              continue;
-            }
-            const T* from = src + c * g.in.stride[1] + d * g.in.stride[2] + h * g.in.stride[3];
-            if (g.pixel_stage)
-              stage_w_pixels(g, from, channels, row, t.start[2] * aw.step);
-            else
-              stage_w_planes(g, from, row, t.start[2] * aw.step);
+  int64_t count = 0, copied = 0;
+  for (int64_t ud = 0; ud < ad.runs; ++ud)
+    for (int64_t id = 0; id < ad.run; ++id) {
+      const int64_t d = (t.start[0] + id) * ad.step + ad.run_offset[ud];
+      if (d < 0 || d >= ad.in) continue;
+      for (int64_t uh = 0; uh < ah.runs; ++uh)
+        for (int64_t ih = 0; ih < ah.run; ++ih) {
+          const int64_t h = (t.start[1] + ih) * ah.step + ah.run_offset[uh];
+          if (h < 0 || h >= ah.in) continue;
+          for (int64_t uw = 0; uw < aw.runs; ++uw) {
+            const int64_t first = t.start[2] * aw.step + aw.run_offset[uw];
+            int64_t lo, hi;
+            inside(first, aw.step, aw.in, aw.run, &lo, &hi);
+            if (hi == lo) continue;
+            StageCopy& c = list[count++];
+            c.src =
+                d * g.in.stride[2] + h * g.in.stride[3] + (first + lo * aw.step) * g.in.stride[4];
+            c.dst = static_cast<int32_t>((ud * ad.run + id) * g.stage_axis[0] +
+                                         (uh * ah.run + ih) * g.stage_axis[1] +
+                                         (uw * aw.run + lo) * g.stage_axis[2]);
+            c.n = static_cast<int32_t>(hi - lo);
+            copied += hi - lo;
           }
-      }
+        }
+    }
+  if (copied < ad.runs * ad.run * ah.runs * ah.run * aw.runs * aw.run)
+    std::memset(staged, 0, sizeof(A) * static_cast<size_t>(g.stage_elements));
+  return count;
+}
+
+// src: the first of `channels` channels of one sample, at its spatial origin.
+template <class T>
+void stage(const DirectPlan& g, const StageCopy* list, int64_t count, const T* src,
+           int64_t channels, acc_t<T>* staged) {
+  const int64_t step = g.axis[2].step * g.in.stride[4];
+  if (g.pixel_stage) {
+    for (int64_t i = 0; i < count; ++i) {
+      const T* from = src + list[i].src;
+      acc_t<T>* to = staged + list[i].dst;
+      for (int64_t n = list[i].n; n > 0; --n, from += step, to += g.stage_axis[2])
+        load_run(from, g.in.stride[1], to, channels);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c, src += g.in.stride[1], staged += g.stage_c) {
+    if (step == 1)
+      for (int64_t i = 0; i < count; ++i)
+        load_run(src + list[i].src, 1, staged + list[i].dst, list[i].n);
+    else
+      for (int64_t i = 0; i < count; ++i)
+        load_run(src + list[i].src, step, staged + list[i].dst, list[i].n);
+  }
 }
 
 // Stage offset of the tile-local output (o, p, q) under tap 0 of an axis whose slot is 0.

@@ -69,6 +69,9 @@ void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   A* dy = slot_at<A>(slot, g.slot_dy);
   int32_t* col = slot_at<int32_t>(slot, g.slot_row);
   const int64_t tiles = tile_count(g);
+  StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  int64_t last_tile = -1, positions = 0, copy_count = 0;
+  Tile t{};
   for (int64_t task = begin; task < end; ++task) {
     int64_t rest = task;
     const int64_t ci0 = rest % g.ci_blocks * g.ci_block;
@@ -82,12 +85,16 @@ void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
     const Units units = units_of(g, chunk);
     for (int64_t unit = units.begin; unit < units.end; ++unit) {
       const int64_t n = unit / tiles;
-      const Tile t = tile_at(g, unit % tiles);
-      int64_t positions = 0;
-      for (int64_t o = 0; o < t.extent[0]; ++o)
-        for (int64_t p = 0; p < t.extent[1]; ++p)
-          for (int64_t q = 0; q < t.extent[2]; ++q) col[positions++] = stage_row(g, o, p, q);
-      stage<T>(g, t, x_at<T>(g, n, group * g.Ci + ci0), ci, staged);
+      if (unit % tiles != last_tile) {
+        last_tile = unit % tiles;
+        t = tile_at(g, last_tile);
+        copy_count = stage_begin(g, t, copies, staged);
+        positions = 0;
+        for (int64_t o = 0; o < t.extent[0]; ++o)
+          for (int64_t p = 0; p < t.extent[1]; ++p)
+            for (int64_t q = 0; q < t.extent[2]; ++q) col[positions++] = stage_row(g, o, p, q);
+      }
+      stage<T>(g, copies, copy_count, x_at<T>(g, n, group * g.Ci + ci0), ci, staged);
       for (int64_t panel = panel0; panel < panel1; ++panel) {
         const int64_t ko0 = panel * NR;
         const int64_t live = NR < g.Ko - ko0 ? NR : g.Ko - ko0;
@@ -108,6 +115,7 @@ template <class T>
 void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   using A = acc_t<T>;
   constexpr int lanes = Simd<A>::lanes;
+  constexpr bool same_type = sizeof(T) == sizeof(A);
   A* staged = slot_at<A>(slot, 0);
   A* acc = slot_at<A>(slot, g.slot_acc);  // [k][c][tap][lanes]
   A* dy = slot_at<A>(slot, g.slot_dy);    // [k][vector][lanes], full vectors first
@@ -116,7 +124,8 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   const int64_t tiles = tile_count(g);
   const int64_t step = g.axis[2].out_step * g.out.stride[4];
   for (int64_t i = 0; i < g.ci_block * g.taps; ++i) acc_at[i] = i * lanes;
-  int64_t last_tile = -1, full = 0, tails = 0;
+  StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  int64_t last_tile = -1, full = 0, tails = 0, copy_count = 0;
   Tile t{};
   for (int64_t task = begin; task < end; ++task) {
     int64_t rest = task;
@@ -131,6 +140,7 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
       if (unit % tiles != last_tile) {
         last_tile = unit % tiles;
         t = tile_at(g, last_tile);
+        copy_count = stage_begin(g, t, copies, staged);
         full = 0;
         const int64_t whole = t.extent[2] / lanes;
         tails = t.extent[2] % lanes ? t.extent[0] * t.extent[1] : 0;
@@ -144,8 +154,19 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
       }
       const int64_t vectors = full + tails;
       const int64_t live = t.extent[2] % lanes, whole = t.extent[2] - live;
-      stage<T>(g, t, x_at<T>(g, n, group * g.Ci + ci0), ci, staged);
-      for (int64_t k = 0; k < g.Ko; ++k) {
+      stage<T>(g, copies, copy_count, x_at<T>(g, n, group * g.Ci + ci0), ci, staged);
+      // Whole vectors that already lie one after the other are read where they are.
+      const bool adjacent = same_type && tails == 0 && step == 1 && g.axis[2].tiles == 1 &&
+                            t.extent[0] == 1 &&
+                            (t.extent[1] == 1 || g.out.stride[3] == t.extent[2]);
+      const A* dy_from = dy;
+      int64_t dy_channel = vectors * lanes;
+      if (adjacent) {
+        dy_from =
+            reinterpret_cast<const A*>(dy_at<T>(g, n, group * g.Ko) + out_offset(g, t, 0, 0, 0));
+        dy_channel = g.out.stride[1];
+      }
+      for (int64_t k = 0; k < g.Ko && !adjacent; ++k) {
         A* to = dy + k * vectors * lanes;
         A* tail = to + full * lanes;
         const T* from = dy_at<T>(g, n, group * g.Ko + k);
@@ -165,7 +186,7 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
         VectorArgs<A> m{};
         m.a = staged;
         m.b_j = lanes;
-        m.b_n = vectors * lanes;
+        m.b_n = dy_channel;
         m.c = acc + ko0 * rows * lanes;
         m.c_n = rows * lanes;
         m.live = static_cast<int>(live);
@@ -176,14 +197,14 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
           if (full) {
             m.depth = full;
             m.col = col;
-            m.b = dy + ko0 * m.b_n;
+            m.b = dy_from + ko0 * m.b_n;
             vector_fn<A, Operand::kVector>(count, nb)(m);
             m.init = Init::kAccumulate;
           }
           if (tails) {
             m.depth = tails;
             m.col = col + full;
-            m.b = dy + ko0 * m.b_n + full * lanes;
+            m.b = dy_from + ko0 * m.b_n + full * lanes;
             vector_fn<A, Operand::kMasked>(count, nb)(m);
           }
         });
@@ -191,13 +212,7 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
     }
     A* out = static_cast<A*>(g.partial) + (chunk * g.groups + group) * g.Ko * g.Ci * g.taps;
     for (int64_t k = 0; k < g.Ko; ++k)
-      for (int64_t i = 0; i < rows; ++i) {
-        A sum[lanes];
-        std::memcpy(sum, acc + (k * rows + i) * lanes, sizeof(sum));
-        for (int half = lanes / 2; half > 0; half /= 2)
-          for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
-        out[(k * g.Ci + ci0) * g.taps + i] = sum[0];
-      }
+      sum_lanes(acc + k * rows * lanes, rows, out + (k * g.Ci + ci0) * g.taps);
   }
 }
 
@@ -211,6 +226,9 @@ void run_lanes(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   int32_t* col = slot_at<int32_t>(slot, g.slot_row);
   int64_t* acc_at = slot_at<int64_t>(slot, g.slot_out);
   const int64_t tiles = tile_count(g), pitch = g.lane_block * g.lane_blocks;
+  StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  int64_t last_tile = -1, positions = 0, copy_count = 0;
+  Tile t{};
   for (int64_t i = 0; i < g.taps; ++i) acc_at[i] = i * pitch;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t c0 = task % g.lane_blocks * g.lane_block, chunk = task / g.lane_blocks;
@@ -218,12 +236,16 @@ void run_lanes(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
     const Units units = units_of(g, chunk);
     for (int64_t unit = units.begin; unit < units.end; ++unit) {
       const int64_t n = unit / tiles;
-      const Tile t = tile_at(g, unit % tiles);
-      int64_t positions = 0;
-      for (int64_t o = 0; o < t.extent[0]; ++o)
-        for (int64_t p = 0; p < t.extent[1]; ++p)
-          for (int64_t q = 0; q < t.extent[2]; ++q) col[positions++] = stage_row(g, o, p, q);
-      stage<T>(g, t, x_at<T>(g, n, c0), channels, staged);
+      if (unit % tiles != last_tile) {
+        last_tile = unit % tiles;
+        t = tile_at(g, last_tile);
+        copy_count = stage_begin(g, t, copies, staged);
+        positions = 0;
+        for (int64_t o = 0; o < t.extent[0]; ++o)
+          for (int64_t p = 0; p < t.extent[1]; ++p)
+            for (int64_t q = 0; q < t.extent[2]; ++q) col[positions++] = stage_row(g, o, p, q);
+      }
+      stage<T>(g, copies, copy_count, x_at<T>(g, n, c0), channels, staged);
       stage_dy_pixels<T>(g, t, dy_at<T>(g, n, c0), channels, g.lane_block, dy);
       VectorArgs<A> m{};
       m.depth = positions;

@@ -198,14 +198,80 @@ FC_INLINE void vstore_acc(f16* p, Simd<float>::vec v) {
 }
 #endif
 
+// Even and odd lanes of two vectors.
+template <class A>
+FC_INLINE typename Simd<A>::vec veven(typename Simd<A>::vec a, typename Simd<A>::vec b) {
+  typename Simd<A>::mask m;
+  for (int i = 0; i < Simd<A>::lanes; ++i) m[i] = 2 * i;
+  return __builtin_shuffle(a, b, m);
+}
+template <class A>
+FC_INLINE typename Simd<A>::vec vodd(typename Simd<A>::vec a, typename Simd<A>::vec b) {
+  typename Simd<A>::mask m;
+  for (int i = 0; i < Simd<A>::lanes; ++i) m[i] = 2 * i + 1;
+  return __builtin_shuffle(a, b, m);
+}
+
+// out[i] = the sum of the lanes of vector i, i < n; pairwise, the same order for every i.
+template <class A>
+FC_INLINE void sum_lanes(const A* vectors, int64_t n, A* out) {
+  constexpr int lanes = Simd<A>::lanes;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    typename Simd<A>::vec v[lanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < lanes; ++l) v[l] = vload(vectors + (i + l) * lanes);
+#pragma GCC unroll 4
+    for (int count = lanes / 2; count > 0; count /= 2)
+#pragma GCC unroll 16
+      for (int l = 0; l < count; ++l)
+        v[l] = veven<A>(v[2 * l], v[2 * l + 1]) + vodd<A>(v[2 * l], v[2 * l + 1]);
+    vstore(out + i, v[0]);
+  }
+  for (; i < n; ++i) {
+    A v[lanes];
+    std::memcpy(v, vectors + i * lanes, sizeof(v));
+    for (int count = lanes / 2; count > 0; count /= 2)
+      for (int l = 0; l < count; ++l) v[l] = v[2 * l] + v[2 * l + 1];
+    out[i] = v[0];
+  }
+}
+
+// Four elements at a time, for rows shorter than a vector.
+FC_INLINE bool copy_quads(const float* src, float* dst, int64_t n) {
+  if (n < 4 || Simd<float>::lanes == 4) return false;
+  std::memcpy(dst, src, 16);
+  if (n > 8) std::memcpy(dst + 4, src + 4, 16);
+  if (n > 12) std::memcpy(dst + 8, src + 8, 16);
+  std::memcpy(dst + n - 4, src + n - 4, 16);
+  return true;
+}
+template <class S, class D>
+FC_INLINE bool copy_quads(const S*, D*, int64_t) {
+  return false;
+}
+
 // Copies n elements, storage to acc_t and back; strides in elements, the inner one of acc_t is 1.
+// The last vector of a run overlaps the one before it. Nothing outside the run is touched.
 template <class T>
 FC_INLINE void load_run(const T* src, int64_t stride, acc_t<T>* dst, int64_t n) {
-  constexpr int lanes = Simd<acc_t<T>>::lanes;
+  using A = acc_t<T>;
+  constexpr int lanes = Simd<A>::lanes;
   int64_t i = 0;
   if (stride == 1) {
-    for (; i + lanes <= n; i += lanes) vstore(dst + i, vload_acc(src + i));
+    if (n >= lanes) {
+      for (; i + lanes <= n; i += lanes) vstore(dst + i, vload_acc(src + i));
+      if (i < n) vstore(dst + n - lanes, vload_acc(src + n - lanes));
+      return;
+    }
+    if (copy_quads(src, dst, n)) return;
     for (; i < n; ++i) dst[i] = to_acc(src[i]);
+    return;
+  }
+  if (stride == 2) {
+    for (; i + lanes < n; i += lanes)
+      vstore(dst + i, veven<A>(vload_acc(src + 2 * i), vload_acc(src + 2 * i + lanes)));
+    for (; i < n; ++i) dst[i] = to_acc(src[2 * i]);
     return;
   }
   for (; i < n; ++i) dst[i] = to_acc(src[i * stride]);
@@ -215,7 +281,12 @@ FC_INLINE void store_run(const acc_t<T>* src, T* dst, int64_t stride, int64_t n)
   constexpr int lanes = Simd<acc_t<T>>::lanes;
   int64_t i = 0;
   if (stride == 1) {
-    for (; i + lanes <= n; i += lanes) vstore_acc(dst + i, vload(src + i));
+    if (n >= lanes) {
+      for (; i + lanes <= n; i += lanes) vstore_acc(dst + i, vload(src + i));
+      if (i < n) vstore_acc(dst + n - lanes, vload(src + n - lanes));
+      return;
+    }
+    if (copy_quads(src, dst, n)) return;
     for (; i < n; ++i) from_acc(src[i], dst + i);
     return;
   }
