@@ -13,6 +13,9 @@ FC_DECLARE_ISA_TABLE(DirectWgradTable, direct_wgrad)
 
 namespace {
 
+// Below this many multiply-adds a second thread costs more than it saves.
+constexpr double kThreadedMacs = 2e5;
+
 std::string applicable(const ConvProblem&, DType, Direction) { return ""; }
 
 // Strides are not known here: the larger of what the layouts need.
@@ -29,8 +32,15 @@ int64_t workspace(const ConvProblem& p, DType dtype, Direction direction, int th
   return most;
 }
 
-double cost(const ConvProblem& p, DType, Direction, int threads) {
-  return p.macs() * 5e-11 / threads;
+double cost(const ConvProblem& p, DType dtype, Direction direction, int threads) {
+  const int vec_bytes = direct_gather_active().vec_bytes;
+  double seconds = 2e-6;
+  for (int64_t klass = 0; klass < direct_classes(p, direction); ++klass) {
+    DirectPlan g;
+    if (plan_direct(p, dtype, direction, klass, {false, false}, threads, vec_bytes, &g))
+      seconds += direct_cost(g, p.macs() > kThreadedMacs ? threads : 1, vec_bytes);
+  }
+  return seconds;
 }
 
 DirectTensor tensor(const TensorRef& t) {
@@ -47,9 +57,6 @@ bool packed_already(const DirectPlan& g) {
          (g.axis[0].taps == 1 || g.w_tap[0] == R * S) && (g.Ci == 1 || g.w_ci == g.taps) &&
          (g.groups == 1 || g.w_group == g.Ci * g.taps);
 }
-
-// Below this many multiply-adds a second thread costs more than it saves.
-constexpr double kThreadedMacs = 2e5;
 
 template <class F>
 void run_tasks(bool threaded, int64_t tasks, const F& f) {

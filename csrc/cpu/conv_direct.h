@@ -36,10 +36,10 @@ struct DirectAxis {
   // The staged slots: `runs` runs of `run` slots; slot u*run + i holds input coordinate
   // tile_start*step + run_offset[u] + i*step.
   int64_t runs, run;
-  int32_t* tap_filter;  // [taps] filter index of each tap
-  int32_t* tap_offset;  // [taps]
-  int32_t* tap_slot;    // [taps] slot that output 0 of a tile reads
-  int32_t* run_offset;  // [runs]
+  int64_t* tap_filter;  // [taps] filter index of each tap
+  int64_t* tap_offset;  // [taps]
+  int64_t* tap_slot;    // [taps] slot that output 0 of a tile reads
+  int64_t* run_offset;  // [runs]
 };
 
 struct DirectPlan {

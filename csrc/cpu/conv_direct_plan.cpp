@@ -279,9 +279,9 @@ bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t
   }
 
   // Memory.
-  int64_t ints = g->ci_block * g->taps;
-  for (int i = 0; i < 3; ++i) ints += 3 * a[i].taps + a[i].runs;
-  g->tables_bytes = align64(4 * ints);
+  int64_t entries = 0;
+  for (int i = 0; i < 3; ++i) entries += 3 * a[i].taps + a[i].runs;
+  g->tables_bytes = align64(8 * entries + 4 * g->ci_block * g->taps);
   int64_t at = align64(g->stage_elements * acc);
   const auto place = [&](int64_t bytes) {
     const int64_t here = at;
@@ -320,7 +320,7 @@ int64_t direct_workspace(const DirectPlan& g, int threads) {
 }
 
 void bind_direct(const ConvProblem& p, int64_t klass, void* workspace, DirectPlan* g) {
-  int32_t* table = static_cast<int32_t*>(workspace);
+  int64_t* table = static_cast<int64_t*>(workspace);
   const Residue residue = residue_of(p, g->direction, klass);
   for (int i = 0; i < 3; ++i) {
     DirectAxis& a = g->axis[i];
@@ -331,14 +331,14 @@ void bind_direct(const ConvProblem& p, int64_t klass, void* workspace, DirectPla
     table = a.run_offset + a.runs;
     int64_t n = 0, low = 0;
     each_tap(p, g->direction, i, residue.at[i], [&](int64_t filter, int64_t offset) {
-      a.tap_filter[n] = static_cast<int32_t>(filter);
-      a.tap_offset[n] = static_cast<int32_t>(offset);
+      a.tap_filter[n] = filter;
+      a.tap_offset[n] = offset;
       low = n ? std::min(low, offset) : offset;
       ++n;
     });
     if (a.tile == 1) {
       for (int64_t t = 0; t < n; ++t) {
-        a.tap_slot[t] = static_cast<int32_t>(t);
+        a.tap_slot[t] = t;
         a.run_offset[t] = a.tap_offset[t];
       }
       continue;
@@ -349,19 +349,19 @@ void bind_direct(const ConvProblem& p, int64_t klass, void* workspace, DirectPla
       const int64_t phase = low + relative % a.step;
       int64_t u = 0;
       while (u < runs && a.run_offset[u] != phase) ++u;
-      if (u == runs) a.run_offset[runs++] = static_cast<int32_t>(phase);
-      a.tap_slot[t] = static_cast<int32_t>(u * a.run + relative / a.step);
+      if (u == runs) a.run_offset[runs++] = phase;
+      a.tap_slot[t] = u * a.run + relative / a.step;
     }
   }
-  g->col = table;
+  g->col = reinterpret_cast<int32_t*>(table);  // offsets within a stage: small
+  int32_t* col = g->col;
   for (int64_t c = 0; c < g->ci_block; ++c)
     for (int64_t t = 0; t < g->axis[0].taps; ++t)
       for (int64_t r = 0; r < g->axis[1].taps; ++r)
         for (int64_t s = 0; s < g->axis[2].taps; ++s)
-          *table++ =
-              static_cast<int32_t>(c * g->stage_c + g->axis[0].tap_slot[t] * g->stage_axis[0] +
-                                   g->axis[1].tap_slot[r] * g->stage_axis[1] +
-                                   g->axis[2].tap_slot[s] * g->stage_axis[2]);
+          *col++ = static_cast<int32_t>(c * g->stage_c + g->axis[0].tap_slot[t] * g->stage_axis[0] +
+                                        g->axis[1].tap_slot[r] * g->stage_axis[1] +
+                                        g->axis[2].tap_slot[s] * g->stage_axis[2]);
   char* base = static_cast<char*>(workspace) + g->tables_bytes;
   g->weights = base;
   g->partial = base + g->weights_bytes;

@@ -19,6 +19,9 @@ bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t
                  DirectLayout layout, int threads, int vec_bytes, DirectPlan* g);
 
 int64_t direct_workspace(const DirectPlan& g, int threads);
+// Estimated seconds (conv_direct_cost.cpp).
+double direct_cost(const DirectPlan& g, int threads, int vec_bytes);
+
 void bind_direct(const ConvProblem& p, int64_t klass, void* workspace, DirectPlan* g);
 
 }  // namespace fastconv::cpu
