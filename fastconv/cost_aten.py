@@ -2,11 +2,11 @@
 
 seconds = call + 2 macs / rate + elements of x and y * act + elements of w * weight, where the last
 two stand for the copies into oneDNN's blocked layouts (none for channels_last activations) or for
-unfolding. Measured with torch 2.13 on one core of an AMD Zen 3 (AVX2), per direction and memory
-format: 58 float32 problems of ResNet, MobileNet and GoogLeNet sizes, 18 of the other dtypes. The
-fit leans to the fastest times seen, as the machine was not quiet: `aten` is rather overrated than
-underrated. float32 goes to oneDNN; float64 and, without AVX-512, the 16-bit types to PyTorch's own
-loops, which take one group after the other.
+unfolding. Measured with torch 2.13 on an AMD Zen 3 (AVX2), per direction and memory format. The
+tables for one thread come from 58 float32 problems of ResNet, MobileNet and GoogLeNet sizes and 18
+of the other dtypes, leaning to the fastest times seen; float32 on several threads has its own.
+float32 goes to oneDNN; float64 and, without AVX-512, the 16-bit types to PyTorch's own loops, which
+take one group after the other.
 """
 
 from __future__ import annotations
@@ -49,16 +49,33 @@ _16_BIT = {
     "dgrad": (_Model(13, 12, 10, 8, 5, 1.0, 0.3, 5.0), _Model(20, 2.8, 3, 2, 1.5, 0.15, 0.0, 25)),
     "wgrad": (_Model(12, 14, 13, 21, 11, 5.5, 0.1, 40), _Model(20, 15, 15, 6, 6, 0.2, 0.0, 3.0)),
 }
+# float32 on several threads: layers of ResNet-50, VGG-16, GoogLeNet, MobileNetV2 and ResNeXt-50 at
+# N = 1 and 8 on the two cores of a virtual machine, four of five estimates within 30%. `call` is
+# mostly oneDNN's parallel regions, one for each tensor that is reordered.
+_F32_THREADS = {
+    "fprop": (
+        _Model(88, 87, 80, 81, 57, 57, 0.46, 1.1),
+        _Model(52, 82, 87, 74, 63, 33, 0.06, 1.0),
+    ),
+    "dgrad": (
+        _Model(122, 78, 80, 20, 45, 41, 0.36, 1.1),
+        _Model(85, 80, 85, 20, 45, 49, 0.07, 0.6),
+    ),
+    "wgrad": (
+        _Model(96, 73, 60, 78, 40, 45, 0.52, 0.5),
+        _Model(96, 63, 40, 45, 40, 34, 0.04, 0.75),
+    ),
+}
 SECOND_CORE = 0.85  # of the first one's rate; seen with oneDNN on two cores
 FORK = 3e-6  # seconds to start and join threads, for problems that are worth it
 WORTH_THREADS = 2e5  # multiply-adds
 
 
-def _model(spec: ConvSpec) -> _Model:
+def _model(spec: ConvSpec, threaded: bool) -> _Model:
     # bfloat16 and float16 run on oneDNN where the processor has AVX-512.
     wide = "avx512" in _C.cpu_isas()
     if spec.dtype == torch.float32 or (wide and spec.dtype != torch.float64):
-        table = _F32
+        table = _F32_THREADS if threaded else _F32
     else:
         table = _F64 if spec.dtype == torch.float64 else _16_BIT
     return table[spec.direction][spec.channels_last]
@@ -75,10 +92,11 @@ def _rate(spec: ConvSpec, model: _Model) -> float:
 
 def seconds(spec: ConvSpec, threads: int) -> float:
     """Estimated seconds of `aten` for this problem on `threads` threads."""
-    model = _model(spec)
+    threaded = threads > 1 and spec.macs > WORTH_THREADS
+    model = _model(spec, threaded)
     work = 2e-9 * spec.macs / _rate(spec, model)
     moved = prod(spec.input_size) + prod(spec.output_size)
     work += 1e-9 * (moved * model.act + prod(spec.weight_size) * model.weight)
-    if threads > 1 and spec.macs > WORTH_THREADS:
+    if threaded:
         work = FORK + work / (1 + SECOND_CORE * (threads - 1))
     return 1e-6 * model.call + work

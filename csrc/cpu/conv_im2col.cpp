@@ -36,8 +36,8 @@ int64_t workspace(const ConvProblem& p, DType dtype, Direction direction, int th
 // Below this, starting threads costs more than they save.
 constexpr double kSerialMacs = 4e5;
 
-// Sustained multiply-add rate of one thread in fp32, in flop/s. AVX2 and baseline are measured on
-// Zen 3 at 3.2 GHz; AVX-512 is a guess, never measured.
+// Sustained multiply-add rate of one thread in fp32, in flop/s. AVX2 is measured on Zen 3 at
+// 3.2 GHz; baseline and AVX-512 are guesses, never measured.
 double flops_per_thread(Isa isa) {
   switch (isa) {
     case Isa::kAvx512: return 150e9;
@@ -64,7 +64,7 @@ double cost(const ConvProblem& p, DType dtype, Direction direction, int threads)
       2 * p.macs() * waste * wide * narrow / flops_per_thread(active_isa()) * (wgrad ? 1.08 : 1.0);
   const double weights = double(p.K) * double(p.channels_per_group()) * taps;
   if (channels < 12 && taps > 1 && !wgrad)
-    seconds += double(p.groups) * channels * taps * pixels * 0.7e-9;
+    seconds += double(p.groups) * channels * taps * pixels * 0.2e-9;
   if (backward && taps > 1) seconds += weights * 1.0e-9;
   seconds += double(p.groups) * (1.5e-6 + taps * 3e-8 * pixels / 16);
   seconds /= workers;
