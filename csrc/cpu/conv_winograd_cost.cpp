@@ -92,7 +92,9 @@ double winograd_cost(const ConvProblem& p, DType dtype, Direction direction, int
     return double(blocks_of(p.groups, threads)) * group_seconds(plan, dtype, direction, 1) +
            kRegion;
   const int used = p.macs() > kSerialMacs ? threads : 1;
-  return double(p.groups) * group_seconds(plan, dtype, direction, used);
+  // Few channels: the transforms' passes over memory, which the counts above do not see, dominate.
+  const double narrow = 1 + 12.0 / double(p.channels_per_group());
+  return double(p.groups) * group_seconds(plan, dtype, direction, used) * narrow;
 }
 
 }  // namespace fastconv::cpu::winograd
