@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import readme
 from fastconv import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,12 @@ def test_every_device_kernel_is_in_the_catalogue():
     for source in sources:
         for kernel in re.findall(r"__global__[^{;]*?(\w+_kernel)\(", source.read_text()):
             assert f"`{kernel}`" in text, f"{kernel} of {source.name} is not in kernels/README.md"
+
+
+def test_measured_tables_are_those_of_the_result_files():
+    text = readme.README.read_text()
+    assert list(readme.RESULTS.glob("*/*.json"))
+    assert catalogue.fill(text, "measured", readme.measured()) == text, "python -m bench readme"
 
 
 def test_example_in_the_readme_runs(capsys):

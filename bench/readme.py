@@ -1,0 +1,61 @@
+"""`python -m bench readme`: the README's measured tables, from the committed result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.report import goal_line
+from fastconv.catalogue import fill
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+README = ROOT / "README.md"
+CONTENDERS = ("auto", "im2col", "winograd", "direct")
+
+
+def _cell(summary: dict | None) -> str:
+    if summary is None or "geomean_ratio" not in summary:
+        return "—"
+    part = "" if summary["timed"] == summary["layers"] else f" ({summary['timed']} layers)"
+    return f"{summary['geomean_ratio']:.2f}{part}"
+
+
+def section(path: Path) -> str:
+    """One result file as a sentence on where it was measured, a table, and the goals."""
+    doc = json.loads(path.read_text())
+    machine = doc["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['fastconv_isa']}, torch"
+        f" {machine['torch']}, {doc['settings']['dtype']}, revision `{machine['revision'][:10]}`"
+        f" ([all rows]({path.relative_to(ROOT).with_suffix('.md')})). PyTorch's time over ours in"
+        " the same run, geometric mean over the distinct layers:",
+        "",
+        "| network | N | direction | layout | auto | worst layer | im2col | winograd | direct |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple, dict[str, dict]] = {}
+    for summary in doc["summaries"]:
+        key = tuple(summary[k] for k in ("net", "batch", "direction", "layout"))
+        groups.setdefault(key, {})[summary["contender"]] = summary
+    for key, by_name in groups.items():
+        auto, *others = (_cell(by_name.get(name)) for name in CONTENDERS)
+        worst = f"{by_name['auto']['worst_ratio']:.2f}" if auto != "—" else "—"
+        lines.append(f"| {' | '.join(map(str, (*key, auto, worst, *others)))} |")
+    return "\n".join([*lines, "", *(f"- {goal_line(goal)}" for goal in doc["goals"])])
+
+
+def measured() -> str:
+    """Every committed result file, and the command that repeats one."""
+    sections = [section(path) for path in sorted(RESULTS.glob("*/*.json"))]
+    repeat = (
+        "Repeat with `python -m bench run --nets resnet50,vgg16,googlenet --batch 1,8 --algos"
+        " auto,direct,im2col,winograd`; this section is written by `python -m bench readme`. No GPU"
+        " figure: not measured on a GPU."
+    )
+    return "\n\n".join([*sections, repeat])
+
+
+def write() -> None:
+    """Brings the README's section up to the result files."""
+    README.write_text(fill(README.read_text(), "measured", measured()))
