@@ -144,8 +144,9 @@ def fresh_venv(tmp_path):
     venv.create(folder)
     python = folder / "bin" / "python"
     site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], "/", None)
-    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *sys.path}
-    paths = [p for p in paths if p.endswith("-packages")]
+    # In this order: a newer setuptools here must hide an older one of the system's.
+    paths = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *sys.path]
+    paths = [p for p in dict.fromkeys(paths) if p.endswith("-packages")]
     (Path(site.strip()) / "parent.pth").write_text("\n".join(paths) + "\n")
     return python
 
