@@ -4,7 +4,7 @@
 // kernel image" where none of the built architectures covers it. Bytes: 8n, no reuse.
 // Deterministic.
 #pragma once
-#include <cstdint>
+#include "detail/platform.cuh"
 
 namespace fastconv::cuda {
 

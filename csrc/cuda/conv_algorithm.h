@@ -1,0 +1,72 @@
+// What every CUDA convolution algorithm offers: a table of kernel instances, each a fixed choice of
+// direction, dtype, layout and template parameters. No PyTorch and no CUDA headers here: the op
+// registration, the emulation and any C++ user read the same tables and call the same launchers.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "../common/conv_problem.h"
+
+namespace fastconv::cuda {
+
+// Of x, w and y together: all three are dense in it. kNCHW: [N,C,D,H,W], [K,C/g,T,R,S],
+// [N,K,O,P,Q]; kNHWC: [N,D,H,W,C], [K,T,R,S,C/g], [N,O,P,Q,K].
+enum class Layout : int { kNCHW = 0, kNHWC = 1 };
+
+// What a launcher needs to know of the GPU: nothing is asked of the driver on the way of a call.
+struct Device {
+  int capability;  // 10 * major + minor: 80, 90
+  int sm_count;
+};
+
+// fprop reads x, w, bias and writes y; dgrad reads y (= dy), w and writes x (= dx);
+// wgrad reads x, y (= dy) and writes w (= dw). Base pointers are aligned to the element only.
+struct ConvCall {
+  ConvProblem problem;
+  void *x, *w, *y;
+  const void* bias;  // K elements of the dtype, or null; fprop only
+  void* workspace;   // 256-byte aligned, as many bytes as the instance's workspace() says
+  Device device;
+  void* stream;  // cudaStream_t; its device is current
+};
+
+struct ConvInstance {
+  // <direction>_<dtype>_<layout>_<mechanism and tile>, unique within its algorithm, e.g.
+  // "fprop_f32_nchw_smem_k8_q32"; the catalogue, the budgets and the self-test speak of it.
+  const char* name;
+  Direction direction;
+  DType dtype;
+  Layout layout;
+  bool tf32;  // multiplies fp32 operands rounded to TF32: taken only where the caller allows it
+  // Empty when the problem can run, else the reason why not, in one sentence with the values.
+  std::string (*applicable)(const ConvProblem&);
+  // Bytes of scratch, all of it.
+  int64_t (*workspace)(const ConvProblem&, const Device&);
+  // Estimated seconds on the device, launch included.
+  double (*cost)(const ConvProblem&, const Device&);
+  // Launches on the stream; returns the cudaError_t. Never synchronises, allocates or asks the
+  // driver. Nothing in the problem is zero-sized.
+  int (*launch)(const ConvCall&);
+};
+
+struct ConvAlgorithm {
+  const char* name;  // as in the CPU's registry where it is the same method
+  const ConvInstance* instances;
+  int size;
+};
+
+// The registry, in order of preference at equal cost.
+struct AlgorithmList {
+  const ConvAlgorithm* const* data;
+  int size;
+};
+FC_API AlgorithmList conv_algorithms();
+FC_API const ConvAlgorithm* find_conv_algorithm(const char* name);  // null when unknown
+
+// The cheapest instance that runs the problem, or null; then `reason` (if given) says why not.
+// `tf32`: whether the caller allows TF32 instances.
+FC_API const ConvInstance* choose_instance(const ConvAlgorithm&, const ConvProblem&, Direction,
+                                           DType, Layout, bool tf32, const Device&,
+                                           std::string* reason);
+
+}  // namespace fastconv::cuda

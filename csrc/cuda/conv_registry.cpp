@@ -1,0 +1,47 @@
+#include <cstring>
+#include <limits>
+
+#include "conv_algorithm.h"
+
+namespace fastconv::cuda {
+namespace {
+// One line per algorithm; the tables live in its launcher file.
+const ConvAlgorithm* const kAlgorithms[] = {nullptr};
+constexpr int kCount = 0;
+}  // namespace
+
+AlgorithmList conv_algorithms() { return {kAlgorithms, kCount}; }
+
+const ConvAlgorithm* find_conv_algorithm(const char* name) {
+  for (int i = 0; i < kCount; ++i)
+    if (std::strcmp(kAlgorithms[i]->name, name) == 0) return kAlgorithms[i];
+  return nullptr;
+}
+
+const ConvInstance* choose_instance(const ConvAlgorithm& algorithm, const ConvProblem& problem,
+                                    Direction direction, DType dtype, Layout layout, bool tf32,
+                                    const Device& device, std::string* reason) {
+  const ConvInstance* best = nullptr;
+  double best_cost = std::numeric_limits<double>::infinity();
+  std::string why = "no kernel for this direction, dtype and layout";
+  for (int i = 0; i < algorithm.size; ++i) {
+    const ConvInstance& instance = algorithm.instances[i];
+    if (instance.direction != direction || instance.dtype != dtype || instance.layout != layout ||
+        (instance.tf32 && !tf32))
+      continue;
+    std::string refused = instance.applicable(problem);
+    if (!refused.empty()) {
+      why = std::move(refused);
+      continue;
+    }
+    const double cost = instance.cost(problem, device);
+    if (best == nullptr || cost < best_cost) {
+      best = &instance;
+      best_cost = cost;
+    }
+  }
+  if (best == nullptr && reason != nullptr) *reason = why;
+  return best;
+}
+
+}  // namespace fastconv::cuda
