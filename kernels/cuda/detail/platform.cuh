@@ -42,8 +42,10 @@ int launch_kernel(void (*kernel)(Params...), const LaunchConfig& config, Args...
       return error;
     }
   }
-  kernel<<<config.grid, config.block, config.shared_bytes,
-           static_cast<cudaStream_t>(config.stream)> > >(args...);
+  cudaStream_t const stream = static_cast<cudaStream_t>(config.stream);
+  // clang-format off
+  kernel<<<config.grid, config.block, config.shared_bytes, stream>>>(args...);
+  // clang-format on
   return cudaGetLastError();
 }
 
