@@ -55,6 +55,8 @@ struct ConvAlgorithm {
   int size;
 };
 
+extern const ConvAlgorithm conv_direct_plain;
+
 // The registry, in order of preference at equal cost.
 struct AlgorithmList {
   const ConvAlgorithm* const* data;

@@ -6,8 +6,8 @@
 namespace fastconv::cuda {
 namespace {
 // One line per algorithm; the tables live in its launcher file.
-const ConvAlgorithm* const kAlgorithms[] = {nullptr};
-constexpr int kCount = 0;
+const ConvAlgorithm* const kAlgorithms[] = {&conv_direct_plain};
+constexpr int kCount = sizeof(kAlgorithms) / sizeof(kAlgorithms[0]);
 }  // namespace
 
 AlgorithmList conv_algorithms() { return {kAlgorithms, kCount}; }
