@@ -1,0 +1,185 @@
+// How a block of CUDA threads runs on the CPU.
+//
+// DESIGN. Every CUDA thread is a fiber. An OS thread (a Worker) runs one block at a time: it picks
+// a ready fiber, which runs until it has to wait for others (barrier, warp collective) or ends.
+// Which one is picked is random, from a seed: on a GPU nothing is promised between barriers either,
+// and a missing barrier shows as a wrong result. Blocks come in a random order, spread over
+// workers; the random numbers of a block depend on the seed and its index only.
+//
+// A wait is one of these: the fiber's `wait` says for what, and whoever completes the condition
+// calls `wake` for everyone who waits for it. When nothing is ready and fibers are left, the block
+// is stuck, and the error lists who waits where.
+//
+// Engines that work asynchronously keep their state beside the fiber (cp.async: Fiber::copies) or
+// in the block (named barriers), and follow three rules: what they will write reads as NaN from the
+// issue until the program has waited for it; they finish as late as the program's waits allow; what
+// they read or write must not change under them. To add mbarrier, TMA or wgmma: give Block a list
+// of operations in flight, a Wait value for mbarrier phases, and complete a randomly chosen
+// operation in Worker::run_block where no fiber is ready (and never earlier, except at random:
+// completion at once hides a missing wait). Errors go through `fail`, which names kernel, block and
+// thread and gives up the launch; fibers are then abandoned where they stand, so nothing that lives
+// on a fiber's stack may own memory.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "context.h"
+#include "cuda_types.h"
+
+namespace emu {
+
+constexpr unsigned kWarpSize = 32;
+constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kNamedBarriers = 16;
+
+struct Block;
+struct Fiber;
+struct Warp;
+struct Worker;
+
+// A place in a kernel's source, for messages and to tell barriers apart.
+struct Site {
+  const char* file;
+  int line;
+};
+
+// --- what a fiber is ----------------------------------------------------------------------------
+
+enum class Wait : uint8_t { kNone, kBlockBarrier, kNamedBarrier, kWarp, kDone };
+
+struct PendingCopy {
+  unsigned char* shared;
+  const unsigned char* global;
+  unsigned bytes;
+  bool valid;
+};
+
+// cp.async of one thread: copies in order of issue; a group is a count of them.
+struct CopyQueue {
+  std::vector<PendingCopy> copies;
+  std::vector<unsigned> groups;
+  unsigned open = 0;  // issued since the last commit
+  bool empty() const { return copies.empty(); }
+};
+
+// Runs when the last lane of a warp collective arrives, on the arguments of all of them
+// (lanes[i].argument, for the lanes in the mask).
+using Exchange = void (*)(Fiber* lanes, uint32_t mask);
+
+struct Fiber {
+  Context context;
+  uint3 thread;     // threadIdx
+  unsigned linear;  // index within the block
+  unsigned lane;
+  Warp* warp;
+  Block* block;
+  Wait wait;
+  Site site;  // of the wait
+  // The warp collective waited in.
+  const char* collective;
+  Exchange exchange;
+  uint32_t mask;
+  void* argument;
+  unsigned barrier;  // the named barrier waited at
+  CopyQueue copies;
+};
+
+struct Warp {
+  Fiber* lanes;
+  uint32_t exists, ready, done;  // lane masks
+};
+
+// --- what a block is ----------------------------------------------------------------------------
+
+struct BlockBarrier {
+  unsigned arrived = 0;
+  unsigned votes = 0;   // how many arrived with a true predicate
+  unsigned result = 0;  // of the last completed one
+  unsigned reached = 0;
+  const char* kind = nullptr;
+  Site site{};
+};
+
+struct NamedBarrier {
+  unsigned expected = 0, arrived = 0;
+};
+
+struct Launch;
+
+struct Block {
+  uint3 index;        // blockIdx
+  dim3 extent, grid;  // blockDim, gridDim
+  Launch* launch;
+  Worker* worker;
+  Fiber* fibers;
+  Warp* warps;
+  unsigned threads, warp_count, live;
+  uint32_t ready_warps;
+  BlockBarrier barrier;
+  NamedBarrier named[kNamedBarriers];
+};
+
+// The fiber that runs on this OS thread, or null. Read at every threadIdx, hence the faster access.
+extern __thread Fiber* current __attribute__((tls_model("initial-exec")));
+
+// --- what a launch is ---------------------------------------------------------------------------
+
+struct Launch {
+  std::string kernel;
+  void (*invoke)(void* arguments);
+  void* arguments;
+  dim3 grid, extent;
+  size_t dynamic_bytes;
+  uint64_t blocks, seed;
+  // Blocks run in the order (first + i * step) mod blocks.
+  uint64_t first, step;
+  std::atomic<uint64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::atomic<uint64_t> switches{0};
+};
+
+struct Settings {
+  uint64_t seed = 1;
+  int workers = 2;  // OS threads
+};
+
+struct Statistics {
+  uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
+  uint64_t shared_bytes = 0;  // the most that one block used, static and dynamic
+};
+
+// A run is what happens between these two: launches of one test. The first error is kept, later
+// launches do nothing. One run at a time; begin_run waits for its turn.
+void begin_run(const Settings&);
+std::string end_run(Statistics* statistics);
+
+// Runs the kernel on every block of the grid; returns a cudaError_t.
+int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, dim3 grid, dim3 block,
+               size_t dynamic_bytes);
+
+// --- what engines and device functions call, on a fiber -----------------------------------------
+
+// Ends the launch with a message that names kernel, block and thread. Does not return.
+[[noreturn]] void fail(const std::string& what);
+
+// Gives the processor away until somebody calls `wake`.
+void wait_for(Wait what, Site site);
+void wake(Fiber& fiber);
+
+// Meets the other lanes of `mask` at the same collective; the last one to arrive runs `exchange`
+// for all. `argument` must stay valid until then: it may point to the fiber's stack.
+void warp_collective(const char* name, uint32_t mask, void* argument, Exchange exchange, Site site);
+
+// Returns how many threads came with a true predicate; `arrived`: how many came at all.
+unsigned block_barrier(const char* kind, bool predicate, Site site, unsigned* arrived = nullptr);
+
+// Barriers 1 to 15, for `threads` threads (a multiple of 32) of the block.
+void named_barrier(unsigned id, unsigned threads, bool wait, Site site);
+
+// A random number of the block's own sequence.
+uint32_t random_bits();
+
+}  // namespace emu

@@ -1,0 +1,41 @@
+// One OS thread's share of the emulation; the scheduler's own header.
+#pragma once
+#include "scheduler.h"
+#include "shared_memory.h"
+
+namespace emu {
+
+constexpr size_t kStackStride = 64 * 1024;
+
+struct Worker {
+  Worker();
+  void run(Launch& launch);  // blocks until the launch has none left
+  void run_block(Launch& launch, uint64_t linear);
+  void finish(Fiber& self);  // a fiber's kernel has returned
+  void reset_fibers();
+  std::string describe_stuck() const;
+
+  uint32_t random() {  // xorshift64*
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return static_cast<uint32_t>(random_state * 0x2545F4914F6CDD1Du >> 32);
+  }
+
+  Context home{};  // of the OS thread, while a fiber runs
+  Block block{};
+  SharedMemory* shared;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  char* stacks;
+  uint64_t random_state = 1, switches = 0;
+  bool abandoned = false;  // a fiber has failed: the block is given up
+  bool fresh = false;      // all fibers stand at the start of fiber_main's loop
+};
+
+// launch_checks.cpp
+std::string kernel_name(const void* kernel);
+// What is wrong with a launch, empty when nothing is.
+std::string check_configuration(const void* kernel, dim3 grid, dim3 block, size_t dynamic_bytes);
+
+}  // namespace emu

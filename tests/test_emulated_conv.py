@@ -1,0 +1,47 @@
+"""Every CUDA kernel instance, run on the CPU by emulation, over the shared problem list."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CONV_CASES, ConvCase
+from conv_runner import (
+    assert_close,
+    hash_of,
+    integer_operands,
+    integer_reference,
+    random_operands,
+    random_reference,
+)
+from emulated import Instance, instances, run_instance
+
+SEEDS = (1, 2, 3)
+CASES = tuple(case for case in CONV_CASES if "empty" not in case.tags)
+INSTANCES = instances()
+
+
+def applicable_cases(instance: Instance) -> list[ConvCase]:
+    return [case for case in CASES if not instance.refusal(case)]
+
+
+@pytest.mark.parametrize("instance", INSTANCES, ids=str)
+def test_instance(instance: Instance) -> None:
+    """Random values within tolerance, small integers exactly, in three orders of the threads."""
+    cases = applicable_cases(instance)
+    assert len(cases) >= 3, f"{instance} applies to {[c.id for c in cases]} only"
+    args = (instance.algorithm, instance.name)
+    direction = instance.direction
+    for number, case in enumerate(cases):
+        a, b, bias = random_operands(case, direction, instance.dtype)
+        expected, magnitude = random_reference(case, direction, instance.dtype)
+        seed = SEEDS[(number + hash_of(instance.name)) % len(SEEDS)]
+        result = run_instance(*args, case, direction, (a, b), bias, seed)
+        algo = "tf32" if instance.tf32 else instance.algorithm
+        assert_close(result, expected, magnitude, algo, case, direction, f"{instance} {seed=}")
+        if not instance.algorithm.startswith("winograd"):
+            a, b, bias = integer_operands(case, direction)
+            a, b = a.to(instance.dtype), b.to(instance.dtype)
+            bias = None if bias is None else bias.to(instance.dtype)
+            result = run_instance(*args, case, direction, (a, b), bias, seed)
+            exact = integer_reference(case, direction).to(instance.dtype)
+            assert torch.equal(result, exact), f"{instance} {case.id}: integers are not exact"
