@@ -319,7 +319,7 @@ def test_jit_trace(padding):
     torch.testing.assert_close(untaken(x.cfloat(), w.cfloat()), F.conv2d(x.cfloat(), w.cfloat()))
     with pytest.raises(RuntimeError, match="to have 3 channels"):
         torch.jit.trace(lambda x: fastconv.conv2d(x, w), torch.randn(1, 2, 8, 8))
-    with pytest.raises(RuntimeError, match="winograd.* does not apply"):
+    with pytest.raises(RuntimeError, match=r"winograd.* does not apply"):
         torch.jit.trace(lambda x: fastconv.conv2d(x, w, algo="winograd"), x)
 
 
