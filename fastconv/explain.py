@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastconv import _C, autotune_cache, functional, select
+from fastconv import _C, arguments, autotune_cache, select
 from fastconv.ops import conv
 from fastconv.problem import DIRECTIONS, ConvSpec, is_channels_last
 
@@ -138,21 +138,21 @@ def explain(
             algorithm does not apply.
         ValueError: unknown `algo` or `precision`.
     """
-    functional.check_options(algo, precision)
+    arguments.check_options(algo, precision)
     rank = weight.dim() - 2
     if rank not in (1, 2, 3):
         raise RuntimeError(f"expected a weight of 3 to 5 dimensions, got size {list(weight.shape)}")
     args = (input, weight, bias, stride, padding, dilation, groups)
-    functional.check_with_torch(rank, args)
-    arguments = functional.arguments(rank, weight, stride, padding, dilation, groups)
-    if arguments is None:
+    arguments.check_with_torch(rank, args)
+    numbers = arguments.geometry_of(rank, weight, stride, padding, dilation, groups)
+    if numbers is None:
         raise TypeError("stride, padding, dilation and groups must be integers")
-    geometry, pad = arguments
+    geometry, pad = numbers
     size = tuple(input.shape) if input.dim() == rank + 2 else (1, *input.shape)
     if pad is not None:
         extra = [pad[2 * (rank - 1 - axis) + 1] for axis in range(rank)]
         size = (*size[:2], *(s + e for s, e in zip(size[2:], extra, strict=True)))
-    refusal = functional.refusal(input, weight, bias)
+    refusal = arguments.refusal(input, weight, bias)
     x = input if input.dim() == rank + 2 else input.unsqueeze(0)
     plain = input.layout == torch.strided and weight.layout == torch.strided
     spec = ConvSpec(

@@ -7,8 +7,8 @@ raises its own error; so the texts are PyTorch's by construction.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,15 +18,21 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastconv import select
+from fastconv.arguments import (
+    TORCH,
+    call_torch,
+    check_options,
+    fits,
+    foreign_dispatch,
+    geometry_of,
+    refusal,
+)
 from fastconv.ops import conv
 from fastconv.ops.conv_autograd import Fprop
 from fastconv.ops.conv_library import cast_for_autocast
 from fastconv.ops.conv_run import run_fprop
-from fastconv.problem import NATIVE_DTYPES, ConvSpec, is_channels_last
+from fastconv.problem import ConvSpec, is_channels_last
 
-PRECISIONS = (None, "ieee", "tf32", "tf32x3")
-
-_TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _PLAN_LIMIT = 4096
 _plans: dict[Any, _Plan] = select.forget_with({})
 
@@ -34,6 +40,7 @@ _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _any_autocast = torch._C._is_any_autocast_enabled
+_jit_tracing = torch._C._get_tracing_state
 _grad_enabled = torch.is_grad_enabled
 _threads = torch.get_num_threads
 # Function.apply without its Python part, which looks for functorch; that is ruled out before.
@@ -45,6 +52,7 @@ class _Plan:
 
     name: the algorithm of the forward pass. aten_dx, aten_dw: whether PyTorch's own gradient would
     be chosen. pad: F.pad's argument for the asymmetric part of padding='same', else None.
+    stride, padding, dilation: the very objects that were checked.
     """
 
     __slots__ = (
@@ -53,10 +61,13 @@ class _Plan:
         "aten_dx",
         "channels_last",
         "defaults",
+        "dilation",
         "geometry",
         "name",
         "pad",
+        "padding",
         "plain",
+        "stride",
         "unbatched",
     )
 
@@ -67,151 +78,7 @@ class _Plan:
         self.aten_dx = self.aten_dw = name == select.ATEN
         self.channels_last = False
         self.defaults = False
-
-
-def _as_int(value: Any) -> Any:
-    """An int or SymInt of what PyTorch accepts as one; None for anything else (also True)."""
-    if isinstance(value, (int, torch.SymInt)):
-        return None if isinstance(value, bool) else value
-    try:
-        return operator.index(value)  # NumPy's integers
-    except (TypeError, ValueError, RuntimeError):
-        return None
-
-
-def _as_ints(value: Any, rank: int) -> tuple[Any, ...] | None:
-    """One entry per axis of an int or a list as PyTorch accepts them; None where it may not."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if len(values) == 1:
-        values = values * rank
-    ints = tuple(_as_int(v) for v in values)
-    return None if len(ints) != rank or None in ints else ints
-
-
-def arguments(
-    rank: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any
-) -> tuple[conv.Geometry, list[int] | None] | None:
-    """The geometry with numeric padding, and F.pad's argument; None when PyTorch must decide."""
-    strides, dilations = _as_ints(stride, rank), _as_ints(dilation, rank)
-    if strides is None or dilations is None or weight.dim() != rank + 2:
-        return None
-    groups = _as_int(groups)
-    if groups is None:
-        return None
-    pad = None
-    if isinstance(padding, str):
-        if padding == "valid":
-            paddings: tuple[Any, ...] | None = (0,) * rank
-        elif padding == "same" and all(s == 1 for s in strides):
-            totals = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
-            paddings = tuple(t // 2 for t in totals)
-            if any(t % 2 for t in totals):  # PyTorch puts the odd zero behind
-                pad = [side for t in reversed(totals) for side in (0, t % 2)]
-        else:
-            return None
-    else:
-        paddings = _as_ints(padding, rank)
-    if paddings is None:
-        return None
-    return conv.Geometry(strides, paddings, dilations, groups), pad
-
-
-def check_with_torch(rank: int, args: tuple[Any, ...]) -> None:
-    """Raises PyTorch's error on bad arguments; good ones are not computed."""
-    shapes = [t.detach().to("meta") if isinstance(t, Tensor) else t for t in args[:3]]
-    try:
-        _TORCH[rank](*shapes, *args[3:])
-    except (RuntimeError, TypeError):
-        with torch.no_grad():
-            _TORCH[rank](*args)  # the device's own text is more telling than that for shapes
-
-
-def _fits(rank: int, args: tuple[Any, ...], geometry: conv.Geometry, pad: Any) -> bool:
-    """Whether PyTorch accepts these shapes."""
-    input, weight, bias = args[:3]
-    x_size, w_size = tuple(input.shape), tuple(weight.shape)
-    if 0 in x_size or 0 in w_size:  # the rules are intricate there, and nothing is computed
-        try:
-            with torch.no_grad():
-                _TORCH[rank](*args)
-        except (RuntimeError, TypeError):
-            return False
-        return True
-    if len(x_size) == rank + 1:
-        x_size = (1, *x_size)
-    if len(x_size) != rank + 2 or geometry.groups < 1:
-        return False
-    if w_size[0] % geometry.groups or x_size[1] != w_size[1] * geometry.groups:
-        return False
-    if bias is not None and tuple(bias.shape) != (w_size[0],):
-        return False
-    for axis in range(rank):
-        extra = pad[2 * (rank - 1 - axis) + 1] if pad else 0
-        stride, padding, dilation = (values[axis] for values in geometry[:3])
-        if stride < 1 or padding < 0 or dilation < 1:
-            return False
-        if x_size[2 + axis] + 2 * padding + extra < dilation * (w_size[2 + axis] - 1) + 1:
-            return False
-    return True
-
-
-def refusal(input: Any, weight: Any, bias: Any) -> str | None:
-    """Why our kernels cannot take these tensors whatever their shapes; None if they can."""
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    for t in tensors:
-        if not isinstance(t, Tensor):
-            return f"expected tensors, got {type(t).__name__}"
-        if t.layout != torch.strided or t.is_nested:
-            return f"a tensor has layout {t.layout}; only dense strided tensors are supported"
-        if t.device.type != "cpu":
-            return f"runs on the CPU, a tensor is on {t.device}"
-        if t.dtype not in NATIVE_DTYPES:
-            return (
-                "dtype must be float32, float64, bfloat16 or float16, got"
-                f" {str(t.dtype).removeprefix('torch.')}"
-            )
-        if t.dtype != input.dtype:
-            return f"tensors differ in dtype: {input.dtype} and {t.dtype}"
-        if t.is_quantized:
-            return "quantised tensors are not supported"
-    return None
-
-
-def _foreign_dispatch(*tensors: Tensor | None) -> str | None:
-    """A subclass that implements PyTorch's operators itself knows nothing of ours."""
-    for t in tensors:
-        cls = type(t)
-        if t is None or cls in (Tensor, torch.nn.Parameter) or conv.is_fake(t):
-            continue
-        if cls.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
-            return f"a tensor is a {cls.__name__}, which implements PyTorch's operators itself"
-    return None
-
-
-_OPTIONAL = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-
-
-def _call_torch(rank: int, args: tuple[Any, ...], algo: str, reason: str | None) -> Tensor:
-    """PyTorch's own function, for what is not ours: it computes, or raises its own error."""
-    # Its texts list what it was given: leave out what stands at its default, name the rest.
-    given = {
-        name: value
-        for (name, default), value in zip(_OPTIONAL.items(), args[2:], strict=True)
-        if value is not default
-    }
-    y = _TORCH[rank](*args[:2], **given)
-    if algo in (select.AUTO, select.ATEN):
-        return y
-    raise RuntimeError(f"conv{rank}d: algorithm {algo!r} does not apply: {reason}")
-
-
-def check_options(algo: Any, precision: Any) -> None:
-    if not isinstance(algo, str):
-        raise ValueError(f"algo must be a string, got {algo!r}")
-    select.check_name(algo)
-    if precision not in PRECISIONS:
-        known = ", ".join(map(repr, PRECISIONS))
-        raise ValueError(f"precision must be one of {known}, got {precision!r}")
+        self.stride = self.padding = self.dilation = None
 
 
 def _make_plan(
@@ -219,14 +86,14 @@ def _make_plan(
 ) -> tuple[_Plan | None, str | None, Tensor | None]:
     """A plan for these arguments; or the reason why not."""
     input, weight, bias, stride, padding, dilation, groups = args
-    reason = refusal(input, weight, bias) or _foreign_dispatch(input, weight, bias)
+    reason = refusal(input, weight, bias) or foreign_dispatch(input, weight, bias)
     if reason is not None:
         return None, reason
-    numbers = arguments(rank, weight, stride, padding, dilation, groups)
+    numbers = geometry_of(rank, weight, stride, padding, dilation, groups)
     if numbers is None:
         return None, "the arguments are not integers, one per axis"
     geometry, pad = numbers
-    if not _fits(rank, args, geometry, pad):
+    if not fits(rank, args, geometry, pad):
         return None, "the shapes do not fit together"
     x = input if input.dim() == rank + 2 else input.unsqueeze(0)
     plan = _Plan("", algo, geometry, pad, x is not input)
@@ -263,9 +130,10 @@ def _plan_or_torch(
     plan, reason = _make_plan(rank, args, algo)
     y = None
     if plan is None:
-        y = _call_torch(rank, args, algo, reason)
+        y = call_torch(rank, args, algo, reason)
         plan = _Plan(select.ATEN, algo)  # PyTorch accepts this kind of call
     plan.defaults = args[3:] == (1, 0, 1, 1)
+    plan.stride, plan.padding, plan.dilation = args[3:6]
     if key is not None:
         if len(_plans) >= _PLAN_LIMIT:
             _plans.clear()
@@ -296,12 +164,18 @@ def _conv(
         or forward_ad._current_level >= 0
         or _dispatch_modes()
         or _any_autocast()
+        or _jit_tracing() is not None
     ):
         args = (input, weight, bias, stride, padding, dilation, groups)
         return _conv_special(rank, args, algo, precision)
     return _conv_eager(
         rank, input, weight, bias, stride, padding, dilation, groups, algo, precision
     )
+
+
+def _all_int(value: Any) -> bool:
+    """Whether a list has no True or 1.0 in it, which equal the numbers of a remembered plan."""
+    return value.__class__ not in (tuple, list) or all(v.__class__ is int for v in value)
 
 
 def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, algo, precision):
@@ -333,6 +207,14 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
             _threads(),
         )
         plan = _plans.get(key)
+        if plan is not None:
+            # (True, 1) equals (1, 1), which stands in the key, but is an error.
+            if stride is not plan.stride:
+                plan = plan if _all_int(stride) else None
+            if padding is not plan.padding:
+                plan = plan if _all_int(padding) else None
+            if dilation is not plan.dilation:
+                plan = plan if _all_int(dilation) else None
     except (TypeError, AttributeError, RuntimeError, NotImplementedError):
         key = plan = None  # no tensors, no strides, or sizes that are not numbers yet
     if plan is None:
@@ -352,8 +234,8 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
         )
     ):
         if plan.defaults:  # parsing the rest takes PyTorch a microsecond
-            return _TORCH[rank](input, weight, bias)
-        return _TORCH[rank](input, weight, bias, stride, padding, dilation, groups)
+            return TORCH[rank](input, weight, bias)
+        return TORCH[rank](input, weight, bias, stride, padding, dilation, groups)
     if plan.plain:
         x = input
     else:
@@ -367,11 +249,23 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
     return y.squeeze(0) if plan.unbatched else y
 
 
+@contextmanager
+def _plain_sizes() -> Iterator[None]:
+    """While torch.jit.trace records, sizes are tensors whose use would be recorded; not in here."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
 def _conv_special(rank: int, args: tuple[Any, ...], algo: str, precision: str | None) -> Tensor:
     """Calls under autocast, functorch, forward-mode AD, dispatch modes, or while being traced."""
     check_options(algo, precision)
     input, weight, bias, *rest = args
-    traced = conv.tracing() or conv.is_fake(input)
+    recording = _jit_tracing() is not None
+    traced = conv.tracing() or conv.is_fake(input) or recording
     if isinstance(input, Tensor) and isinstance(weight, Tensor):
         device = input.device.type
         if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
@@ -383,22 +277,24 @@ def _conv_special(rank: int, args: tuple[Any, ...], algo: str, precision: str | 
         if not traced and not conv.transforming():
             return _conv_eager(rank, *args, algo, precision)
     if algo == select.ATEN:
-        return _TORCH[rank](*args)
+        return TORCH[rank](*args)
     if _is_compiling() and conv.transforming():
         # A traced op has one backward and no forward-mode rule: tangents would be dropped silently.
         transforms = "functorch transforms inside a compiled function are computed by PyTorch"
-        return _call_torch(rank, args, algo, transforms)
-    reason = refusal(input, weight, bias)
-    if reason is None and not traced:
-        reason = _foreign_dispatch(input, weight, bias)
-    numbers = None if reason else arguments(rank, weight, *rest)
+        return call_torch(rank, args, algo, transforms)
+    with _plain_sizes() if recording else nullcontext():
+        reason = refusal(input, weight, bias)
+        if reason is None and (recording or not traced):
+            reason = foreign_dispatch(input, weight, bias)
+        numbers = None if reason else geometry_of(rank, weight, *rest)
+        fitting = numbers is None or (traced and not recording) or fits(rank, args, *numbers)
     if numbers is None:
-        return _call_torch(rank, args, algo, reason)
+        return call_torch(rank, args, algo, reason)
     geometry, pad = numbers
-    if not traced and not _fits(rank, args, geometry, pad):
-        return _call_torch(rank, args, algo, "the shapes do not fit together")
+    if not fitting:
+        return call_torch(rank, args, algo, "the shapes do not fit together")
     if input.dim() not in (rank + 1, rank + 2):
-        return _call_torch(rank, args, algo, reason)
+        return call_torch(rank, args, algo, reason)
     unbatched = input.dim() == rank + 1
     x = input.unsqueeze(0) if unbatched else input
     if pad is not None:

@@ -77,3 +77,20 @@ def poisoned_empty() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(was_on)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def _isas() -> list[str]:
+    from fastconv import _C
+
+    return _C.cpu_isas()
+
+
+@pytest.fixture(params=_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this build and this CPU have, in use during the test."""
+    from fastconv import _C
+
+    before = _C.cpu_isa()
+    _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from cases import CONV_CASES, LAYOUT_PAIRS, LAYOUTS, ConvCase
 from tolerances import conv_tolerance
 
 import fastconv
-from fastconv import select
+from fastconv import arguments, select
 
 OURS = {1: fastconv.conv1d, 2: fastconv.conv2d, 3: fastconv.conv3d}
 TORCH = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -42,9 +43,9 @@ def no_aten(monkeypatch):
         raise AssertionError("PyTorch's convolution ran")
 
     monkeypatch.setattr(torch, "convolution", refuse)
-    from fastconv import functional
-
-    monkeypatch.setattr(functional, "_TORCH", dict.fromkeys((1, 2, 3), refuse))
+    # The one table that functional.py and arguments.py call PyTorch through.
+    for rank in (1, 2, 3):
+        monkeypatch.setitem(arguments.TORCH, rank, refuse)
 
 
 @pytest.mark.parametrize("case", CONV_CASES, ids=lambda c: c.id)
@@ -300,6 +301,28 @@ def test_inference_mode():
         torch.testing.assert_close(y, F.conv2d(x, w), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("padding", [1, "same", "valid"])
+def test_jit_trace(padding):
+    """The recorded graph holds the operator alone, and chooses and checks anew for other sizes."""
+    x, w, b = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 4, 3), torch.randn(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)  # nothing read a size in Python
+        traced = torch.jit.trace(lambda *t: fastconv.conv2d(*t, padding=padding), (x, w, b))
+        untaken = torch.jit.trace(lambda *t: fastconv.conv2d(*t), (x.cfloat(), w.cfloat()))
+    kinds = [node.kind() for node in traced.graph.nodes()]
+    assert "fastconv::conv" in kinds
+    assert not [kind for kind in kinds if "conv" in kind and kind != "fastconv::conv"]
+    larger = torch.randn(2, 3, 11, 9)
+    torch.testing.assert_close(
+        traced(larger, w, b), F.conv2d(larger, w, b, padding=padding), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(untaken(x.cfloat(), w.cfloat()), F.conv2d(x.cfloat(), w.cfloat()))
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        torch.jit.trace(lambda x: fastconv.conv2d(x, w), torch.randn(1, 2, 8, 8))
+    with pytest.raises(RuntimeError, match=r"winograd.* does not apply"):
+        torch.jit.trace(lambda x: fastconv.conv2d(x, w, algo="winograd"), x)
+
+
 def test_default_device_context():
     with torch.device("cpu"):
         y = fastconv.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))
@@ -329,6 +352,11 @@ def test_a_remembered_plan_is_not_used_for_another_call():
         fastconv.conv2d(x, w, stride=True, algo="direct")
     with pytest.raises(TypeError):
         fastconv.conv2d(x, w, stride=1.0, algo="direct")
+    for name in ("stride", "padding", "dilation"):
+        fastconv.conv2d(x, w, algo="direct", **{name: (1, 1)})
+        for bad in ((True, True), (1, 1.0), [True, 1]):  # equal to (1, 1)
+            with pytest.raises(TypeError):
+                fastconv.conv2d(x, w, algo="direct", **{name: bad})
     with pytest.raises(RuntimeError, match=r"Input type .* and bias type"):
         fastconv.conv2d(x, w, torch.randn(4).double(), algo="direct")
 

@@ -1,23 +1,15 @@
-"""What is special to the im2col algorithm: residue classes of dgrad, split sums of wgrad, bounded
-memory. The sweep over problems is in test_conv_cpu.py.
+"""What is special to the im2col algorithm: split sums of wgrad, bounded memory. The sweep over
+problems is in test_conv_cpu.py.
 """
 
 import pytest
 import torch
+from integer_conv import aten_backward, integers
 
 import fastconv
 
 C = fastconv._C
 ops = torch.ops.fastconv
-ISAS = C.cpu_isas()
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = C.cpu_isa()
-    C.set_cpu_isa(request.param)
-    yield request.param
-    C.set_cpu_isa(before)
 
 
 @pytest.fixture
@@ -25,54 +17,6 @@ def restore_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def integers(*size, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-3, 4, size, generator=generator).to(dtype)
-
-
-def aten_backward(dy, x, w, stride, padding, dilation, groups=1):
-    rank = x.dim() - 2
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy.double(), x.double(), w.double(), None, stride, padding, dilation, False, [0] * rank,
-        groups, [True, True, False],
-    )  # fmt: skip
-    return dx, dw
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(
-    ("stride", "filter_size", "dilation"),
-    [
-        (3, 1, 1),  # two of three classes per axis see no tap
-        (2, 3, 1),
-        (2, 3, 2),  # stride and dilation share a factor: one class takes every tap
-        (4, 3, 6),
-        (3, 5, 2),
-        (5, 2, 1),  # more classes than are planned at once
-        (20, 3, 1),  # stride beyond the input
-    ],
-)
-def test_dgrad_classes(isa, stride, filter_size, dilation, channels_last):
-    x = integers(2, 5, 17, 13)
-    w = integers(7, 5, filter_size, filter_size, seed=1)
-    padding = [1, 2] if filter_size > 1 else [0, 0]
-    args = ([stride] * 2, padding, [dilation] * 2)
-    y = torch.nn.functional.conv2d(x, w, None, *args)
-    dy = integers(*y.shape, seed=2)
-    want, _ = aten_backward(dy, x, w, *args)
-    got = ops.conv_dgrad(dy, w, list(x.shape), *args, 1, channels_last, "im2col")
-    assert torch.equal(got.double(), want)
-
-
-def test_dgrad_of_taps_in_nobodys_reach(isa):
-    """Inputs that no output reads get zeros, not what the memory held."""
-    w = torch.ones(1, 1, 1)
-    for _ in range(3):
-        torch.full((1, 64), float("nan"))  # likely the next allocation's memory
-        dx = ops.conv_dgrad(torch.ones(1, 1, 8), w, [1, 1, 64], [8], [0], [1], 1, False, "im2col")
-        assert torch.equal(dx, (torch.arange(64) % 8 == 0).float().view(1, 1, 64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,6 +1,7 @@
 // The direct convolution: no im2col, no transform. Right for every problem, dtype and stride; see
 // conv_direct.h for how, conv_direct_isa.cpp and conv_direct_wgrad_isa.cpp for the kernels.
 #include <algorithm>
+#include <cstring>
 
 #include "conv_algorithm.h"
 #include "conv_direct_plan.h"
@@ -15,6 +16,12 @@ namespace {
 
 // Below this many multiply-adds a second thread costs more than it saves.
 constexpr double kThreadedMacs = 2e5;
+// Seconds to set a byte to zero, first touch included; as in conv_direct_cost.cpp.
+constexpr double kZeroByte = 0.045e-9;
+
+int64_t dtype_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
 
 std::string applicable(const ConvProblem&, DType, Direction) { return ""; }
 
@@ -35,6 +42,8 @@ int64_t workspace(const ConvProblem& p, DType dtype, Direction direction, int th
 double cost(const ConvProblem& p, DType dtype, Direction direction, int threads) {
   const int vec_bytes = direct_gather_active().vec_bytes;
   double seconds = 2e-6;
+  if (direct_leaves_zeros(p, direction))
+    seconds += kZeroByte * double(p.N) * p.C * p.in_size() * dtype_bytes(dtype);
   for (int64_t klass = 0; klass < direct_classes(p, direction); ++klass) {
     DirectPlan g;
     if (plan_direct(p, dtype, direction, klass, {false, false}, threads, vec_bytes, &g))
@@ -66,12 +75,23 @@ void run_tasks(bool threaded, int64_t tasks, const F& f) {
     f(0, tasks, 0);
 }
 
+// dx is dense, in whatever order.
+void zero_input_gradient(const ConvCall& c) {
+  constexpr int64_t kBlock = 1 << 20;
+  const int64_t bytes = c.problem.N * c.problem.C * c.problem.in_size() * dtype_bytes(c.dtype);
+  char* data = static_cast<char*>(c.x.data);
+  run_tasks(c.threads > 1, (bytes + kBlock - 1) / kBlock, [&](int64_t b, int64_t e, int) {
+    std::memset(data + b * kBlock, 0, std::min(e * kBlock, bytes) - b * kBlock);
+  });
+}
+
 void run(const ConvCall& c) {
   const ConvProblem& p = c.problem;
   const DirectGatherTable& gather = direct_gather_active();
   const bool dgrad = c.direction == Direction::kDgrad;
   const TensorRef &in = dgrad ? c.y : c.x, &out = dgrad ? c.x : c.y;
   const bool threaded = c.threads > 1 && p.macs() > kThreadedMacs;
+  if (direct_leaves_zeros(p, c.direction)) zero_input_gradient(c);
   for (int64_t klass = 0; klass < direct_classes(p, c.direction); ++klass) {
     DirectPlan g;
     if (!plan_direct(p, c.dtype, c.direction, klass, {in.stride[1] == 1, out.stride[1] == 1},

@@ -18,6 +18,22 @@ constexpr int64_t kPartialBytes = 16 << 20;  // what those chunks may add
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+int64_t common_divisor(int64_t a, int64_t b) {
+  while (b) {
+    const int64_t r = a % b;
+    a = b;
+    b = r;
+  }
+  return a;
+}
+
+// Residues of the input coordinate modulo the stride that some tap reaches. Those of successive
+// taps differ by the dilation, and repeat after stride / gcd taps.
+int64_t reached_residues(const ConvProblem& p, int axis) {
+  const int64_t stride = p.stride[axis];
+  return std::min(p.filter[axis], stride / common_divisor(stride, p.dilation[axis]));
+}
+
 struct Residue {
   int64_t at[3];
 };
@@ -25,8 +41,10 @@ Residue residue_of(const ConvProblem& p, Direction direction, int64_t klass) {
   Residue r{};
   if (direction != Direction::kDgrad) return r;
   for (int i = 2; i >= 0; --i) {
-    r.at[i] = klass % p.stride[i];
-    klass /= p.stride[i];
+    const int64_t tap = klass % reached_residues(p, i);
+    klass /= reached_residues(p, i);
+    const int64_t from = (tap * p.dilation[i] - p.padding[i]) % p.stride[i];
+    r.at[i] = from < 0 ? from + p.stride[i] : from;
   }
   return r;
 }
@@ -68,13 +86,7 @@ void set_slots(DirectAxis* a, const Span& s, int64_t dilation, int64_t tile) {
     return;
   }
   // Offsets of successive taps differ by the dilation: phases repeat after step / gcd taps.
-  int64_t b = a->step, d = dilation % a->step;
-  while (d) {
-    const int64_t r = b % d;
-    b = d;
-    d = r;
-  }
-  a->runs = std::min(a->taps, a->step / b);
+  a->runs = std::min(a->taps, a->step / common_divisor(a->step, dilation));
   a->run = tile + (s.high - s.low) / a->step;
 }
 
@@ -139,7 +151,15 @@ struct Tiler {
 }  // namespace
 
 int64_t direct_classes(const ConvProblem& p, Direction direction) {
-  return direction == Direction::kDgrad ? p.stride[0] * p.stride[1] * p.stride[2] : 1;
+  if (direction != Direction::kDgrad) return 1;
+  return reached_residues(p, 0) * reached_residues(p, 1) * reached_residues(p, 2);
+}
+
+bool direct_leaves_zeros(const ConvProblem& p, Direction direction) {
+  if (direction != Direction::kDgrad) return false;
+  for (int i = 0; i < 3; ++i)
+    if (reached_residues(p, i) < p.stride[i]) return true;
+  return false;
 }
 
 bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t klass,

@@ -11,8 +11,11 @@ struct DirectLayout {
   bool out_pixel;  // and those of the output (wgrad: of dy)
 };
 
-// dgrad has one class per residue of the input coordinates; fprop and wgrad have one.
+// dgrad has one class per residue (modulo the stride) of the input coordinates that some tap
+// reaches; fprop and wgrad have one.
 int64_t direct_classes(const ConvProblem& p, Direction direction);
+// Whether the classes leave out some of dx, which is then 0.
+bool direct_leaves_zeros(const ConvProblem& p, Direction direction);
 
 // The plan of one class; false when the class has no outputs. Pointers are null.
 bool plan_direct(const ConvProblem& p, DType dtype, Direction direction, int64_t klass,

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.nn.common_types import _size_1_t, _size_2_t, _size_3_t
 from torch.nn.modules.conv import _ConvNd as _TorchConvNd
 
-from fastconv import functional, select
-from fastconv.problem import NATIVE_DTYPES
-
-_jit_tracing = torch._C._get_tracing_state
+from fastconv import arguments, functional, select
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -41,8 +38,8 @@ class ConvNd(_TorchConvNd):
 
     def _configure(self, algo: str, precision: str | None) -> None:
         check_algo(algo)
-        if precision not in functional.PRECISIONS:
-            known = ", ".join(map(repr, functional.PRECISIONS))
+        if precision not in arguments.PRECISIONS:
+            known = ", ".join(map(repr, arguments.PRECISIONS))
             raise ValueError(f"precision must be one of {known}, got {precision!r}")
         if algo != "auto":
             self.algo = algo
@@ -53,31 +50,12 @@ class ConvNd(_TorchConvNd):
         raise NotImplementedError
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if _jit_tracing() is not None:
-            return self._record(input, weight, bias)
         if self.padding_mode == "zeros":
             return self._convolve(input, weight, bias, self.padding)
         padded = nn.functional.pad(
             input, self._reversed_padding_repeated_twice, mode=self.padding_mode
         )
         return self._convolve(padded, weight, bias, 0)
-
-    def _record(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The operator alone, for torch.jit.trace: sizes are tensors there, so that no plan can be
-        made, and the graph is to choose the algorithm when it runs."""
-        if input.device.type != "cpu" or input.dtype not in NATIVE_DTYPES:
-            return super()._conv_forward(input, weight, bias)  # PyTorch's, as without tracing
-        rank, padding = len(self.kernel_size), self.padding
-        if isinstance(padding, str) or self.padding_mode != "zeros":
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=mode)
-            padding = (0,) * rank
-        unbatched = input.dim() == rank + 1
-        x = input.unsqueeze(0) if unbatched else input
-        y = torch.ops.fastconv.conv(
-            x, weight, bias, self.stride, padding, self.dilation, self.groups, self.algo
-        )
-        return y.squeeze(0) if unbatched else y
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
