@@ -55,7 +55,7 @@ struct ConvAlgorithm {
   int size;
 };
 
-extern const ConvAlgorithm conv_direct_plain;
+extern const ConvAlgorithm conv_direct, conv_direct_plain;
 
 // The registry, in order of preference at equal cost.
 struct AlgorithmList {

@@ -2,8 +2,10 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <string>
 
 #include "conv_algorithm.h"
+#include "detail/scalar.cuh"
 #include "device_rates.h"
 
 namespace fastconv::cuda {
@@ -36,6 +38,18 @@ inline double tensor_bytes(const ConvProblem& p, int64_t scalar_bytes) {
   const double y = double(p.N) * double(p.K) * double(p.out_size());
   return (x + w + y) * double(scalar_bytes);
 }
+
+// Tiles of the instances of `direct`; the kernels' headers say what they are.
+enum class GatherTileId : int { kK32 = 0, kK64 = 1, kK4 = 2 };
+
+// fprop and dgrad of `direct` (conv_direct_gather.cu).
+template <DType dtype, Layout layout, GatherTileId tile, Direction direction>
+struct GatherInstance {
+  static std::string applicable(const ConvProblem&);
+  static int64_t workspace(const ConvProblem&, const Device&) { return 0; }
+  static double cost(const ConvProblem&, const Device&);
+  static int launch(const ConvCall&);
+};
 
 template <class acc>
 double fma_rate(const DeviceRates& rates) {

@@ -6,7 +6,7 @@
 namespace fastconv::cuda {
 namespace {
 // One line per algorithm; the tables live in its launcher file.
-const ConvAlgorithm* const kAlgorithms[] = {&conv_direct_plain};
+const ConvAlgorithm* const kAlgorithms[] = {&conv_direct, &conv_direct_plain};
 constexpr int kCount = sizeof(kAlgorithms) / sizeof(kAlgorithms[0]);
 }  // namespace
 
