@@ -56,6 +56,7 @@ struct ConvAlgorithm {
 };
 
 extern const ConvAlgorithm conv_direct, conv_direct_plain;
+extern const ConvAlgorithm conv_winograd_f2x2_3x3, conv_winograd_f4x4_3x3;
 
 // The registry, in order of preference at equal cost.
 struct AlgorithmList {

@@ -6,7 +6,14 @@
 namespace fastconv::cuda {
 namespace {
 // One line per algorithm; the tables live in its launcher file.
-const ConvAlgorithm* const kAlgorithms[] = {&conv_direct, &conv_direct_plain};
+// clang-format off
+const ConvAlgorithm* const kAlgorithms[] = {
+    &conv_direct,
+    &conv_winograd_f2x2_3x3,
+    &conv_winograd_f4x4_3x3,
+    &conv_direct_plain,
+};
+// clang-format on
 constexpr int kCount = sizeof(kAlgorithms) / sizeof(kAlgorithms[0]);
 }  // namespace
 

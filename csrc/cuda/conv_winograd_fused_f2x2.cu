@@ -1,0 +1,8 @@
+// Fused Winograd kernels of F(2x2,3x3), fprop and dgrad.
+#include "conv_winograd_fused.h"
+
+namespace fastconv::cuda::winograd {
+
+FC_WINOGRAD_FUSED(WinogradF2x2_3x3, float, false)
+
+}  // namespace fastconv::cuda::winograd

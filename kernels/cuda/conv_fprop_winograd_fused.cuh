@@ -1,0 +1,148 @@
+// Winograd convolution in one kernel, fprop and dgrad, 3x3, stride 1:
+//   y tile = A^T [ sum_c (G w G^T) * (B^T x B) ] A
+// per 4x4 (F(2x2,3x3)) or 6x6 (F(4x4,3x3)) tile of x. dgrad is the same kernel on dy, with filters
+// flipped and transposed (conv_filter_winograd.cuh) and padding 2 - padding, negative: cropped.
+//
+// Mapping: n*n products of matrices M[e][k][tile] = sum_c U[e][k][c] V[e][tile][c]. A block has 32
+// filters k (m of winograd_engine.cuh) and 32 tiles (n) at all points e, and loops over channels,
+// r = 8 at a time: one thread per (tile, channel) reads its window, transforms it in registers and
+// writes n*n values of V to shared memory; U, transformed before and stored in the order the
+// products read, arrives by cp.async. Both are double buffered with one barrier per step: the
+// pixels and filters of the next step are on their way while the products of this one run. The sums
+// return through shared memory, 16 filters at a time, to one thread per (filter, tile) for A^T M A.
+// Blocks of the same tiles and different filters are neighbours, so that x is read from DRAM once.
+//
+// Layouts: NCHW (a warp's 32 tiles side by side) and NHWC (8 channels side by side); dtypes: fp32,
+// and bf16, fp16 widened on load; transforms and sums in fp32. With WinogradTf32 the operands of
+// the products are rounded to TF32 (11 bits).
+// Bytes: x, y once each and U (4 n*n bytes per filter and channel) at best; every block reads its
+// share of U from L2: 4 bytes per 32 multiply-adds. FLOPs: 2 n*n per tile, filter and channel, that
+// is 2.25 (4) times fewer than direct. Bound by the FMA pipe in fp32 from about 32 channels on; the
+// input transform adds about 100 (350) instructions per 512 (1152) multiply-adds. Not measured on a
+// GPU.
+// Determinism: a sum runs over the channels in order; no atomics. NaN and infinities reach all
+// outputs of a tile.
+// Source: Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308.
+#pragma once
+#include "detail/async_copy.cuh"
+#include "detail/winograd_block.cuh"
+
+namespace fastconv::cuda {
+
+struct WinogradFpropParams {
+  WinogradImages in, out;  // of one group's first channel
+  WinogradTiling tiling;
+  int32_t pad_h, pad_w;
+  int32_t C, K;   // of one group
+  int32_t steps;  // ceil(C / 8)
+  // Slabs, 32 filters of one group each, number slab_begin to slab_begin + slabs - 1.
+  FastDivmod slabs, slabs_per_group;
+  uint32_t slab_begin;
+};
+
+template <class Wino, class Engine, class scalar_t, bool kNhwc>
+__global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
+                                  WinogradBlockShape<Wino>::kBlocksPerSm)
+    conv_fprop_winograd_fused_kernel(const WinogradFpropParams p, const scalar_t* __restrict__ x,
+                                     const float* __restrict__ u, const scalar_t* __restrict__ bias,
+                                     scalar_t* __restrict__ y) {
+  using Shape = WinogradBlockShape<Wino>;
+  constexpr int kTile = Wino::kTile, kOut = Wino::kOut, kThreads = Shape::kThreads;
+  FC_DYN_SHARED(float, shared);  // [2][point][256] of U, then of V
+  float* const shared_v = shared + 2 * Shape::kStage;
+  const int lane = threadIdx.x % 32, first_point = threadIdx.x / 32 * Shape::kPointsPerWarp;
+
+  uint32_t slab_local;
+  const uint32_t first_tile = p.slabs.divmod(blockIdx.x, slab_local) * kWinogradBlock;
+  uint32_t slab_in_group;
+  const uint32_t group = p.slabs_per_group.divmod(p.slab_begin + slab_local, slab_in_group);
+  const int32_t first_k = slab_in_group * kWinogradBlock;
+  x += static_cast<int64_t>(group) * p.C * p.in.stride_c;
+  u += static_cast<int64_t>(slab_local) * p.steps * Shape::kStage + threadIdx.x * 4;
+
+  // This thread's tile and channel of each step.
+  const bool transforms = threadIdx.x < Shape::kTransformThreads;
+  const int my_tile = kNhwc ? (threadIdx.x / 8) % 32 : lane;
+  const int my_channel = kNhwc ? threadIdx.x % 8 : (threadIdx.x / 32) % 8;
+  WinogradWindow<scalar_t> window{x, 0};
+  if (transforms && first_tile + my_tile < p.tiling.tiles) {
+    const WinogradTile t = winograd_tile(p.tiling, first_tile + my_tile);
+    window = winograd_window<kTile>(p.in, x + t.n * p.in.stride_n + my_channel * p.in.stride_c,
+                                    t.y * kOut - p.pad_h, t.x * kOut - p.pad_w);
+  }
+  const int v_slot = Engine::template b_slot<kNhwc>(my_tile, my_channel);
+  scalar_t pixels[kTile][kTile];
+
+  int32_t channels_left = p.C;
+  const auto fetch = [&](int stage) {
+    float* to = shared + stage * Shape::kStage + threadIdx.x * 4;
+#pragma unroll
+    for (int i = 0; i < Shape::kStage; i += kThreads * 4) cp_async<16>(to + i, u + i, true);
+    cp_async_commit();
+    u += Shape::kStage;
+    if (!transforms) return;
+    load_window<kTile, !kNhwc>(p.in, window.corner, my_channel < channels_left ? window.exists : 0,
+                               pixels);
+    window.corner += kWinogradDepth * p.in.stride_c;
+    channels_left -= kWinogradDepth;
+  };
+  const auto transform = [&](int stage) {
+    if (!transforms) return;
+    float* to = shared_v + stage * Shape::kStage + v_slot;
+    winograd_nest<WinogradInput<Wino>>(
+        [&](int i, int j) { return to_acc(pixels[i][j]); },
+        [&](int i, int j, float v) { to[(i * kTile + j) * kWinogradPoint] = Engine::operand(v); });
+  };
+
+  WinogradSums sums[Shape::kPointsPerWarp] = {};
+  // Step -1 only fills the pipeline, so that there is one copy of the code.
+#pragma unroll 1
+  for (int32_t step = -1; step < p.steps; ++step) {
+    const int stage = step & 1;
+    const bool more = step + 1 < p.steps;
+    cp_async_wait<0>();
+    __syncthreads();
+    if (more) fetch(stage ^ 1);
+    if (step >= 0) {
+      const int at = stage * Shape::kStage + first_point * kWinogradPoint;
+      Engine::template multiply<false, kNhwc>(lane, shared + at, shared_v + at, sums);
+    }
+    if (more) transform(stage ^ 1);
+  }
+
+  y += (static_cast<int64_t>(group) * p.K + first_k) * p.out.stride_c;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    __syncthreads();
+    scatter_sums<Engine>(half, lane, first_point, sums, shared);
+    __syncthreads();
+#pragma unroll 1
+    for (int task = threadIdx.x; task < 16 * kWinogradBlock; task += kThreads) {
+      // NHWC: the two tiles of a warp are 16 apart, for the banks.
+      const int k = kNhwc ? task % 16 : task / 32;
+      const int n = kNhwc ? task / 16 % 2 * 16 + task / 32 : task % 32;
+      const int32_t k_of_slab = half * 16 + k;
+      if (first_k + k_of_slab >= p.K || first_tile + n >= p.tiling.tiles) continue;
+      const float* from = shared + k * kWinogradSumPitch + n;
+      float values[kOut][kOut];
+      winograd_nest<WinogradOutput<Wino>>(
+          [&](int i, int j) { return from[(i * kTile + j) * 16 * kWinogradSumPitch]; },
+          [&](int i, int j, float v) { values[i][j] = v; });
+      if (bias != nullptr) {
+        const float b = to_acc(bias[group * static_cast<int64_t>(p.K) + first_k + k_of_slab]);
+#pragma unroll
+        for (int i = 0; i < kOut; ++i)
+#pragma unroll
+          for (int j = 0; j < kOut; ++j) values[i][j] += b;
+      }
+      const WinogradTile t = winograd_tile(p.tiling, first_tile + n);
+      const int32_t y0 = t.y * kOut, x0 = t.x * kOut;
+      scalar_t* to = y + k_of_slab * p.out.stride_c + t.n * p.out.stride_n +
+                     y0 * static_cast<int64_t>(p.out.stride_h) +
+                     x0 * static_cast<int64_t>(p.out.stride_w);
+      store_tile<kOut, !kNhwc>(p.out, to, p.out.height - y0, p.out.width - x0, values);
+    }
+  }
+}
+
+}  // namespace fastconv::cuda
