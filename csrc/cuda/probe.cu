@@ -12,6 +12,4 @@ int launch_probe(const int32_t* x, int32_t* y, int64_t n, void* stream) {
   return launch_kernel(probe_kernel, config, x, y, n);
 }
 
-const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
-
 }  // namespace fastconv::cuda

@@ -1,0 +1,103 @@
+// The three convolution ops on the stable ABI, the same for every backend: geometry, dtypes, new
+// results, and the empty cases. A backend computes what is left.
+//
+//   struct Backend { static void run(const char* op, ConvOperands&, const std::string& algo); };
+//
+// Texts here are a backstop; the Python layer has validated with PyTorch's own.
+#pragma once
+#include <optional>
+#include <string>
+
+#include "torch_tensors.h"
+
+namespace fastconv {
+
+// fprop reads x, w, bias and writes y; dgrad reads y (= dy), w and writes x (= dx);
+// wgrad reads x, y (= dy) and writes w (= dw). Nothing is zero-sized.
+struct ConvOperands {
+  ConvProblem problem;
+  DType dtype;
+  Direction direction;
+  Tensor x, w, y;
+  std::optional<Tensor> bias;  // contiguous, [K]
+  bool channels_last;          // the format of the result, which is dense
+};
+
+template <class Backend>
+struct ConvOps {
+  static Tensor fprop(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, IntList stride,
+                      IntList padding, IntList dilation, int64_t groups, std::string algo) {
+    constexpr const char* op = "conv_fprop";
+    const ConvProblem p =
+        make_conv_problem(sizes_of(x), sizes_of(w), stride, padding, dilation, groups);
+    const DType dtype = dtype_of(x, op);
+    STD_TORCH_CHECK(w.scalar_type() == x.scalar_type(), op, ": input and weight differ in dtype");
+    if (bias.has_value()) {
+      STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.K, op, ": bias must have K=", p.K,
+                      " elements");
+      STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type(), op,
+                      ": input and bias differ in dtype");
+      if (!bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
+    }
+    const bool channels_last = is_channels_last(x) || is_channels_last(w);
+    Tensor y = empty_dense(x, out_sizes(p), channels_last);
+    if (y.numel() == 0) return y;
+    if (p.C == 0) {
+      torch::stable::zero_(y);  // an empty sum; PyTorch refuses C=0 with K>0 before it gets here
+      return y;
+    }
+    ConvOperands operands{p, dtype, Direction::kFprop, x, w, y, bias, channels_last};
+    Backend::run(op, operands, algo);
+    return y;
+  }
+
+  static Tensor dgrad(const Tensor& dy, const Tensor& w, IntList input_size, IntList stride,
+                      IntList padding, IntList dilation, int64_t groups, bool channels_last,
+                      std::string algo) {
+    constexpr const char* op = "conv_dgrad";
+    const ConvProblem p =
+        make_conv_problem(input_size, sizes_of(w), stride, padding, dilation, groups);
+    const DType dtype = dtype_of(dy, op);
+    STD_TORCH_CHECK(w.scalar_type() == dy.scalar_type(), op, ": dy and weight differ in dtype");
+    STD_TORCH_CHECK(sizes_of(dy) == out_sizes(p), op, ": dy does not have the output's shape");
+    channels_last = channels_last && p.rank > 1;
+    Tensor dx = empty_dense(dy, input_size, channels_last);
+    if (dx.numel() == 0) return dx;
+    if (dy.numel() == 0) {
+      torch::stable::zero_(dx);
+      return dx;
+    }
+    ConvOperands operands{p, dtype, Direction::kDgrad, dx, w, dy, std::nullopt, channels_last};
+    Backend::run(op, operands, algo);
+    return dx;
+  }
+
+  static Tensor wgrad(const Tensor& dy, const Tensor& x, IntList weight_size, IntList stride,
+                      IntList padding, IntList dilation, int64_t groups, bool channels_last,
+                      std::string algo) {
+    constexpr const char* op = "conv_wgrad";
+    const ConvProblem p =
+        make_conv_problem(sizes_of(x), weight_size, stride, padding, dilation, groups);
+    const DType dtype = dtype_of(x, op);
+    STD_TORCH_CHECK(x.scalar_type() == dy.scalar_type(), op, ": dy and input differ in dtype");
+    STD_TORCH_CHECK(sizes_of(dy) == out_sizes(p), op, ": dy does not have the output's shape");
+    channels_last = channels_last && p.rank > 1;
+    Tensor dw = empty_dense(dy, weight_size, channels_last);
+    if (dw.numel() == 0) return dw;
+    if (dy.numel() == 0 || x.numel() == 0) {
+      torch::stable::zero_(dw);
+      return dw;
+    }
+    ConvOperands operands{p, dtype, Direction::kWgrad, x, dw, dy, std::nullopt, channels_last};
+    Backend::run(op, operands, algo);
+    return dw;
+  }
+};
+
+// Registers the three ops for one dispatch key, inside STABLE_TORCH_LIBRARY_IMPL.
+#define FC_IMPL_CONV_OPS(m, Backend)                                   \
+  m.impl("conv_fprop", TORCH_BOX(&fastconv::ConvOps<Backend>::fprop)); \
+  m.impl("conv_dgrad", TORCH_BOX(&fastconv::ConvOps<Backend>::dgrad)); \
+  m.impl("conv_wgrad", TORCH_BOX(&fastconv::ConvOps<Backend>::wgrad))
+
+}  // namespace fastconv
