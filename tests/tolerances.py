@@ -29,6 +29,8 @@ UNDERFLOW = {
     torch.bfloat16: 2.0**-134,
 }
 ROUNDOFFS_PER_SUM = 8.0
+# Both factors of a product are rounded to TF32's 11 significant bits, to nearest.
+TF32_PER_PRODUCT = 2 * 2.0**-11 + 2.0**-22
 
 
 def accumulate_tolerance(
@@ -59,9 +61,11 @@ def conv_tolerance(
     magnitude: Tensor,
     gemm_k: int,
 ) -> Tensor:
-    """Bound on abs(result - expected) of one CPU algorithm, elementwise or of shape []."""
+    """Bound on abs(result - expected) of one algorithm, elementwise or of shape []; ``"tf32"``
+    stands for the instances that multiply in TF32."""
     if algo.startswith("winograd") and expected.numel():
         from winograd_tolerance import winograd_tolerance
 
         return winograd_tolerance(algo, direction, dtype, expected, magnitude, gemm_k)
-    return accumulate_tolerance(dtype, expected, magnitude, gemm_k)
+    bound = accumulate_tolerance(dtype, expected, magnitude, gemm_k)
+    return bound + TF32_PER_PRODUCT * magnitude if algo == "tf32" else bound

@@ -11,6 +11,7 @@ const ConvAlgorithm* const kAlgorithms[] = {
     &conv_direct,
     &conv_winograd_f2x2_3x3,
     &conv_winograd_f4x4_3x3,
+    &conv_im2col,
     &conv_direct_plain,
 };
 // clang-format on

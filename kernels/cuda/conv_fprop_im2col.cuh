@@ -1,0 +1,25 @@
+// y[n,k,o,p,q] = b[k] + sum over c,t,r,s of x[n, c, o*st-pd+t*dl, ...] * w[k, c, t, r, s], as one
+// matrix product per group over an implicit column matrix:
+//   NHWC: y [N*O*P*Q, K/g] = cols [N*O*P*Q, T*R*S*C/g] * w^T     (gemm_m = pixels)
+//   NCHW: y [K/g, N*O*P*Q] = w * cols [C/g*T*R*S, N*O*P*Q]       (gemm_n = pixels)
+// The column matrix is never stored: the tile iterator computes the address of every element (or
+// of every 16 bytes) while a stage is filled.
+//
+// Threads: one block per tile of the product, see detail/gemm.cuh. Any stride, padding, dilation
+// and groups; fp32 (FFMA, or TF32 tensor cores), bf16, fp16; accumulation in fp32. FLOPs: 2 N K O P
+// Q C/g T R S. Bytes from DRAM: x, w, y once where the L2 holds what neighbouring blocks share;
+// from L2: 1/BLOCK_M + 1/BLOCK_N elements per multiply-add, which bounds the tensor cores first.
+// Workspace: none. Deterministic. Speed: not measured on a GPU. Source: Chetlur et al., "cuDNN:
+// Efficient Primitives for Deep Learning", 2014, section 3.
+#pragma once
+#include "detail/gemm_conv_gather.cuh"
+
+namespace fastconv::cuda {
+
+template <class Tile, bool NHWC, int VEC_X, int VEC_W>
+__global__ void __launch_bounds__(Tile::NUM_THREADS, Tile::MIN_BLOCKS)
+    conv_fprop_im2col_kernel(const ConvGatherParams p) {
+  conv_gather<Tile, false, NHWC, VEC_X, VEC_W>(p);
+}
+
+}  // namespace fastconv::cuda
