@@ -46,16 +46,26 @@ struct Fused {
   }
 };
 
+#define FC_FUSED_ROWS(scalar_t, dtype, tensor_cores, dtype_name, suffix)               \
+  Fused<kTileOut, scalar_t, dtype, Layout::kNCHW,                                      \
+        tensor_cores>::template instance<Direction::kFprop>("fprop_" dtype_name        \
+                                                            "_nchw_fused" suffix),     \
+      Fused<kTileOut, scalar_t, dtype, Layout::kNHWC,                                  \
+            tensor_cores>::template instance<Direction::kFprop>("fprop_" dtype_name    \
+                                                                "_nhwc_fused" suffix), \
+      Fused<kTileOut, scalar_t, dtype, Layout::kNCHW,                                  \
+            tensor_cores>::template instance<Direction::kDgrad>("dgrad_" dtype_name    \
+                                                                "_nchw_fused" suffix), \
+      Fused<kTileOut, scalar_t, dtype, Layout::kNHWC,                                  \
+            tensor_cores>::template instance<Direction::kDgrad>("dgrad_" dtype_name    \
+                                                                "_nhwc_fused" suffix)
+
 template <int kTileOut>
 struct Table {
-  template <Layout layout>
-  using FusedF32 = Fused<kTileOut, float, DType::kFloat32, layout, false>;
-
   static constexpr ConvInstance kInstances[] = {
-      FusedF32<Layout::kNCHW>::template instance<Direction::kFprop>("fprop_f32_nchw_fused"),
-      FusedF32<Layout::kNHWC>::template instance<Direction::kFprop>("fprop_f32_nhwc_fused"),
-      FusedF32<Layout::kNCHW>::template instance<Direction::kDgrad>("dgrad_f32_nchw_fused"),
-      FusedF32<Layout::kNHWC>::template instance<Direction::kDgrad>("dgrad_f32_nhwc_fused"),
+      FC_FUSED_ROWS(float, DType::kFloat32, false, "f32", "_fma"),
+      FC_FUSED_ROWS(__nv_bfloat16, DType::kBFloat16, true, "bf16", "_mma"),
+      FC_FUSED_ROWS(__half, DType::kFloat16, true, "f16", "_mma"),
   };
   static constexpr int kSize = sizeof(kInstances) / sizeof(kInstances[0]);
 };

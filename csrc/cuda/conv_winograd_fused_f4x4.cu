@@ -4,5 +4,7 @@
 namespace fastconv::cuda::winograd {
 
 FC_WINOGRAD_FUSED(WinogradF4x4_3x3, float, false)
+FC_WINOGRAD_FUSED(WinogradF4x4_3x3, __nv_bfloat16, true)
+FC_WINOGRAD_FUSED(WinogradF4x4_3x3, __half, true)
 
 }  // namespace fastconv::cuda::winograd

@@ -71,10 +71,10 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
                                     t.y * kOut - p.pad_h, t.x * kOut - p.pad_w);
   }
   const int v_slot = Engine::template b_slot<kNhwc>(my_tile, my_channel);
-  scalar_t pixels[kTile][kTile];
+  using Pixels = raw_pixel_t<scalar_t>[kTile][kTile];
 
   int32_t channels_left = p.C;
-  const auto fetch = [&](int stage) {
+  const auto fetch = [&](int stage, Pixels& pixels) {
     float* to = shared + stage * Shape::kStage + threadIdx.x * 4;
 #pragma unroll
     for (int i = 0; i < Shape::kStage; i += kThreads * 4) cp_async<16>(to + i, u + i, true);
@@ -86,11 +86,11 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
     window.corner += kWinogradDepth * p.in.stride_c;
     channels_left -= kWinogradDepth;
   };
-  const auto transform = [&](int stage) {
+  const auto transform = [&](int stage, const Pixels& pixels) {
     if (!transforms) return;
     float* to = shared_v + stage * Shape::kStage + v_slot;
     winograd_nest<WinogradInput<Wino>>(
-        [&](int i, int j) { return to_acc(pixels[i][j]); },
+        [&](int i, int j) { return widen<scalar_t>(pixels[i][j]); },
         [&](int i, int j, float v) { to[(i * kTile + j) * kWinogradPoint] = Engine::operand(v); });
   };
 
@@ -102,12 +102,14 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
     const bool more = step + 1 < p.steps;
     cp_async_wait<0>();
     __syncthreads();
-    if (more) fetch(stage ^ 1);
+    // Set on every path, or their registers would be taken from one step to the next.
+    Pixels pixels = {};
+    if (more) fetch(stage ^ 1, pixels);
     if (step >= 0) {
       const int at = stage * Shape::kStage + first_point * kWinogradPoint;
       Engine::template multiply<false, kNhwc>(lane, shared + at, shared_v + at, sums);
     }
-    if (more) transform(stage ^ 1);
+    if (more) transform(stage ^ 1, pixels);
   }
 
   y += (static_cast<int64_t>(group) * p.K + first_k) * p.out.stride_c;

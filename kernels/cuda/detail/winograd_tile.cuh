@@ -3,6 +3,8 @@
 // then on rows. One thread holds a whole tile in registers: 16 values for F(2x2,3x3), 36 for
 // F(4x4,3x3), all indices known when compiled.
 #pragma once
+#include <type_traits>
+
 #include "../../../csrc/common/winograd_transforms.h"
 #include "fast_divmod.cuh"
 #include "scalar.cuh"
@@ -97,11 +99,30 @@ __device__ __forceinline__ WinogradWindow<scalar_t> winograd_window(const Winogr
           exists};
 }
 
+// A pixel on its way from memory, not yet widened: a conversion would wait for it. 16-bit types as
+// full registers, since the compiler needs more of them for halves.
+__device__ __forceinline__ float raw_pixel(float v) { return v; }
+__device__ __forceinline__ uint32_t raw_pixel(__half v) { return __half_as_ushort(v); }
+__device__ __forceinline__ uint32_t raw_pixel(__nv_bfloat16 v) { return __bfloat16_as_ushort(v); }
+template <class scalar_t>
+using raw_pixel_t = decltype(raw_pixel(scalar_t()));
+
+template <class scalar_t>
+__device__ __forceinline__ float widen(raw_pixel_t<scalar_t> v) {
+  if constexpr (std::is_same_v<scalar_t, __nv_bfloat16>)
+    return __uint_as_float(v << 16);
+  else if constexpr (std::is_same_v<scalar_t, __half>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(v)));
+  else
+    return v;
+}
+
 // kUnitStride: neighbouring pixels of a row lie side by side (NCHW), so that their addresses are
 // one register and constants.
 template <int kExtent, bool kUnitStride, class scalar_t>
 __device__ __forceinline__ void load_window(const WinogradImages& images, const scalar_t* corner,
-                                            uint32_t exists, scalar_t (&x)[kExtent][kExtent]) {
+                                            uint32_t exists,
+                                            raw_pixel_t<scalar_t> (&x)[kExtent][kExtent]) {
 #pragma unroll
   for (int i = 0; i < kExtent; ++i) {
     const scalar_t* row = corner + i * images.stride_h;
@@ -109,7 +130,7 @@ __device__ __forceinline__ void load_window(const WinogradImages& images, const 
 #pragma unroll
     for (int j = 0; j < kExtent; ++j) {
       const int32_t offset = kUnitStride ? j : j * images.stride_w;
-      x[i][j] = columns >> j & 1 ? row[offset] : from_acc<scalar_t>(0.f);
+      x[i][j] = columns >> j & 1 ? raw_pixel(row[offset]) : 0;
     }
   }
 }
