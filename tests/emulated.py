@@ -59,6 +59,13 @@ class Instance:
     def cost(self, case: ConvCase) -> float:
         return self.native.cost(native_problem(case), CAPABILITY, SM_COUNT)
 
+    @property
+    def arithmetic(self) -> str:
+        """The name under which `tolerances.conv_tolerance` knows how it rounds."""
+        if self.algorithm.startswith("winograd"):
+            return self.algorithm + ("_tf32" if self.name.endswith("_tf32") else "")
+        return "tf32" if self.tf32 else self.algorithm
+
     def __str__(self) -> str:
         return f"{self.algorithm}/{self.name}"
 

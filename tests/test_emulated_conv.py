@@ -36,7 +36,7 @@ def test_instance(instance: Instance) -> None:
         expected, magnitude = random_reference(case, direction, instance.dtype)
         seed = SEEDS[(number + hash_of(instance.name)) % len(SEEDS)]
         result = run_instance(*args, case, direction, (a, b), bias, seed)
-        algo = "tf32" if instance.tf32 else instance.algorithm
+        algo = instance.arithmetic
         assert_close(result, expected, magnitude, algo, case, direction, f"{instance} {seed=}")
         if not instance.algorithm.startswith("winograd"):
             a, b, bias = integer_operands(case, direction)

@@ -24,6 +24,9 @@ from torch import Tensor
 
 # About twice the largest value above.
 ERROR_CONSTANT = {"winograd_f2x2_3x3": 24.0, "winograd_f4x4_3x3": 48.0}
+# As above in units of TF32's roundoff, for the CUDA kernels that round transformed operands to it.
+TF32_ROUNDOFF = 2.0**-11
+TF32_ERROR_CONSTANT = {"winograd_f2x2_3x3": 2.5, "winograd_f4x4_3x3": 12.0}
 
 
 def winograd_tolerance(
@@ -34,14 +37,19 @@ def winograd_tolerance(
     magnitude: Tensor,
     gemm_k: int,
 ) -> Tensor:
-    """Elementwise bound on abs(result - expected); arguments as `tolerances.conv_tolerance`."""
+    """Elementwise bound on abs(result - expected); arguments as `tolerances.conv_tolerance`, where
+    `algo` may end in ``_tf32``."""
     del direction, gemm_k
     if not expected.numel():
         return expected
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     # The float64 reference is itself off by as much as direct summation.
     references = 2.0 if dtype == torch.float64 else 1.0
-    bound = references * ERROR_CONSTANT[algo] * UNIT_ROUNDOFF[accumulator] * magnitude.amax()
+    tile = algo.removesuffix("_tf32")
+    relative = references * ERROR_CONSTANT[tile] * UNIT_ROUNDOFF[accumulator]
+    if algo != tile:
+        relative += TF32_ERROR_CONSTANT[tile] * TF32_ROUNDOFF
+    bound = relative * magnitude.amax()
     if dtype != accumulator:
         bound = bound + UNIT_ROUNDOFF[dtype] * (expected.abs() + bound)
     return (bound + UNDERFLOW[dtype]).expand(expected.shape)

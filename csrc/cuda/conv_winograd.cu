@@ -64,8 +64,8 @@ template <int kTileOut>
 struct Table {
   static constexpr ConvInstance kInstances[] = {
       FC_FUSED_ROWS(float, DType::kFloat32, false, "f32", "_fma"),
-      FC_FUSED_ROWS(__nv_bfloat16, DType::kBFloat16, true, "bf16", "_mma"),
-      FC_FUSED_ROWS(__half, DType::kFloat16, true, "f16", "_mma"),
+      FC_FUSED_ROWS(__nv_bfloat16, DType::kBFloat16, true, "bf16", "_tf32"),
+      FC_FUSED_ROWS(__half, DType::kFloat16, true, "f16", "_tf32"),
   };
   static constexpr int kSize = sizeof(kInstances) / sizeof(kInstances[0]);
 };
