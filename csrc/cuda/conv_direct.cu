@@ -4,39 +4,68 @@
 namespace fastconv::cuda {
 namespace {
 
-#define GATHER_ROW(direction, direction_name, dtype, dtype_name, layout, layout_name, tile, \
-                   tile_name)                                                               \
-  {direction_name "_" dtype_name "_" layout_name "_smem_" tile_name,                        \
-   direction,                                                                               \
-   dtype,                                                                                   \
-   layout,                                                                                  \
-   false,                                                                                   \
-   GatherInstance<dtype, layout, tile, direction>::applicable,                              \
-   GatherInstance<dtype, layout, tile, direction>::workspace,                               \
-   GatherInstance<dtype, layout, tile, direction>::cost,                                    \
-   GatherInstance<dtype, layout, tile, direction>::launch}
+template <DType dtype, GatherTileId tile, Layout layout, Direction direction>
+constexpr ConvInstance gather_row(const char* name) {
+  using Instance = GatherInstance<dtype, layout, tile, direction>;
+  return {name,
+          direction,
+          dtype,
+          layout,
+          false,
+          Instance::applicable,
+          Instance::workspace,
+          Instance::cost,
+          Instance::launch};
+}
 
-#define GATHER_TILES(direction, direction_name, dtype, dtype_name, layout, layout_name, q32, q64) \
-  GATHER_ROW(direction, direction_name, dtype, dtype_name, layout, layout_name,                   \
-             GatherTileId::kK32, "k32_" q32),                                                     \
-      GATHER_ROW(direction, direction_name, dtype, dtype_name, layout, layout_name,               \
-                 GatherTileId::kK64, "k64_" q64),                                                 \
-      GATHER_ROW(direction, direction_name, dtype, dtype_name, layout, layout_name,               \
-                 GatherTileId::kK4, "k4_" q32)
+template <DType dtype, WgradTileId tile, Layout layout>
+constexpr ConvInstance wgrad_row(const char* name) {
+  using Instance = WgradInstance<dtype, layout, tile>;
+  return {name,
+          Direction::kWgrad,
+          dtype,
+          layout,
+          false,
+          Instance::applicable,
+          Instance::workspace,
+          Instance::cost,
+          Instance::launch};
+}
 
-#define DIRECT_ROWS(dtype, dtype_name, layout, layout_name, q32, q64)                         \
-  GATHER_TILES(Direction::kFprop, "fprop", dtype, dtype_name, layout, layout_name, q32, q64), \
-      GATHER_TILES(Direction::kDgrad, "dgrad", dtype, dtype_name, layout, layout_name, q32, q64)
-
-#define DIRECT_DTYPE(dtype, dtype_name, q32, q64)                  \
-  DIRECT_ROWS(dtype, dtype_name, Layout::kNCHW, "nchw", q32, q64), \
-      DIRECT_ROWS(dtype, dtype_name, Layout::kNHWC, "nhwc", q32, q64)
+// clang-format off
+#define GATHER_ROWS(dtype_name, tile_name, ...)                                        \
+  gather_row<__VA_ARGS__, Layout::kNCHW, Direction::kFprop>(                           \
+      "fprop_" dtype_name "_nchw_smem_" tile_name),                                    \
+  gather_row<__VA_ARGS__, Layout::kNCHW, Direction::kDgrad>(                           \
+      "dgrad_" dtype_name "_nchw_smem_" tile_name),                                    \
+  gather_row<__VA_ARGS__, Layout::kNHWC, Direction::kFprop>(                           \
+      "fprop_" dtype_name "_nhwc_smem_" tile_name),                                    \
+  gather_row<__VA_ARGS__, Layout::kNHWC, Direction::kDgrad>(                           \
+      "dgrad_" dtype_name "_nhwc_smem_" tile_name)
+#define WGRAD_ROWS(dtype_name, tile_name, ...)                                         \
+  wgrad_row<__VA_ARGS__, Layout::kNCHW>("wgrad_" dtype_name "_nchw_smem_" tile_name),  \
+  wgrad_row<__VA_ARGS__, Layout::kNHWC>("wgrad_" dtype_name "_nhwc_smem_" tile_name)
+// clang-format on
 
 const ConvInstance kInstances[] = {
-    DIRECT_DTYPE(DType::kFloat32, "f32", "q256", "q64"),
-    DIRECT_DTYPE(DType::kFloat64, "f64", "q128", "q32"),
-    DIRECT_DTYPE(DType::kBFloat16, "bf16", "q256", "q64"),
-    DIRECT_DTYPE(DType::kFloat16, "f16", "q256", "q64"),
+    GATHER_ROWS("f32", "k32_q256", DType::kFloat32, GatherTileId::kK32),
+    GATHER_ROWS("f32", "k64_q64", DType::kFloat32, GatherTileId::kK64),
+    GATHER_ROWS("f32", "k4_q256", DType::kFloat32, GatherTileId::kK4),
+    GATHER_ROWS("f64", "k32_q128", DType::kFloat64, GatherTileId::kK32),
+    GATHER_ROWS("f64", "k4_q128", DType::kFloat64, GatherTileId::kK4),
+    GATHER_ROWS("bf16", "k32_q256", DType::kBFloat16, GatherTileId::kK32),
+    GATHER_ROWS("bf16", "k64_q64", DType::kBFloat16, GatherTileId::kK64),
+    GATHER_ROWS("bf16", "k4_q256", DType::kBFloat16, GatherTileId::kK4),
+    GATHER_ROWS("f16", "k32_q256", DType::kFloat16, GatherTileId::kK32),
+    GATHER_ROWS("f16", "k64_q64", DType::kFloat16, GatherTileId::kK64),
+    GATHER_ROWS("f16", "k4_q256", DType::kFloat16, GatherTileId::kK4),
+    WGRAD_ROWS("f32", "k32_c64", DType::kFloat32, WgradTileId::kK32),
+    WGRAD_ROWS("f32", "k8_c64_slices4", DType::kFloat32, WgradTileId::kK8),
+    WGRAD_ROWS("f64", "k32_c64", DType::kFloat64, WgradTileId::kK32),
+    WGRAD_ROWS("bf16", "k32_c64", DType::kBFloat16, WgradTileId::kK32),
+    WGRAD_ROWS("bf16", "k8_c64_slices4", DType::kBFloat16, WgradTileId::kK8),
+    WGRAD_ROWS("f16", "k32_c64", DType::kFloat16, WgradTileId::kK32),
+    WGRAD_ROWS("f16", "k8_c64_slices4", DType::kFloat16, WgradTileId::kK8),
 };
 
 }  // namespace

@@ -23,44 +23,23 @@ struct TileOf<GatherTileId::kK4, acc> {
 };
 
 template <class acc, class Tile>
-constexpr GatherShape kShape = {Tile::BLOCK_K, Tile::BLOCK_PIX, Tile::K_PITCH, kPack<acc>,
-                                static_cast<int>(sizeof(acc))};
+constexpr GatherShape kShape = {Tile::THREADS, Tile::BLOCK_K, Tile::BLOCK_PIX,
+                                Tile::K_PITCH, kPack<acc>,    static_cast<int>(sizeof(acc))};
 
-bool aligned_to(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
-}  // namespace
-
-template <DType dtype, Layout layout, GatherTileId id, Direction direction>
-std::string GatherInstance<dtype, layout, id, direction>::applicable(const ConvProblem& p) {
-  using acc = acc_t<typename DTypeTraits<dtype>::scalar_t>;
-  using Tile = typename TileOf<id, acc>::type;
-  return plan_gather(p, direction, layout == Layout::kNHWC, kShape<acc, Tile>).refusal;
-}
-
-template <DType dtype, Layout layout, GatherTileId id, Direction direction>
-double GatherInstance<dtype, layout, id, direction>::cost(const ConvProblem& p,
-                                                          const Device& device) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
-  using acc = acc_t<scalar_t>;
-  using Tile = typename TileOf<id, acc>::type;
+double gather_cost(const ConvProblem& p, const Device& device, Direction direction,
+                   bool channels_last, const GatherShape& shape, int64_t scalar_bytes) {
   const DeviceRates rates = device_rates(device);
-  const GatherPlan plan = plan_gather(p, direction, layout == Layout::kNHWC, kShape<acc, Tile>);
-  // An SM needs about three blocks of 128 threads to keep its FMA pipe busy.
-  const double filled =
-      std::min(1.0, double(plan.blocks) * Tile::THREADS / (device.sm_count * 384.0));
-  const double multiply = plan.lane_instructions / (fma_rate<acc>(rates) / 2 * filled);
-  const double move = tensor_bytes(p, sizeof(scalar_t)) / rates.bytes_per_s;
-  return rates.launch_s + std::max(multiply, move);
+  const GatherPlan plan = plan_gather(p, direction, channels_last, shape);
+  const double multiply =
+      plan.lane_instructions /
+      (fma_rate(rates, shape.acc_bytes) / 2 * filled_sms(plan.blocks * shape.threads, device));
+  return rates.launch_s + std::max(multiply, tensor_bytes(p, scalar_bytes) / rates.bytes_per_s);
 }
 
-template <DType dtype, Layout layout, GatherTileId id, Direction direction>
-int GatherInstance<dtype, layout, id, direction>::launch(const ConvCall& call) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
+template <class scalar_t, bool channels_last, class Tile>
+int launch_gather(const ConvCall& call, Direction direction) {
   using acc = acc_t<scalar_t>;
-  using Tile = typename TileOf<id, acc>::type;
-  constexpr bool channels_last = layout == Layout::kNHWC, fprop = direction == Direction::kFprop;
+  const bool fprop = direction == Direction::kFprop;
   GatherPlan plan = plan_gather(call.problem, direction, channels_last, kShape<acc, Tile>);
   if (!plan.refusal.empty()) return cudaErrorInvalidValue;
   const scalar_t* const in = static_cast<const scalar_t*>(fprop ? call.x : call.y);
@@ -77,19 +56,49 @@ int GatherInstance<dtype, layout, id, direction>::launch(const ConvCall& call) {
                        plan.params, in, static_cast<const scalar_t*>(call.w), bias, out);
 }
 
-#define GATHER_TILES(dtype, layout, direction)                                  \
-  template struct GatherInstance<dtype, layout, GatherTileId::kK32, direction>; \
-  template struct GatherInstance<dtype, layout, GatherTileId::kK64, direction>; \
-  template struct GatherInstance<dtype, layout, GatherTileId::kK4, direction>;
-#define GATHER_DTYPE(dtype)                             \
-  GATHER_TILES(dtype, Layout::kNCHW, Direction::kFprop) \
-  GATHER_TILES(dtype, Layout::kNCHW, Direction::kDgrad) \
-  GATHER_TILES(dtype, Layout::kNHWC, Direction::kFprop) \
-  GATHER_TILES(dtype, Layout::kNHWC, Direction::kDgrad)
+template <DType dtype, GatherTileId id>
+using GatherTileOf = typename TileOf<id, acc_t<typename DTypeTraits<dtype>::scalar_t>>::type;
 
-GATHER_DTYPE(DType::kFloat32)
-GATHER_DTYPE(DType::kFloat64)
-GATHER_DTYPE(DType::kBFloat16)
-GATHER_DTYPE(DType::kFloat16)
+template <DType dtype, GatherTileId id>
+constexpr GatherShape kShapeOf =
+    kShape<acc_t<typename DTypeTraits<dtype>::scalar_t>, GatherTileOf<dtype, id>>;
+
+}  // namespace
+
+template <DType dtype, Layout layout, GatherTileId id, Direction direction>
+std::string GatherInstance<dtype, layout, id, direction>::applicable(const ConvProblem& p) {
+  return plan_gather(p, direction, layout == Layout::kNHWC, kShapeOf<dtype, id>).refusal;
+}
+
+template <DType dtype, Layout layout, GatherTileId id, Direction direction>
+double GatherInstance<dtype, layout, id, direction>::cost(const ConvProblem& p,
+                                                          const Device& device) {
+  return gather_cost(p, device, direction, layout == Layout::kNHWC, kShapeOf<dtype, id>,
+                     sizeof(typename DTypeTraits<dtype>::scalar_t));
+}
+
+template <DType dtype, Layout layout, GatherTileId id, Direction direction>
+int GatherInstance<dtype, layout, id, direction>::launch(const ConvCall& call) {
+  return launch_gather < typename DTypeTraits<dtype>::scalar_t, layout == Layout::kNHWC,
+         GatherTileOf < dtype, id >> (call, direction);
+}
+
+#define GATHER_TILE(dtype, tile)                                                 \
+  template struct GatherInstance<dtype, Layout::kNCHW, tile, Direction::kFprop>; \
+  template struct GatherInstance<dtype, Layout::kNCHW, tile, Direction::kDgrad>; \
+  template struct GatherInstance<dtype, Layout::kNHWC, tile, Direction::kFprop>; \
+  template struct GatherInstance<dtype, Layout::kNHWC, tile, Direction::kDgrad>;
+
+GATHER_TILE(DType::kFloat32, GatherTileId::kK32)
+GATHER_TILE(DType::kFloat32, GatherTileId::kK64)
+GATHER_TILE(DType::kFloat32, GatherTileId::kK4)
+GATHER_TILE(DType::kFloat64, GatherTileId::kK32)
+GATHER_TILE(DType::kFloat64, GatherTileId::kK4)
+GATHER_TILE(DType::kBFloat16, GatherTileId::kK32)
+GATHER_TILE(DType::kBFloat16, GatherTileId::kK64)
+GATHER_TILE(DType::kBFloat16, GatherTileId::kK4)
+GATHER_TILE(DType::kFloat16, GatherTileId::kK32)
+GATHER_TILE(DType::kFloat16, GatherTileId::kK64)
+GATHER_TILE(DType::kFloat16, GatherTileId::kK4)
 
 }  // namespace fastconv::cuda

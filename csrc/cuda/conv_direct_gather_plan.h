@@ -5,7 +5,7 @@
 #include <numeric>
 #include <string>
 
-#include "conv_direct.h"
+#include "conv_direct_launch.h"
 #include "conv_direct_tensors.cuh"
 #include "conv_gather_direct_params.cuh"
 
@@ -13,7 +13,7 @@ namespace fastconv::cuda {
 
 // Of a tile (conv_gather_direct.cuh) and its dtype.
 struct GatherShape {
-  int block_k, block_pix, k_pitch, pack, acc_bytes;
+  int threads, block_k, block_pix, k_pitch, pack, acc_bytes;
 };
 
 struct GatherPlan {
@@ -23,10 +23,6 @@ struct GatherPlan {
   int64_t shared_bytes;
   double lane_instructions;  // of the whole grid, for the cost
 };
-
-// Shared memory that lets four blocks run on an SM of either architecture; and what a lone block
-// may take on every GPU from sm_80 on.
-constexpr int64_t kStepBytes = 32 << 10, kSoftBytes = 40 << 10, kHardBytes = 96 << 10;
 
 struct GatherStep {
   int rows, cols, packs;         // taps and packs of channels
@@ -86,9 +82,6 @@ inline GatherStep gather_step_of_tile(const GatherParams& params, const GatherSh
   return s;
 }
 
-// Thread instructions, counted in the SASS, to stage one position and channel, and one weight.
-constexpr double kStageInput = 6, kStageWeight = 18;
-
 inline void plan_gather_axes(const ConvProblem& p, Direction direction, GatherPlan& plan,
                              int (&classes)[3]) {
   GatherParams& params = plan.params;
@@ -121,32 +114,11 @@ inline void plan_gather_axes(const ConvProblem& p, Direction direction, GatherPl
   }
 }
 
-inline std::string gather_refusal(const ConvProblem& p, Direction direction) {
-  constexpr int64_t kMax = int64_t{1} << 29, kMaxStride = int64_t{1} << 20;
-  for (int i = 0; i < 3; ++i) {
-    const int64_t reach = p.dilation[i] * (p.filter[i] - 1);
-    const int64_t most = std::max({p.in[i] + 2 * p.padding[i], reach, p.dilation[i]});
-    if (most > kMax)
-      return "padded extent or dilated kernel of " + std::to_string(most) + " exceeds " +
-             std::to_string(kMax);
-    const int64_t max_stride = direction == Direction::kDgrad ? kMaxClasses : kMaxStride;
-    if (p.stride[i] > max_stride)
-      return "stride " + std::to_string(p.stride[i]) + " exceeds " + std::to_string(max_stride);
-  }
-  const double weights = double(p.K) * double(p.channels_per_group()) * double(p.filter_size());
-  if (weights / double(p.groups) >= double(1 << 30) || p.C > kMax || p.K > kMax)
-    return "weight of " + std::to_string(p.K) + " filters x " +
-           std::to_string(p.channels_per_group()) + " channels x " +
-           std::to_string(p.filter_size()) + " taps in " + std::to_string(p.groups) +
-           " groups exceeds 2^30 elements per group";
-  return {};
-}
-
 inline GatherPlan plan_gather(const ConvProblem& p, Direction direction, bool channels_last,
                               const GatherShape& shape) {
   GatherPlan plan{};
   GatherParams& params = plan.params;
-  plan.refusal = gather_refusal(p, direction);
+  plan.refusal = direct_refusal(p, direction);
   if (!plan.refusal.empty()) return plan;
 
   const bool fprop = direction == Direction::kFprop;

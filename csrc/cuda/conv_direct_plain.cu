@@ -1,6 +1,6 @@
 // Launchers and table of the plain twin: every problem, every dtype, both layouts.
 #include "conv_dgrad_direct_plain.cuh"
-#include "conv_direct.h"
+#include "conv_direct_launch.h"
 #include "conv_fprop_direct_plain.cuh"
 #include "conv_wgrad_direct_plain.cuh"
 
@@ -53,7 +53,7 @@ double cost(const ConvProblem& p, const Device& device) {
       launches = 2;
   }
   const double filled = std::min(1.0, threads / (device.sm_count * 1024.0));
-  const double multiply = 2 * p.macs() / (fma_rate<acc>(rates) * kEfficiency * filled);
+  const double multiply = 2 * p.macs() / (fma_rate(rates, sizeof(acc)) * kEfficiency * filled);
   return launches * rates.launch_s + std::max(multiply, bytes / rates.bytes_per_s);
 }
 
@@ -95,9 +95,7 @@ int launch_conv_wgrad_direct_plain(const ConvCall& call) {
       dense_x(p, channels_last), dense_w(p, channels_last), dense_y(p, channels_last),
       static_cast<const scalar_t*>(call.x), static_cast<const scalar_t*>(call.y), partial, slices);
   if (error != 0) return error;
-  return launch_kernel(conv_wgrad_direct_reduce_kernel<scalar_t>, config_for(weights, call.stream),
-                       static_cast<const acc*>(partial), static_cast<scalar_t*>(call.w), weights,
-                       slices);
+  return launch_wgrad_reduce<dtype>(partial, call.w, weights, slices, call.stream);
 }
 
 #define PLAIN_ROWS(dtype, dtype_name, layout, layout_name)                                    \

@@ -3,15 +3,15 @@
 //   dw[k,c,t,r,s] = sum_{n,o,p,q} dy[n, k, o, p, q] * x[n, c, o*st-pd+t*dl, ...]
 //
 // Mapping   two kernels. The rows (n,o,p) are cut into `slices` equal ranges: one thread sums one
-//           element of dw over one slice into partial[slice][element], grid-stride; then one
-//           thread per element adds its slices in order. No shared memory.
+//           element of dw over one slice into partial[slice][element], grid-stride; then
+//           conv_wgrad_direct_reduce_kernel adds the slices.
 // Layouts   any dense one, through strides. Dtypes f32, f64, bf16, f16 (16-bit sums in fp32).
 // Padding   an output whose tap lies outside x is skipped: neither read nor multiplied.
 // Cost      2 * macs FLOPs; bound by load issue, a few percent of the FMA rate; the partial sums
 //           are written and read once: 2 * slices * |dw| * sizeof(acc_t) bytes. Not measured on a
 //           GPU.
-// Determinism   slices depend on the problem only and are added in order: bitwise repeatable.
-// Source    the definition.
+// Determinism   slices depend on the problem only and are added in a fixed order: bitwise
+// repeatable. Source    the definition.
 #pragma once
 #include "conv_direct_tensors.cuh"
 #include "conv_fprop_direct_plain.cuh"
@@ -58,20 +58,6 @@ __global__ void __launch_bounds__(kPlainThreads, kPlainBlocksPerSm)
       }
     }
     partial[i] = sum;
-  }
-}
-
-// dw[i] = sum over slices of partial[slice][i], in order.
-template <class scalar_t>
-__global__ void __launch_bounds__(kPlainThreads, kPlainBlocksPerSm)
-    conv_wgrad_direct_reduce_kernel(const acc_t<scalar_t>* __restrict__ partial,
-                                    scalar_t* __restrict__ dw, int64_t weights, int64_t slices) {
-  const int64_t threads = static_cast<int64_t>(gridDim.x) * kPlainThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPlainThreads + threadIdx.x; i < weights;
-       i += threads) {
-    acc_t<scalar_t> sum = 0;
-    for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * weights + i];
-    dw[i] = from_acc<scalar_t>(sum);
   }
 }
 
