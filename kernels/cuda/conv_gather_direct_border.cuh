@@ -38,6 +38,7 @@ __device__ __forceinline__ acc_t<scalar_t> sum_inside(
                                 (axis_d.filter_begin + t * axis_d.filter_step) * params.w_tap[0] +
                                 (axis_h.filter_begin + r * axis_h.filter_step) * params.w_tap[1] +
                                 (axis_w.filter_begin + s * axis_w.filter_step) * params.w_tap[2];
+#pragma unroll 1  // rare: not worth the code
         for (int c = 0; c < params.channels; ++c) {
           sum += to_acc(*in_tap) * to_acc(*w_tap);
           in_tap += params.box.stride_c;
