@@ -91,6 +91,8 @@ std::string im2col_refusal(const Im2colShape& s, const ConvProblem& p) {
     const std::string why = multiple("the output image's size", p.out_size(), s.vec_data);
     if (!why.empty()) return why;
   }
+  if (s.tap_table && p.filter_size() > kMaskTaps)
+    return too_large("the kernel's size", p.filter_size(), kMaskTaps);
   int64_t x_image = p.C, y_image = p.K;  // elements, the padding of x included
   for (int axis = 0; axis < 3; ++axis) {
     const int64_t padded = p.in[axis] + 2 * p.padding[axis];
@@ -108,13 +110,14 @@ std::string im2col_refusal(const Im2colShape& s, const ConvProblem& p) {
     for (int axis = 0; axis < 3; ++axis)
       per_image *= std::max<int64_t>(p.in[axis] / p.stride[axis], 1);
   }
+  const int64_t index_limit = std::min(kIndexLimit, (int64_t{1} << 32) / s.scalar_bytes);
   const int64_t spanned = std::max(x_image, y_image) * images_touched(p, run, per_image);
-  if (spanned >= kIndexLimit)
-    return too_large("the elements of the images that one tile reads", spanned, kIndexLimit - 1);
+  if (spanned >= index_limit)
+    return too_large("the elements of the images that one tile reads", spanned, index_limit - 1);
   const int64_t weights = weight_elements(p) / p.groups;
   const int64_t row = p.channels_per_group() * p.filter_size() * 256;
-  if (std::max(weights, row) >= kIndexLimit)
-    return too_large("the elements of one group's weight", std::max(weights, row), kIndexLimit - 1);
+  if (std::max(weights, row) >= index_limit)
+    return too_large("the elements of one group's weight", std::max(weights, row), index_limit - 1);
   const int64_t blocks =
       s.direction == Direction::kWgrad ? most_wgrad_blocks(s, p) : gather_blocks(s, p);
   if (blocks >= kIndexLimit) return too_large("the number of tiles", blocks, kIndexLimit - 1);

@@ -16,8 +16,9 @@ struct Im2colShape {
   GemmMath math;
   int scalar_bytes;
   int block_m, block_n, block_k;
-  int vec_data;   // elements per copy of the operand with pixels: x, or dy (of wgrad: dy)
-  int vec_other;  // of w (of wgrad: x)
+  int vec_data;    // elements per copy of the operand with pixels: x, or dy (of wgrad: dy)
+  int vec_other;   // of w (of wgrad: x)
+  bool tap_table;  // at most kMaskTaps taps; not in wgrad
 
   bool nhwc() const { return layout == Layout::kNHWC; }
 };
@@ -38,14 +39,15 @@ Im2colSplit im2col_split(const Im2colShape&, const ConvProblem&, const Device&);
 // All bases are aligned for the shape's copies.
 bool im2col_aligned(const Im2colShape&, const ConvCall&);
 
-// Tile: GemmTile; VEC_DATA, VEC_OTHER: see Im2colShape. Fallback: the configuration that takes
-// bases at any alignment, void where this one does.
+// Tile: GemmTile; VEC_DATA, VEC_OTHER, TAP_TABLE: see Im2colShape. Fallback: the configuration that
+// takes bases at any alignment, void where this one does.
 template <Direction direction_, Layout layout_, class Tile_, int VEC_DATA_, int VEC_OTHER_,
-          class Fallback_ = void>
+          bool TAP_TABLE_ = false, class Fallback_ = void>
 struct Im2colConfig {
   using Tile = Tile_;
   using Fallback = Fallback_;
   static constexpr int VEC_DATA = VEC_DATA_, VEC_OTHER = VEC_OTHER_;
+  static constexpr bool TAP_TABLE = TAP_TABLE_ && direction_ != Direction::kWgrad;
   static constexpr Im2colShape shape{
       direction_,    layout_,
       Tile::MATH,    static_cast<int>(sizeof(typename Tile::scalar_t)),
@@ -76,16 +78,16 @@ using FmaTile64 = GemmTile<float, GemmMath::kFma, 64, 64, 32, 32, 4, 3>;
 
 template <Direction direction, class TileSmall>
 using Im2colNhwc = Im2colConfig<direction, Layout::kNHWC, TileSmall, 1, 1>;
-template <Direction direction, class Tile, class TileSmall, int VEC>
-using Im2colNhwcVec =
-    Im2colConfig<direction, Layout::kNHWC, Tile, VEC, VEC, Im2colNhwc<direction, TileSmall>>;
+template <Direction direction, class Tile, class TileSmall, int VEC, bool TAP_TABLE = true>
+using Im2colNhwcVec = Im2colConfig<direction, Layout::kNHWC, Tile, VEC, VEC, TAP_TABLE,
+                                   Im2colNhwc<direction, TileSmall>>;
 template <Direction direction, class TileSmall>
 using Im2colNchw = Im2colConfig<direction, Layout::kNCHW, TileSmall, 1, 1>;
 // The operand that is contiguous along gemm_k in NCHW (w of fprop, dy of wgrad) by vectors.
 template <Direction direction, class Tile, class TileSmall, int VEC>
 using Im2colNchwVec =
     Im2colConfig<direction, Layout::kNCHW, Tile, direction == Direction::kWgrad ? VEC : 1,
-                 direction == Direction::kFprop ? VEC : 1, Im2colNchw<direction, TileSmall>>;
+                 direction == Direction::kFprop ? VEC : 1, true, Im2colNchw<direction, TileSmall>>;
 
 // X(name, dtype, tf32, configuration) for every instance of one direction `d` (a Direction), `dn`
 // its name: the table and the explicit instantiations are both made of this list.
@@ -93,7 +95,7 @@ using Im2colNchwVec =
   X(dn "_" name "_nhwc_mma_128x128x32_vec8", dtype, false,                            \
     (Im2colNhwcVec<d, Mma128<scalar_t>, Mma64<scalar_t>, 8>))                         \
   X(dn "_" name "_nhwc_mma_64x64x32_vec8", dtype, false,                              \
-    (Im2colNhwcVec<d, Mma64<scalar_t>, Mma64<scalar_t>, 8>))                          \
+    (Im2colNhwcVec<d, Mma64<scalar_t>, Mma64<scalar_t>, 8, false>))                   \
   X(dn "_" name "_nhwc_mma_64x64x32", dtype, false, (Im2colNhwc<d, Mma64<scalar_t>>)) \
   X(dn "_" name "_nchw_mma_128x64x32", dtype, false,                                  \
     (Im2colNchwVec<d, Mma128x64<scalar_t>, Mma64<scalar_t>, 8>))                      \

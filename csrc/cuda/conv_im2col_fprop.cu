@@ -15,8 +15,9 @@ int launch_conv_im2col(const ConvCall& call) {
   const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::NUM_THREADS),
                             conv_gather_shared_bytes<Tile>(), call.stream};
   constexpr bool nhwc = Config::shape.layout == Layout::kNHWC;
-  return launch_kernel(conv_fprop_im2col_kernel<Tile, nhwc, Config::VEC_DATA, Config::VEC_OTHER>,
-                       config, p);
+  return launch_kernel(
+      conv_fprop_im2col_kernel<Tile, nhwc, Config::VEC_DATA, Config::VEC_OTHER, Config::TAP_TABLE>,
+      config, p);
 }
 
 FC_IM2COL_INSTANCES(FC_IM2COL_INSTANTIATE, Direction::kFprop, "fprop")

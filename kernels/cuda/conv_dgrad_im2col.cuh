@@ -16,10 +16,10 @@
 
 namespace fastconv::cuda {
 
-template <class Tile, bool NHWC, int VEC_DY, int VEC_W>
+template <class Tile, bool NHWC, int VEC_DY, int VEC_W, bool TAP_TABLE>
 __global__ void __launch_bounds__(Tile::NUM_THREADS, Tile::MIN_BLOCKS)
     conv_dgrad_im2col_kernel(const ConvGatherParams p) {
-  conv_gather<Tile, true, NHWC, VEC_DY, VEC_W>(p);
+  conv_gather<Tile, true, NHWC, VEC_DY, VEC_W, TAP_TABLE>(p);
 }
 
 }  // namespace fastconv::cuda

@@ -97,12 +97,13 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, Tile::MIN_BLOCKS)
 
   using DyTile = OperandTile<scalar_t, Tile::BLOCK_M, !NHWC>;
   using XTile = OperandTile<scalar_t, Tile::BLOCK_N, !NHWC>;
-  using DyLoader =
-      GemmLoader<DyTile, THREADS, VEC_DY, false, StrideMap, std::decay_t<decltype(dy_pixels)>>;
-  using XLoader = GemmLoader<XTile, THREADS, VEC_X, true, TapChannelMap<NHWC>, PixelKMap<BLOCK_K>>;
+  using DyLoader = GemmLoader<DyTile, THREADS, VEC_DY, GemmCheck::kSign, StrideMap,
+                              std::decay_t<decltype(dy_pixels)>>;
+  using XLoader =
+      GemmLoader<XTile, THREADS, VEC_X, GemmCheck::kBox, TapChannelMap<NHWC>, PixelKMap<BLOCK_K>>;
   unsigned char* tables = shared + Tile::RING_BYTES;
-  DyLoader load_dy(dy, dy_filters, dy_pixels, box, tables);
-  XLoader load_x(x, x_taps, x_pixels, box, tables + DyLoader::TABLE_BYTES);
+  DyLoader load_dy(dy, dy_filters, dy_pixels, box, 0, tables);
+  XLoader load_x(x, x_taps, x_pixels, box, Tile::STAGE_B, tables + DyLoader::TABLE_BYTES);
   __syncthreads();
   GemmWarp<Tile, !NHWC, !NHWC> warp;
   gemm_mainloop<Tile>(warp, load_dy, load_x, k_tiles, shared);

@@ -22,20 +22,17 @@ __device__ __forceinline__ void gemm_mainloop(Warp& warp, LoaderA& a, LoaderB& b
                                               unsigned char* ring) {
   using scalar_t = typename Tile::scalar_t;
   constexpr int STAGES = Tile::NUM_STAGES;
-  const auto stage_a = [ring](int slot) {
-    return reinterpret_cast<scalar_t*>(ring + slot * Tile::STAGE_BYTES);
-  };
-  const auto stage_b = [ring](int slot) {
-    return reinterpret_cast<scalar_t*>(ring + slot * Tile::STAGE_BYTES + Tile::A_BYTES);
-  };
+  scalar_t* const stages = reinterpret_cast<scalar_t*>(ring);
 #pragma unroll 1
   for (int slot = 0; slot < STAGES - 1; ++slot) {
     if (slot < k_tiles) {
-      a.fetch(stage_a(slot));
-      b.fetch(stage_b(slot));
-      a.store(stage_a(slot));
-      b.store(stage_b(slot));
+      a.fetch(stages);
+      b.fetch(stages);
+      a.store(stages);
+      b.store(stages);
     }
+    a.move(Tile::STAGE);
+    b.move(Tile::STAGE);
     cp_async_commit();  // an empty group keeps the count that the waits below rely on
   }
   int read = 0, write = STAGES - 1;
@@ -45,17 +42,23 @@ __device__ __forceinline__ void gemm_mainloop(Warp& warp, LoaderA& a, LoaderB& b
     __syncthreads();
     const bool more = k_tile + STAGES - 1 < k_tiles;
     if (more) {
-      a.fetch(stage_a(write));
-      b.fetch(stage_b(write));
+      a.fetch(stages);
+      b.fetch(stages);
     }
     cp_async_commit();
-    warp.multiply(stage_a(read), stage_b(read));
+    warp.multiply(stages);
     if (more) {
-      a.store(stage_a(write));
-      b.store(stage_b(write));
+      a.store(stages);
+      b.store(stages);
     }
-    read = read + 1 == STAGES ? 0 : read + 1;
-    write = write + 1 == STAGES ? 0 : write + 1;
+    const auto next = [](int& slot) {
+      slot = slot + 1 == STAGES ? 0 : slot + 1;
+      return slot == 0 ? Tile::STAGE * (1 - STAGES) : Tile::STAGE;
+    };
+    warp.move(next(read));
+    const int step = next(write);
+    a.move(step);
+    b.move(step);
   }
   cp_async_wait<0>();
   __syncthreads();
@@ -74,44 +77,50 @@ struct GemmStore {
   bool vec4;
   const out_t* bias;  // of the tile's first row or column; may be null
 
-  __device__ __forceinline__ void operator()(int m, int n, float4 v) const {
-    const Coordinate row = rows.at(m);
-    if (row.d < 0) return;
-    if (BIAS == GemmBias::kPerRow && bias != nullptr) {
-      const float add = to_acc(bias[m]);
-      v.x += add, v.y += add, v.z += add, v.w += add;
-    }
-    if (vec4) {
-      const Coordinate column = columns.at(n);
-      if (column.d < 0) return;
-      if (BIAS == GemmBias::kPerColumn && bias != nullptr) {
-        v.x += to_acc(bias[n]), v.y += to_acc(bias[n + 1]);
-        v.z += to_acc(bias[n + 2]), v.w += to_acc(bias[n + 3]);
-      }
-      store4(base + row.offset + column.offset, v);
-      return;
-    }
-    const float values[4] = {v.x, v.y, v.z, v.w};
+  // Four columns, the same for all the rows that a thread writes.
+  struct Columns {
+    int offset[4];  // < 0: there is none
+    float bias[4];
+  };
+  __device__ __forceinline__ Columns at(int n) const {
+    Columns c;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const Coordinate column = columns.at(n + e);
-      if (column.d < 0) continue;
-      const bool add = BIAS == GemmBias::kPerColumn && bias != nullptr;
-      base[row.offset + column.offset] =
-          from_acc<out_t>(add ? values[e] + to_acc(bias[n + e]) : values[e]);
+      c.offset[e] = column.d < 0 ? -1 : column.offset;
+      c.bias[e] = 0.0f;
+      if (BIAS == GemmBias::kPerColumn && bias != nullptr && column.d >= 0)
+        c.bias[e] = to_acc(bias[n + e]);
     }
+    return c;
   }
 
-  static __device__ __forceinline__ void store4(float* to, float4 v) {
-    *reinterpret_cast<float4*>(to) = v;
+  __device__ __forceinline__ void operator()(int m, const Columns& c, float4 v) const {
+    const Coordinate row = rows.at(m);
+    if (row.d < 0) return;
+    float add = 0.0f;
+    if (BIAS == GemmBias::kPerRow && bias != nullptr) add = to_acc(bias[m]);
+    float values[4] = {v.x, v.y, v.z, v.w};
+    if constexpr (BIAS != GemmBias::kNone) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) values[e] += BIAS == GemmBias::kPerRow ? add : c.bias[e];
+    }
+    out_t* to = base + row.offset;
+    if (vec4) {
+      if (c.offset[0] >= 0) store4(to + c.offset[0], values);
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (c.offset[e] >= 0) to[c.offset[e]] = from_acc<out_t>(values[e]);
   }
-  template <class T>
-  static __device__ __forceinline__ void store4(T* to, float4 v) {
-    struct alignas(4 * sizeof(T)) Four {
-      T x, y, z, w;
+
+  static __device__ __forceinline__ void store4(out_t* to, const float (&v)[4]) {
+    struct alignas(4 * sizeof(out_t)) Four {
+      out_t e[4];
     };
-    *reinterpret_cast<Four*>(to) = {from_acc<T>(v.x), from_acc<T>(v.y), from_acc<T>(v.z),
-                                    from_acc<T>(v.w)};
+    *reinterpret_cast<Four*>(to) = {{from_acc<out_t>(v[0]), from_acc<out_t>(v[1]),
+                                     from_acc<out_t>(v[2]), from_acc<out_t>(v[3])}};
   }
 };
 
@@ -130,12 +139,13 @@ __device__ __forceinline__ void gemm_epilogue(const Warp& warp, const Store& sto
     warp.visit([&](int m, int n, float v) { tile[place(m, n)] = v; });
   }
   __syncthreads();
-  constexpr int COLUMNS4 = Tile::BLOCK_N / 4;
+  constexpr int COLUMNS4 = Tile::BLOCK_N / 4, ROW_STEP = Tile::NUM_THREADS / COLUMNS4;
+  static_assert(Tile::NUM_THREADS % COLUMNS4 == 0 && Tile::BLOCK_M % ROW_STEP == 0);
+  const int n = threadIdx.x % COLUMNS4 * 4;
+  const auto columns = store.at(n);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < Tile::BLOCK_M * COLUMNS4; i += Tile::NUM_THREADS) {
-    const int m = i / COLUMNS4, n = i % COLUMNS4 * 4;
-    store(m, n, *reinterpret_cast<const float4*>(tile + place(m, n)));
-  }
+  for (int m = threadIdx.x / COLUMNS4; m < Tile::BLOCK_M; m += ROW_STEP)
+    store(m, columns, *reinterpret_cast<const float4*>(tile + place(m, n)));
 }
 
 // The block's shared memory: the ring, then the loaders' tables.

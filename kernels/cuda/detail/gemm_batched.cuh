@@ -70,9 +70,9 @@ struct GemmBatchedLoaders {
   using scalar_t = typename Tile::scalar_t;
   using KMap = StrideKMap<Tile::BLOCK_K>;
   using A = GemmLoader<OperandTile<scalar_t, Tile::BLOCK_M, A_K_CONTIGUOUS>, Tile::NUM_THREADS,
-                       VEC_A, false, StrideMap, KMap>;
+                       VEC_A, GemmCheck::kSign, StrideMap, KMap>;
   using B = GemmLoader<OperandTile<scalar_t, Tile::BLOCK_N, B_K_CONTIGUOUS>, Tile::NUM_THREADS,
-                       VEC_B, false, StrideMap, KMap>;
+                       VEC_B, GemmCheck::kSign, StrideMap, KMap>;
 };
 
 // grid.x: splits x batch x gemm_m tiles x gemm_n tiles, the last fastest.
@@ -104,9 +104,9 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, Tile::MIN_BLOCKS)
   const Box box{};
   unsigned char* tables = shared + Tile::RING_BYTES;
   typename Loaders::A load_a(a, {A_K_CONTIGUOUS ? p.a_row : 1, p.M - m0},
-                             {A_K_CONTIGUOUS ? 1 : p.a_row, k_left}, box, tables);
+                             {A_K_CONTIGUOUS ? 1 : p.a_row, k_left}, box, 0, tables);
   typename Loaders::B load_b(b, {B_K_CONTIGUOUS ? p.b_row : 1, p.N - n0},
-                             {B_K_CONTIGUOUS ? 1 : p.b_row, k_left}, box,
+                             {B_K_CONTIGUOUS ? 1 : p.b_row, k_left}, box, Tile::STAGE_B,
                              tables + Loaders::A::TABLE_BYTES);
   __syncthreads();
   GemmWarp<Tile, A_K_CONTIGUOUS, B_K_CONTIGUOUS> warp;

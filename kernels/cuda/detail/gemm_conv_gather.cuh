@@ -95,7 +95,9 @@ __device__ __forceinline__ PixelMap conv_gather_pixels(const ConvGatherParams& p
 // grid.x: classes x groups x pixel tiles x channel tiles, the last fastest, so that blocks that run
 // side by side read the same pixels. NHWC: gemm_m = pixels, gemm_n = channels; NCHW: the reverse,
 // so that gemm_n is contiguous in dst. VEC_SRC, VEC_W: elements per copy.
-template <class Tile, bool DGRAD, bool NHWC, int VEC_SRC, int VEC_W>
+// TAP_TABLE: the iterators with masks and a table of taps (at most kMaskTaps of them), else the
+// analytic ones.
+template <class Tile, bool DGRAD, bool NHWC, int VEC_SRC, int VEC_W, bool TAP_TABLE>
 __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   using scalar_t = typename Tile::scalar_t;
   constexpr int BLOCK_K = Tile::BLOCK_K, THREADS = Tile::NUM_THREADS;
@@ -131,20 +133,25 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   const scalar_t* src = static_cast<const scalar_t*>(p.src) + image0 * src_image_stride +
                         static_cast<int64_t>(group) * p.src_channels * src_channel_stride;
   const int one[3] = {1, 1, 1};
-  const PixelMap src_pixels =
+  const PixelMap pixel_coordinates =
       conv_gather_pixels(p, c, first, count, c.origin, DGRAD ? one : p.stride, p.src_extent,
                          src_pixel_stride, src_image_stride);
   const int taps = c.taps[0] * c.taps[1] * c.taps[2];
   const int gemm_k = taps * p.src_channels;
-  TapChannelKMap<NHWC, BLOCK_K> src_taps{{NHWC ? p.channels : p.taps[c.tap_variant],
-                                          p.tap_plane[c.tap_variant & 3],
-                                          p.tap_row[c.tap_variant & 1],
-                                          0,
-                                          gemm_k,
-                                          {p.tap_step[0], p.tap_step[1], p.tap_step[2]},
-                                          {p.src_extent[1], p.src_extent[2], src_pixel_stride},
-                                          src_channel_stride}};
   const Box box{{p.src_extent[0], p.src_extent[1], p.src_extent[2]}};
+  const FastDivmod& inner = NHWC ? p.channels : p.taps[c.tap_variant];
+  const TapChannelKMap<NHWC, BLOCK_K> tap_coordinates{
+      {inner,
+       p.tap_plane[c.tap_variant & 3],
+       p.tap_row[c.tap_variant & 1],
+       0,
+       gemm_k,
+       {p.tap_step[0], p.tap_step[1], p.tap_step[2]},
+       {p.src_extent[1], p.src_extent[2], src_pixel_stride},
+       src_channel_stride}};
+  int* const src_table = reinterpret_cast<int*>(shared + Tile::RING_BYTES);
+  int* const w_table = src_table + kMaskTaps + 1;
+  unsigned char* const tables = reinterpret_cast<unsigned char*>(w_table + kMaskTaps + 1);
 
   // The weights: [channels of dst, gemm_k]. fprop has them in the order of gemm_k already; dgrad
   // takes the class's taps of [K, T, R, S, C/g] or [K, C/g, T, R, S].
@@ -157,61 +164,98 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   if constexpr (DGRAD)
     w += ((c.tap0[0] * p.filter[1] + c.tap0[1]) * p.filter[2] + c.tap0[2]) * w_tap_stride;
   const StrideMap w_channels{w_mn_stride, p.dst_channels - channel0};
-  const auto w_taps = [&] {
-    if constexpr (DGRAD) {
-      return TapChannelKMap<NHWC, BLOCK_K>{{src_taps.inner,
-                                            src_taps.tap_plane,
-                                            src_taps.tap_row,
-                                            0,
-                                            gemm_k,
-                                            {p.tap_period[0], p.tap_period[1], p.tap_period[2]},
-                                            {p.filter[1], p.filter[2], w_tap_stride},
-                                            p.dst_channels * filter_size}};
-    } else {
-      return StrideKMap<BLOCK_K>{1, gemm_k};
+  const TapChannelKMap<NHWC, BLOCK_K> w_tap_coordinates{
+      {inner,
+       tap_coordinates.tap_plane,
+       tap_coordinates.tap_row,
+       0,
+       gemm_k,
+       {p.tap_period[0], p.tap_period[1], p.tap_period[2]},
+       {p.filter[1], p.filter[2], w_tap_stride},
+       p.dst_channels * filter_size}};
+  if constexpr (TAP_TABLE) {
+    if (threadIdx.x <= kMaskTaps) {
+      const int tap = threadIdx.x;
+      src_table[tap] = tap < taps ? tap_coordinates.tap(tap).offset : 0;
+      if constexpr (DGRAD) w_table[tap] = tap < taps ? w_tap_coordinates.tap(tap).offset : 0;
     }
+    __syncthreads();
+  }
+  const auto src_pixels = [&] {
+    if constexpr (TAP_TABLE)
+      return MaskedPixelMap{pixel_coordinates,
+                            {c.taps[0], c.taps[1], c.taps[2]},
+                            {p.tap_step[0], p.tap_step[1], p.tap_step[2]},
+                            box};
+    else
+      return pixel_coordinates;
+  }();
+  const auto src_taps = [&] {
+    if constexpr (TAP_TABLE)
+      return TapTableKMap<NHWC, true, BLOCK_K>{inner, 0, gemm_k, src_channel_stride, src_table};
+    else
+      return tap_coordinates;
+  }();
+  const auto w_taps = [&] {
+    if constexpr (!DGRAD)
+      return StrideKMap<BLOCK_K>{1, gemm_k};
+    else if constexpr (TAP_TABLE)
+      return TapTableKMap<NHWC, false, BLOCK_K>{inner, 0, gemm_k, p.dst_channels * filter_size,
+                                                w_table};
+    else
+      return w_tap_coordinates;
   }();
 
   // Where the tile goes.
-  scalar_t* dst = static_cast<scalar_t*>(p.dst) + image0 * dst_image_stride +
+  scalar_t* dst = static_cast<scalar_t*>(p.dst) +
                   (static_cast<int64_t>(group) * p.dst_channels + channel0) * dst_channel_stride;
-  const PixelMap dst_pixels =
-      conv_gather_pixels(p, c, first, count, c.first, DGRAD ? p.stride : one, p.dst_extent,
-                         dst_pixel_stride, dst_image_stride);
+  const auto dst_pixels = [&] {
+    if constexpr (!DGRAD && NHWC) {
+      dst += start * dst_pixel_stride;  // the tile's pixels are neighbours, whatever their images
+      return StrideMap{dst_pixel_stride, count};
+    } else {
+      dst += image0 * dst_image_stride;
+      return conv_gather_pixels(p, c, first, count, c.first, DGRAD ? p.stride : one, p.dst_extent,
+                                dst_pixel_stride, dst_image_stride);
+    }
+  }();
+  using DstPixels = std::decay_t<decltype(dst_pixels)>;
   const StrideMap dst_channels{dst_channel_stride, p.dst_channels - channel0};
   const scalar_t* bias = static_cast<const scalar_t*>(p.bias);
   if (bias != nullptr) bias += group * p.dst_channels + channel0;
 
   using SrcTile = OperandTile<scalar_t, BLOCK_PIXELS, NHWC>;
   using WTile = OperandTile<scalar_t, BLOCK_CHANNELS, !(DGRAD && NHWC)>;
-  using SrcLoader = GemmLoader<SrcTile, THREADS, VEC_SRC, true, PixelMap, decltype(src_taps)>;
-  using WLoader =
-      GemmLoader<WTile, THREADS, VEC_W, false, StrideMap, std::decay_t<decltype(w_taps)>>;
-  unsigned char* tables = shared + Tile::RING_BYTES;
-  SrcLoader load_src(src, src_pixels, src_taps, box, tables);
-  WLoader load_w(w, w_channels, w_taps, box, tables + SrcLoader::TABLE_BYTES);
+  using SrcLoader =
+      GemmLoader<SrcTile, THREADS, VEC_SRC, TAP_TABLE ? GemmCheck::kMask : GemmCheck::kBox,
+                 std::decay_t<decltype(src_pixels)>, std::decay_t<decltype(src_taps)>>;
+  using WLoader = GemmLoader<WTile, THREADS, VEC_W, GemmCheck::kSign, StrideMap,
+                             std::decay_t<decltype(w_taps)>>;
+  SrcLoader load_src(src, src_pixels, src_taps, box, NHWC ? 0 : Tile::STAGE_B, tables);
+  WLoader load_w(w, w_channels, w_taps, box, NHWC ? Tile::STAGE_B : 0,
+                 tables + SrcLoader::TABLE_BYTES);
   __syncthreads();
   const int k_tiles = (gemm_k + BLOCK_K - 1) / BLOCK_K;
   if constexpr (NHWC) {
     GemmWarp<Tile, SrcTile::K_CONTIGUOUS, WTile::K_CONTIGUOUS> warp;
     gemm_mainloop<Tile>(warp, load_src, load_w, k_tiles, shared);
-    const GemmStore<scalar_t, PixelMap, StrideMap, GemmBias::kPerColumn> store{
+    const GemmStore<scalar_t, DstPixels, StrideMap, GemmBias::kPerColumn> store{
         dst, dst_pixels, dst_channels, p.vec4, bias};
     gemm_epilogue<Tile>(warp, store, reinterpret_cast<float*>(shared));
   } else {
     GemmWarp<Tile, WTile::K_CONTIGUOUS, SrcTile::K_CONTIGUOUS> warp;
     gemm_mainloop<Tile>(warp, load_w, load_src, k_tiles, shared);
-    const GemmStore<scalar_t, StrideMap, PixelMap, GemmBias::kPerRow> store{
+    const GemmStore<scalar_t, StrideMap, DstPixels, GemmBias::kPerRow> store{
         dst, dst_channels, dst_pixels, p.vec4, bias};
     gemm_epilogue<Tile>(warp, store, reinterpret_cast<float*>(shared));
   }
 }
 
-// Dynamic shared memory of conv_gather: the ring, and a table of pixel coordinates where a thread
-// would hold too many (see GemmLoader).
+// Dynamic shared memory of conv_gather: the ring, the offsets of the taps, and a table of pixel
+// coordinates where a thread would hold too many (see GemmLoader).
 template <class Tile>
 constexpr int conv_gather_shared_bytes() {
-  return Tile::RING_BYTES + 16 * (Tile::BLOCK_M + Tile::BLOCK_N);
+  return Tile::RING_BYTES + 8 * (kMaskTaps + 1) + 16 * (Tile::BLOCK_M + Tile::BLOCK_N);
 }
 
 }  // namespace fastconv::cuda

@@ -1,5 +1,5 @@
 // The two halves of an address in a convolution's implicit column matrix, as maps for
-// gemm_loader.cuh. Analytic: every index is taken apart by FastDivmod, for any geometry.
+// gemm_loader.cuh. Every index is taken apart by FastDivmod, for any geometry.
 //
 //   pixel: GEMM index -> (image, three coordinates)    coordinate = origin + step * position
 //   tap and channel: GEMM index -> (channel, three displacements)   displacement = step * tap
@@ -44,7 +44,37 @@ struct PixelMap {
   }
 };
 
-// The same along gemm_k: whole images that were passed go into the 64-bit base.
+// Pixels with a mask of the taps that stay inside the box: what the analytic form tests three times
+// per element is one bit, looked up by the tap's number. At most kMaskTaps taps.
+struct MaskedPixelMap : PixelMap {
+  int taps[3], tap_step[3];
+  Box box;
+
+  __device__ __forceinline__ Coordinate at(int i) const {
+    const Coordinate c = PixelMap::at(i);
+    if (c.d == Coordinate::NOTHING) return {0, 0, 0, 0};
+    const uint64_t in_row = inside(c.w, 2);
+    const uint64_t in_plane = inside(c.h, 1);
+    uint64_t mask = 0;
+    int shift = 0, d = c.d;
+    for (int t = 0; t < taps[0]; ++t, d += tap_step[0])
+      for (int r = 0; r < taps[1]; ++r, shift += taps[2])
+        if (static_cast<unsigned>(d) < static_cast<unsigned>(box.extent[0]) && (in_plane >> r & 1))
+          mask |= in_row << shift;
+    return {c.offset, static_cast<int>(mask), static_cast<int>(mask >> 32), 0};
+  }
+
+ private:
+  __device__ __forceinline__ uint64_t inside(int coordinate, int axis) const {
+    uint64_t bits = 0;
+    for (int tap = 0; tap < taps[axis]; ++tap, coordinate += tap_step[axis])
+      if (static_cast<unsigned>(coordinate) < static_cast<unsigned>(box.extent[axis]))
+        bits |= uint64_t{1} << tap;
+    return bits;
+  }
+};
+
+// PixelMap along gemm_k: whole images that were passed go into the 64-bit base.
 template <int BLOCK_K>
 struct PixelKMap : PixelMap {
   __device__ __forceinline__ int64_t advance() {
@@ -92,13 +122,17 @@ struct TapChannelMap {
     if (first + i >= extent) return {0, Coordinate::NOTHING, 0, 0};
     uint32_t remainder;
     const uint32_t quotient = inner.divmod(first + i, remainder);
-    const uint32_t tap = CHANNEL_INNERMOST ? quotient : remainder;
-    const int channel = static_cast<int>(CHANNEL_INNERMOST ? remainder : quotient);
+    Coordinate c = tap(CHANNEL_INNERMOST ? quotient : remainder);
+    c.offset += static_cast<int>(CHANNEL_INNERMOST ? remainder : quotient) * channel_stride;
+    return c;
+  }
+  // Of channel 0.
+  __device__ __forceinline__ Coordinate tap(uint32_t number) const {
     uint32_t in_plane, s;
-    const int t = static_cast<int>(tap_plane.divmod(tap, in_plane));
+    const int t = static_cast<int>(tap_plane.divmod(number, in_plane));
     const int r = static_cast<int>(tap_row.divmod(in_plane, s));
     const int d = step[0] * t, h = step[1] * r, w = step[2] * static_cast<int>(s);
-    return {channel * channel_stride + raster.offset(d, h, w), d, h, w};
+    return {raster.offset(d, h, w), d, h, w};
   }
 };
 
@@ -106,6 +140,33 @@ template <bool CHANNEL_INNERMOST, int BLOCK_K>
 struct TapChannelKMap : TapChannelMap<CHANNEL_INNERMOST> {
   __device__ __forceinline__ int64_t advance() {
     this->first += BLOCK_K;
+    return 0;
+  }
+};
+
+// The twin for few taps: where a tap is read comes from a table in shared memory, made once per
+// block. TAP_NUMBER: d is the tap, for pixels with a mask; else 0, or NOTHING where there is none.
+template <bool CHANNEL_INNERMOST, bool TAP_NUMBER, int BLOCK_K>
+struct TapTableKMap {
+  FastDivmod inner;  // by channels, or by taps
+  int first, extent;
+  int channel_stride;
+  const int* table;  // [kMaskTaps + 1]: offset of each tap
+
+  __device__ __forceinline__ Coordinate at(int i) const {
+    uint32_t remainder;
+    const uint32_t quotient = inner.divmod(first + i, remainder);
+    const int channel = static_cast<int>(CHANNEL_INNERMOST ? remainder : quotient);
+    const bool exists = first + i < extent;
+    const int tap = exists ? static_cast<int>(CHANNEL_INNERMOST ? quotient : remainder) : kMaskTaps;
+    return {channel * channel_stride + table[tap],
+            TAP_NUMBER ? tap
+            : exists   ? 0
+                       : Coordinate::NOTHING,
+            0, 0};
+  }
+  __device__ __forceinline__ int64_t advance() {
+    first += BLOCK_K;
     return 0;
   }
 };

@@ -1,9 +1,11 @@
 // Tile iterators: how one operand of a block's matrix product gets from global memory into a stage
 // of shared memory. The operand need not exist as a matrix: element (mn, k) is read at
 //   base + MnMap(mn).offset + KMap(k).offset,
-// and is zero where the sum of the two coordinates leaves a box (the tensor without its padding) or
-// where either map says that there is nothing. That form covers plain matrices as well as the
-// implicit column matrix of a convolution, whose pixels and filter taps add up that way.
+// (bytes from base: below 2^32) and is zero where the sum of the two coordinates leaves a box (the
+// tensor without its padding) or where either map says that there is nothing. That form covers
+// plain matrices as well as the implicit column matrix of a convolution, whose pixels and filter
+// taps add up that way. Instead of coordinates an mn may carry a mask of the taps that it has (one
+// bit each), and a k its tap.
 //
 // A map answers `Coordinate at(int i)` for i within the tile; a KMap also has
 // `int64_t advance()`: go to the next BLOCK_K, and return by how many elements the base moves.
@@ -22,9 +24,17 @@ namespace fastconv::cuda {
 struct alignas(16) Coordinate {
   static constexpr int NOTHING = -(1 << 30);  // in d: outside of every box, whatever is added
 
-  int offset;   // elements
-  int d, h, w;  // d < 0 in the sum: zero
+  int offset;  // elements; bytes in what GemmLoader keeps
+  int d, h, w;
 };
+
+// What makes an element zero instead of read.
+enum class GemmCheck {
+  kSign,  // d < 0 in the sum
+  kBox,   // (d, h, w) of the sum outside of the box
+  kMask,  // bit d of k is not set in d (low word) and h (high word) of mn
+};
+constexpr int kMaskTaps = 63;  // with a mask: tap 63 never exists
 
 // The tensor that the coordinates run over, without its padding.
 struct Box {
@@ -53,8 +63,7 @@ struct StrideKMap {
   }
 };
 
-// BOUNDED: the coordinates are checked against the box, else only d against NOTHING.
-template <class Operand, int NUM_THREADS, int VEC, bool BOUNDED, class MnMap, class KMap>
+template <class Operand, int NUM_THREADS, int VEC, GemmCheck CHECK, class MnMap, class KMap>
 class GemmLoader {
   using scalar_t = typename Operand::scalar_t;
   static constexpr int BYTES = VEC * static_cast<int>(sizeof(scalar_t));
@@ -70,69 +79,99 @@ class GemmLoader {
   // registers; more are kept in a table in shared memory.
   static constexpr bool TABLE = MN_COUNT > 4;
   static_assert(VEC == 1 || BYTES == 16);
+  static_assert((ROW_STEP & (ROW_STEP - 1)) == 0 && (LANES & (LANES - 1)) == 0);
   static_assert(NUM_THREADS % LANES == 0 && Operand::ROWS % ROW_STEP == 0);
 
  public:
   static constexpr int TABLE_BYTES = TABLE ? Operand::EXTENT * 16 : 0;
 
-  // `table`: TABLE_BYTES of shared memory; a barrier must follow before the first fetch.
+  // `part`: where the operand lies in a stage, in elements. `table`: TABLE_BYTES of shared memory;
+  // a barrier must follow before the first fetch.
   __device__ __forceinline__ GemmLoader(const scalar_t* base, const MnMap& mn_map,
-                                        const KMap& k_map, const Box& box, unsigned char* table)
-      : base_(base), k_map_(k_map), box_(box), table_(reinterpret_cast<Coordinate*>(table)) {
+                                        const KMap& k_map, const Box& box, int part,
+                                        unsigned char* table)
+      : base_(reinterpret_cast<const unsigned char*>(base)),
+        k_map_(k_map),
+        box_(box),
+        to_(part + Operand::offset(row(0), unit(0) * VEC)),
+        table_(reinterpret_cast<Coordinate*>(table)) {
     if constexpr (TABLE) {
-      for (int i = threadIdx.x; i < Operand::EXTENT; i += NUM_THREADS) table_[i] = mn_map.at(i);
+      for (int i = threadIdx.x; i < Operand::EXTENT; i += NUM_THREADS)
+        table_[i] = in_bytes(mn_map.at(i));
     } else {
 #pragma unroll
-      for (int i = 0; i < MN_COUNT; ++i) mn_[i] = mn_map.at(K_CONTIGUOUS ? row(i) : unit(i) * VEC);
+      for (int i = 0; i < MN_COUNT; ++i)
+        mn_[i] = in_bytes(mn_map.at(K_CONTIGUOUS ? row(i) : unit(i) * VEC));
     }
   }
 
-  // Starts the copy of the next BLOCK_K into `stage`.
-  __device__ __forceinline__ void fetch(scalar_t* stage) {
+  // Starts the copy of the next BLOCK_K into the present stage.
+  __device__ __forceinline__ void fetch(scalar_t* ring) {
 #pragma unroll
     for (int j = 0; j < K_COUNT; ++j) {
-      const Coordinate k = k_map_.at(K_CONTIGUOUS ? unit(j) * VEC : row(j));
+      const Coordinate k = in_bytes(k_map_.at(K_CONTIGUOUS ? unit(j) * VEC : row(j)));
 #pragma unroll
       for (int i = 0; i < MN_COUNT; ++i) {
         const Coordinate mn = TABLE ? table_[row(i)] : mn_[i];
-        const scalar_t* from = base_ + (mn.offset + k.offset);
+        // What is valid lies behind the base: an unsigned offset saves the sign's extension.
+        const unsigned char* from =
+            base_ + (static_cast<uint32_t>(mn.offset) + static_cast<uint32_t>(k.offset));
         const bool valid = inside(mn, k);
         if constexpr (STAGED)
-          staged_[j][i] = valid ? *from : from_acc<scalar_t>(0.0f);
+          staged_[j][i] =
+              valid ? *reinterpret_cast<const scalar_t*>(from) : from_acc<scalar_t>(0.0f);
         else
-          cp_async<BYTES>(stage + place(i, j), from, valid);
+          cp_async<BYTES>(ring + place(i, j), from, valid);
       }
     }
-    base_ += k_map_.advance();
+    base_ += k_map_.advance() * static_cast<int>(sizeof(scalar_t));
   }
 
-  // Ends a fetch whose copy went through registers; `stage` as given to it.
-  __device__ __forceinline__ void store(scalar_t* stage) const {
+  // Ends a fetch whose copy went through registers.
+  __device__ __forceinline__ void store(scalar_t* ring) const {
     if constexpr (STAGED) {
 #pragma unroll
       for (int j = 0; j < K_COUNT; ++j)
 #pragma unroll
-        for (int i = 0; i < MN_COUNT; ++i) stage[place(i, j)] = staged_[j][i];
+        for (int i = 0; i < MN_COUNT; ++i) ring[place(i, j)] = staged_[j][i];
     }
   }
+
+  // To the stage `elements` further on.
+  __device__ __forceinline__ void move(int elements) { to_ += elements; }
 
  private:
   static __device__ __forceinline__ int row(int i) { return threadIdx.x / LANES + i * ROW_STEP; }
   static __device__ __forceinline__ int unit(int i) { return threadIdx.x % LANES + i * LANES; }
   // mn-th gemm_m (gemm_n), k-th gemm_k of the thread.
-  static __device__ __forceinline__ int place(int mn, int k) {
-    return Operand::offset(row(K_CONTIGUOUS ? mn : k), unit(K_CONTIGUOUS ? k : mn) * VEC);
+  __device__ __forceinline__ int place(int mn, int k) const {
+    return Operand::moved(to_, (K_CONTIGUOUS ? mn : k) * ROW_STEP,
+                          (K_CONTIGUOUS ? k : mn) * LANES * VEC);
   }
-  __device__ __forceinline__ bool inside(const Coordinate& a, const Coordinate& b) const {
-    if constexpr (!BOUNDED) return a.d + b.d >= 0;
-    return static_cast<unsigned>(a.d + b.d) < static_cast<unsigned>(box_.extent[0]) &&
-           static_cast<unsigned>(a.h + b.h) < static_cast<unsigned>(box_.extent[1]) &&
-           static_cast<unsigned>(a.w + b.w) < static_cast<unsigned>(box_.extent[2]);
+  static __device__ __forceinline__ Coordinate in_bytes(Coordinate c) {
+    c.offset = static_cast<int>(static_cast<uint32_t>(c.offset) * sizeof(scalar_t));
+    return c;
+  }
+  __device__ __forceinline__ bool inside(const Coordinate& mn, const Coordinate& k) const {
+    if constexpr (CHECK == GemmCheck::kSign) {
+      return mn.d + k.d >= 0;
+    } else if constexpr (CHECK == GemmCheck::kMask) {
+      const uint64_t mask =
+          static_cast<uint64_t>(static_cast<uint32_t>(mn.h)) << 32 | static_cast<uint32_t>(mn.d);
+      return (mask >> k.d & 1) != 0;
+    } else {
+      return static_cast<unsigned>(mn.d + k.d) < static_cast<unsigned>(box_.extent[0]) &&
+             static_cast<unsigned>(mn.h + k.h) < static_cast<unsigned>(box_.extent[1]) &&
+             static_cast<unsigned>(mn.w + k.w) < static_cast<unsigned>(box_.extent[2]);
+    }
   }
 
-  const scalar_t* base_;
+  const unsigned char* base_;
   KMap k_map_;
   Box box_;
+  // The thread's first element in the present stage. Carried through the loop, not computed from
+  // the stage's number, so that the compiler does not derive it from the thread's index every time.
+  int to_;
   Coordinate* table_;
   Coordinate mn_[TABLE ? 1 : MN_COUNT];
   scalar_t staged_[STAGED ? K_COUNT : 1][STAGED ? MN_COUNT : 1];

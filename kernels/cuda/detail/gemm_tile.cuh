@@ -8,6 +8,7 @@
 // rows of an ldmatrix, the 16-byte reads of the FMA kernels and the 4-byte reads of TF32 fragments
 // all touch every bank once.
 #pragma once
+#include "common/conv_problem.h"
 #include "platform.cuh"
 
 namespace fastconv::cuda {
@@ -33,6 +34,8 @@ struct GemmTile {
   static constexpr int MIN_BLOCKS = min_blocks;  // per SM, for __launch_bounds__
   static constexpr int A_BYTES = BLOCK_M * 64, B_BYTES = BLOCK_N * 64;
   static constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
+  static constexpr int STAGE = STAGE_BYTES / static_cast<int>(sizeof(scalar));  // elements
+  static constexpr int STAGE_B = A_BYTES / static_cast<int>(sizeof(scalar));    // where B's part is
   // The epilogue passes the whole tile through the same memory, in fp32.
   static constexpr int RING_BYTES = STAGE_BYTES * NUM_STAGES > BLOCK_M* BLOCK_N * 4
                                         ? STAGE_BYTES* NUM_STAGES
@@ -54,18 +57,21 @@ struct OperandTile {
   static constexpr int COLS = k_contiguous ? BLOCK_K : extent;
   static_assert(k_contiguous || COLS / CHUNK >= 8, "the permutation needs eight chunks to a row");
 
-  // What the chunk index of a row is XORed with.
-  static __device__ __forceinline__ int swizzle(int row) {
-    if constexpr (k_contiguous) return (row >> 1) & 3;  // two rows of 64 bytes fill the banks once
+  // What the chunk index of a row is XORed with: bits of the row.
+  static FC_HOST_DEVICE constexpr int swizzle(int row) {
+    if (k_contiguous) return (row >> 1) & 3;  // two rows of 64 bytes fill the banks once
     // 16-bit: eight rows of an ldmatrix. 4-byte: a fragment reads 8 elements (two chunks) of 4
     // rows.
     return sizeof(scalar) == 2 ? row & 7 : (row & 3) * 2;
   }
-  static __device__ __forceinline__ int chunk_offset(int row, int chunk) {
-    return row * COLS + (chunk ^ swizzle(row)) * CHUNK;
+  static FC_HOST_DEVICE constexpr int offset(int row, int col) {
+    return row * COLS + ((col / CHUNK) ^ swizzle(row)) * CHUNK + col % CHUNK;
   }
-  static __device__ __forceinline__ int offset(int row, int col) {
-    return chunk_offset(row, col / CHUNK) + col % CHUNK;
+  // offset(row + rows, col + cols) from offset(row, col), where the sums carry no bit and cols is a
+  // multiple of CHUNK: an XOR and an addition of constants once the loops are unrolled. `offset`
+  // may have multiples of a stage on top.
+  static FC_HOST_DEVICE constexpr int moved(int offset, int rows, int cols) {
+    return (offset ^ (((cols / CHUNK) ^ swizzle(rows)) * CHUNK)) + rows * COLS;
   }
 };
 

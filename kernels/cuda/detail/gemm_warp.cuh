@@ -2,8 +2,9 @@
 // or on the FMA pipe, for either orientation of either operand. Accumulation is in fp32, over
 // gemm_k in ascending order.
 //
-// Both classes offer multiply(a, b) and visit(f), where f(m, n, v0, v1) gets two accumulators that
-// are neighbours along gemm_n when PAIRS, else f(m, n, v). m, n count from the block's tile.
+// Both classes offer multiply(ring), move(elements) and visit(f), where f(m, n, v0, v1) gets two
+// accumulators that are neighbours along gemm_n when PAIRS, else f(m, n, v). m, n count from the
+// block's tile.
 #pragma once
 #include "gemm_tile.cuh"
 #include "mma.cuh"
@@ -19,7 +20,8 @@ class TensorCoreWarp {
   using A = OperandTile<scalar_t, Tile::BLOCK_M, A_K_CONTIGUOUS>;
   using B = OperandTile<scalar_t, Tile::BLOCK_N, B_K_CONTIGUOUS>;
   static constexpr int STEPS = 2;
-  static constexpr int STEP_K = Tile::BLOCK_K / STEPS;
+  static constexpr int STEP_K = Tile::BLOCK_K / STEPS, HALF_K = STEP_K / 2;
+  static constexpr bool LDMATRIX = sizeof(scalar_t) == 2;
   static constexpr int FRAGMENTS_M = Tile::WARP_M / 16, FRAGMENTS_N = Tile::WARP_N / 8;
   static_assert(Tile::WARP_M % 32 == 0 && Tile::WARP_N % 32 == 0);
 
@@ -30,6 +32,21 @@ class TensorCoreWarp {
       : lane_(threadIdx.x % 32),
         m_(threadIdx.x / 32 / Tile::WARPS_N * Tile::WARP_M),
         n_(threadIdx.x / 32 % Tile::WARPS_N * Tile::WARP_N) {
+    // Which row of the four 8x8 matrices (ldmatrix), or which element, the lane addresses first.
+    const int low = lane_ & 7, bit3 = lane_ & 8, bit4 = (lane_ & 16) / 2;
+    if constexpr (A_K_CONTIGUOUS)
+      a_ = A::offset(m_ + low + bit3, bit4 * HALF_K / 8);
+    else if constexpr (LDMATRIX)
+      a_ = A::offset(low + bit4, m_ + bit3);
+    else
+      a_ = A::offset(lane_ % 4, m_ + lane_ / 4);
+    if constexpr (B_K_CONTIGUOUS)
+      b_ = B::offset(n_ + low + bit4, bit3 * HALF_K / 8);
+    else if constexpr (LDMATRIX)
+      b_ = B::offset(low + bit3, n_ + bit4);
+    else
+      b_ = B::offset(lane_ % 4, n_ + lane_ / 4);
+    b_ += Tile::STAGE_B;
 #pragma unroll
     for (int i = 0; i < FRAGMENTS_M; ++i)
 #pragma unroll
@@ -38,14 +55,15 @@ class TensorCoreWarp {
         for (int e = 0; e < 4; ++e) acc_[i][j][e] = 0.0f;
   }
 
-  __device__ __forceinline__ void multiply(const scalar_t* a, const scalar_t* b) {
+  // The present stage of `ring`.
+  __device__ __forceinline__ void multiply(const scalar_t* ring) {
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
       uint32_t fa[FRAGMENTS_M][4], fb[FRAGMENTS_N / 2][4];
 #pragma unroll
-      for (int i = 0; i < FRAGMENTS_M; ++i) load_a(fa[i], a, m_ + i * 16, step);
+      for (int i = 0; i < FRAGMENTS_M; ++i) load_a(fa[i], ring, i * 16, step * STEP_K);
 #pragma unroll
-      for (int j = 0; j < FRAGMENTS_N / 2; ++j) load_b(fb[j], b, n_ + j * 16, step);
+      for (int j = 0; j < FRAGMENTS_N / 2; ++j) load_b(fb[j], ring, j * 16, step * STEP_K);
 #pragma unroll
       for (int i = 0; i < FRAGMENTS_M; ++i)
 #pragma unroll
@@ -58,6 +76,9 @@ class TensorCoreWarp {
         }
     }
   }
+
+  // To the stage `elements` further on.
+  __device__ __forceinline__ void move(int elements) { a_ += elements, b_ += elements; }
 
   template <class F>
   __device__ __forceinline__ void visit(const F& f) const {
@@ -73,46 +94,32 @@ class TensorCoreWarp {
 
  private:
   // r[0..3]: rows 0-7 and 8-15 of the first half of gemm_k, then of the second half.
-  __device__ __forceinline__ void load_a(uint32_t (&r)[4], const scalar_t* a, int m,
-                                         int step) const {
+  __device__ __forceinline__ void load_a(uint32_t (&r)[4], const scalar_t* ring, int m,
+                                         int k) const {
     if constexpr (A_K_CONTIGUOUS) {
-      // The fragment's first row is a multiple of 16: only the lane's row matters to the swizzle.
-      ldmatrix_x4(r, a + m * A::COLS + A::chunk_offset(lane_ & 15, step * 2 + (lane_ >> 4)));
-    } else if constexpr (sizeof(scalar_t) == 2) {
-      const int k = step * STEP_K + (lane_ & 7) + (lane_ >> 4) * 8;
-      ldmatrix_x4_trans(r, a + A::chunk_offset(k, m / 8 + ((lane_ >> 3) & 1)));
+      ldmatrix_x4(r, ring + A::moved(a_, m, k));
+    } else if constexpr (LDMATRIX) {
+      ldmatrix_x4_trans(r, ring + A::moved(a_, k, m));
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int k = step * STEP_K + lane_ % 4 + e / 2 * 4;
-        r[e] = __float_as_uint(a[k * A::COLS + column(m_, (m - m_) / 8 + e % 2)]);
-      }
+      for (int e = 0; e < 4; ++e)
+        r[e] = __float_as_uint(ring[A::moved(a_, k + e / 2 * 4, m + e % 2 * 8)]);
     }
     round(r);
   }
   // Two fragments: r[0..1] columns 0-7 (first and second half of gemm_k), r[2..3] columns 8-15.
-  __device__ __forceinline__ void load_b(uint32_t (&r)[4], const scalar_t* b, int n,
-                                         int step) const {
+  __device__ __forceinline__ void load_b(uint32_t (&r)[4], const scalar_t* ring, int n,
+                                         int k) const {
     if constexpr (B_K_CONTIGUOUS) {
-      const int row = (lane_ & 7) + (lane_ >> 4) * 8;
-      ldmatrix_x4(r, b + n * B::COLS + B::chunk_offset(row, step * 2 + ((lane_ >> 3) & 1)));
-    } else if constexpr (sizeof(scalar_t) == 2) {
-      const int k = step * STEP_K + (lane_ & 15);
-      ldmatrix_x4_trans(r, b + B::chunk_offset(k, n / 8 + (lane_ >> 4)));
+      ldmatrix_x4(r, ring + B::moved(b_, n, k));
+    } else if constexpr (LDMATRIX) {
+      ldmatrix_x4_trans(r, ring + B::moved(b_, k, n));
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int k = step * STEP_K + lane_ % 4 + e % 2 * 4;
-        r[e] = __float_as_uint(b[k * B::COLS + column(n_, (n - n_) / 8 + e / 2)]);
-      }
+      for (int e = 0; e < 4; ++e)
+        r[e] = __float_as_uint(ring[B::moved(b_, k + e % 2 * 4, n + e / 2 * 8)]);
     }
     round(r);
-  }
-  // OperandTile::offset's column for 4-byte elements, k = lane % 4 (mod 4) and the lane's row of
-  // the i-th eight from `first`, a multiple of 32: four addresses and immediates serve all
-  // fragments.
-  __device__ __forceinline__ int column(int first, int i) const {
-    return first + i / 4 * 32 + ((i % 4) ^ (lane_ % 4)) * 8 + lane_ / 4;
   }
   // The instruction would cut the low bits off; rounding halves the error.
   static __device__ __forceinline__ void round(uint32_t (&r)[4]) {
@@ -124,6 +131,7 @@ class TensorCoreWarp {
 
   float acc_[FRAGMENTS_M][FRAGMENTS_N][4];
   int lane_, m_, n_;
+  int a_, b_;  // first address of the lane in the present stage, carried through the loop
 };
 
 // FFMA: a lane owns THREAD_M x THREAD_N accumulators, the warp's lanes lie 4 x 8. Operands are read
@@ -144,19 +152,22 @@ class FmaWarp {
       : lane_m_(threadIdx.x % 32 / LANES_N),
         lane_n_(threadIdx.x % LANES_N),
         m_(threadIdx.x / 32 / Tile::WARPS_N * Tile::WARP_M),
-        n_(threadIdx.x / 32 % Tile::WARPS_N * Tile::WARP_N) {
+        n_(threadIdx.x / 32 % Tile::WARPS_N * Tile::WARP_N),
+        a_(first<A>(m_ + place<A_K_CONTIGUOUS, LANES_M>(lane_m_, 0))),
+        b_(Tile::STAGE_B + first<B>(n_ + place<B_K_CONTIGUOUS, LANES_N>(lane_n_, 0))) {
 #pragma unroll
     for (int i = 0; i < THREAD_M; ++i)
 #pragma unroll
       for (int j = 0; j < THREAD_N; ++j) acc_[i][j] = 0.0f;
   }
 
-  __device__ __forceinline__ void multiply(const float* a, const float* b) {
+  __device__ __forceinline__ void multiply(const float* ring) {
+    // Not unrolled as a whole: the loads of one step are enough in flight, and registers are few.
 #pragma unroll 1
     for (int k = 0; k < Tile::BLOCK_K; k += 4) {
       float fa[THREAD_M][4], fb[THREAD_N][4];  // [.., gemm_k]
-      load<A, THREAD_M, LANES_M>(fa, a, m_, lane_m_, k);
-      load<B, THREAD_N, LANES_N>(fb, b, n_, lane_n_, k);
+      load<A, THREAD_M, LANES_M>(fa, ring, a_, k);
+      load<B, THREAD_N, LANES_N>(fb, ring, b_, k);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
 #pragma unroll
@@ -165,6 +176,9 @@ class FmaWarp {
           for (int j = 0; j < THREAD_N; ++j) acc_[i][j] = fmaf(fa[i][e], fb[j][e], acc_[i][j]);
     }
   }
+
+  // To the stage `elements` further on.
+  __device__ __forceinline__ void move(int elements) { a_ += elements, b_ += elements; }
 
   template <class F>
   __device__ __forceinline__ void visit(const F& f) const {
@@ -183,14 +197,17 @@ class FmaWarp {
   static __device__ __forceinline__ int place(int lane, int i) {
     return K_CONTIGUOUS ? lane + i * LANES : lane * 4 + i % 4 + i / 4 * LANES * 4;
   }
+  template <class Operand>
+  static __device__ __forceinline__ int first(int mn) {
+    return Operand::K_CONTIGUOUS ? Operand::offset(mn, 0) : Operand::offset(0, mn);
+  }
   template <class Operand, int COUNT, int LANES>
-  static __device__ __forceinline__ void load(float (&r)[COUNT][4], const float* tile, int first,
-                                              int lane, int k) {
+  static __device__ __forceinline__ void load(float (&r)[COUNT][4], const float* ring, int at,
+                                              int k) {
     if constexpr (Operand::K_CONTIGUOUS) {
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
-        const int row = first + place<true, LANES>(lane, i);
-        const float4 v = *reinterpret_cast<const float4*>(tile + Operand::chunk_offset(row, k / 4));
+        const float4 v = *reinterpret_cast<const float4*>(ring + Operand::moved(at, i * LANES, k));
         r[i][0] = v.x, r[i][1] = v.y, r[i][2] = v.z, r[i][3] = v.w;
       }
     } else {
@@ -198,9 +215,8 @@ class FmaWarp {
       for (int e = 0; e < 4; ++e)
 #pragma unroll
         for (int i = 0; i < COUNT; i += 4) {
-          const int col = first + place<false, LANES>(lane, i);
           const float4 v =
-              *reinterpret_cast<const float4*>(tile + Operand::chunk_offset(k + e, col / 4));
+              *reinterpret_cast<const float4*>(ring + Operand::moved(at, k + e, i * LANES));
           r[i][e] = v.x, r[i + 1][e] = v.y, r[i + 2][e] = v.z, r[i + 3][e] = v.w;
         }
     }
@@ -208,6 +224,7 @@ class FmaWarp {
 
   float acc_[THREAD_M][THREAD_N];
   int lane_m_, lane_n_, m_, n_;
+  int a_, b_;  // first address of the lane in the present stage, carried through the loop
 };
 
 template <class Tile, bool A_K_CONTIGUOUS, bool B_K_CONTIGUOUS>
