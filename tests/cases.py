@@ -168,6 +168,28 @@ CONV_CASES: tuple[ConvCase, ...] = (
     conv_case("3d_depthwise", (1, 6, 4, 5, 6), (6, 1, 3, 3, 3), padding=1, groups=6),
 )
 
+# For the CUDA depthwise kernels only: channels in 16-byte vectors, every compile-time filter and
+# stride, padding beyond the filter, rows longer than a tile, more channels than a block has.
+DEPTHWISE_CASES: tuple[ConvCase, ...] = tuple(
+    conv_case(
+        f"depthwise_{name}_{r}x{r}_stride{stride}",
+        (n, c, h, w),
+        (c, 1, r, r),
+        stride,
+        pad,
+        groups=c,
+    )
+    for r in (3, 5, 7)
+    for stride in (1, 2)
+    for name, (n, c, h, w), pad in (
+        ("same", (2, 16, 9, 11), r // 2),
+        ("valid", (1, 24, 2 * r, 13), 0),
+        ("wide_pad", (3, 8, 5, 6), r),
+        ("long_row", (1, 8, r, 37), r // 2),
+        ("many_channels", (1, 136, 4, r), r // 2),
+    )
+)
+
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

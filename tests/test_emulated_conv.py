@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CONV_CASES, ConvCase
+from cases import CONV_CASES, DEPTHWISE_CASES, ConvCase
 from conv_runner import (
     assert_close,
     hash_of,
@@ -21,7 +21,8 @@ INSTANCES = instances()
 
 
 def applicable_cases(instance: Instance) -> list[ConvCase]:
-    return [case for case in CASES if not instance.refusal(case)]
+    cases = CASES + (DEPTHWISE_CASES if instance.algorithm == "depthwise" else ())
+    return [case for case in cases if not instance.refusal(case)]
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=str)

@@ -55,7 +55,7 @@ struct ConvAlgorithm {
   int size;
 };
 
-extern const ConvAlgorithm conv_direct, conv_direct_plain, conv_im2col;
+extern const ConvAlgorithm conv_depthwise, conv_direct, conv_direct_plain, conv_im2col;
 extern const ConvAlgorithm conv_winograd_f2x2_3x3, conv_winograd_f4x4_3x3;
 
 // The registry, in order of preference at equal cost.

@@ -8,6 +8,7 @@ namespace {
 // One line per algorithm; the tables live in its launcher file.
 // clang-format off
 const ConvAlgorithm* const kAlgorithms[] = {
+    &conv_depthwise,
     &conv_direct,
     &conv_winograd_f2x2_3x3,
     &conv_winograd_f4x4_3x3,

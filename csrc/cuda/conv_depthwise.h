@@ -1,0 +1,85 @@
+// What the launchers of the depthwise kernels (conv_depthwise*.cu) share. Which kernel runs what:
+// NHWC and NCHW kernels of compile-time filter size ("window", "planes"), and one for everything.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "conv_algorithm.h"
+#include "detail/platform.cuh"
+#include "device_rates.h"
+
+namespace fastconv::cuda::depthwise {
+
+template <DType dtype>
+struct Scalar;
+template <>
+struct Scalar<DType::kFloat32> {
+  using type = float;
+};
+template <>
+struct Scalar<DType::kBFloat16> {
+  using type = __nv_bfloat16;
+};
+template <>
+struct Scalar<DType::kFloat16> {
+  using type = __half;
+};
+template <DType dtype>
+using scalar_of = typename Scalar<dtype>::type;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t clamp(int64_t value, int64_t low, int64_t high) {
+  return std::max(low, std::min(value, high));
+}
+inline bool aligned_to_vector(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+constexpr int64_t kMaxCount = INT32_MAX;  // of blocks, and of what FastDivmod divides
+
+// Lanes of a block along the channels: a power of two that leaves at most an eighth of them idle
+// where one does, the larger the better.
+inline int channel_lanes(int64_t vectors, int most) {
+  for (int lanes = most; lanes > 1; lanes /= 2)
+    if (ceil_div(vectors, lanes) * lanes - vectors <= vectors / 8) return lanes;
+  return 1;
+}
+
+inline LaunchConfig config_for(int64_t blocks, dim3 block, int64_t shared_bytes, void* stream) {
+  return {dim3(static_cast<unsigned>(blocks)), block, static_cast<size_t>(shared_bytes), stream};
+}
+
+// Empty, or the reason; what every depthwise kernel asks.
+std::string refuse(const ConvProblem&);
+// The same for kernels of R x R taps, rank 2, dilation 1, one filter per channel.
+std::string refuse_window(const ConvProblem&, int r, int stride);
+std::string refuse_channels(const ConvProblem&, int vector);
+
+// Seconds: `bytes` of DRAM traffic beside x, w and y, `efficiency` of the FMA rate, `threads` that
+// share the work.
+double estimate(const ConvProblem&, const Device&, int64_t scalar_bytes, double bytes,
+                double efficiency, double threads, int launches);
+
+// NHWC, R x R taps.
+template <DType dtype, Direction direction, int R, int STRIDE>
+int launch_window(const ConvCall&);
+template <DType dtype, int R, int STRIDE>
+int64_t window_wgrad_workspace(const ConvProblem&, const Device&);
+
+// NCHW, R x R taps.
+template <DType dtype, Direction direction, int R, int STRIDE>
+int launch_planes(const ConvCall&);
+template <DType dtype, int R, int STRIDE>
+int64_t planes_wgrad_workspace(const ConvProblem&, const Device&);
+
+// Every depthwise problem.
+template <DType dtype, Direction direction, Layout layout>
+int launch_any(const ConvCall&);
+template <DType dtype, Layout layout>
+int64_t any_wgrad_workspace(const ConvProblem&, const Device&);
+
+// dw [K * taps] = partial [splits][K * taps] added up.
+template <DType dtype>
+int launch_wgrad_sum(const ConvCall&, int64_t splits);
+
+}  // namespace fastconv::cuda::depthwise
