@@ -43,10 +43,7 @@ constexpr int kWgradWindowThreads = R == 3   ? 192
 template <class scalar_t, int R, int STRIDE>
 struct WgradWindow {
   static constexpr int kTile = STRIDE == 1 && R < 7 ? 4 : 2;
-  static constexpr int kBlocksPerSm = (R == 3   ? 4
-                                       : R == 5 ? 4
-                                                : 3) -
-                                      static_cast<int>(sizeof(scalar_t) == 2);
+  static constexpr int kBlocksPerSm = sizeof(scalar_t) == 4 ? (R < 7 ? 4 : 2) : (R == 3 ? 3 : 2);
 };
 
 // partial [splits][C][R*R]; shared memory [R*R][lanes * vector]
