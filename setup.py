@@ -290,6 +290,8 @@ class Compilation:
             " -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10",
         )
         facts = " ".join(define(name, value) for name, value in self.facts.items())
+        if self.facts["FC_BUILD_CUDA"]:
+            facts += " -DFC_WITH_CUDA"
         bindings = self.compile(ROOT / "csrc/bindings.cpp", f"{self.python_includes} {facts}")
         module = self.ninja.build(
             self.folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}",

@@ -10,6 +10,7 @@
 #include "common/conv_problem.h"
 #include "cpu/conv_algorithm.h"
 #include "cpu/isa.h"
+#include "cuda/conv_algorithm.h"
 
 namespace py = pybind11;
 using fastconv::ConvProblem;
@@ -24,6 +25,31 @@ const fastconv::cpu::ConvAlgorithm& algorithm(const std::string& name) {
   const auto* a = fastconv::cpu::find_conv_algorithm(name.c_str());
   if (a == nullptr) throw std::invalid_argument("unknown CPU algorithm '" + name + "'");
   return *a;
+}
+
+#if defined(FC_WITH_CUDA)
+fastconv::cuda::AlgorithmList cuda_algorithms() { return fastconv::cuda::conv_algorithms(); }
+#else
+fastconv::cuda::AlgorithmList cuda_algorithms() { return {nullptr, 0}; }
+#endif
+
+// Calls fn(algorithm, instance) for every CUDA kernel instance of this build.
+template <class F>
+void each_cuda_instance(const F& fn) {
+  const auto list = cuda_algorithms();
+  for (int i = 0; i < list.size; ++i)
+    for (int j = 0; j < list.data[i]->size; ++j) fn(*list.data[i], list.data[i]->instances[j]);
+}
+
+const fastconv::cuda::ConvInstance& cuda_instance(const std::string& algorithm,
+                                                  const std::string& name) {
+  const fastconv::cuda::ConvInstance* found = nullptr;
+  each_cuda_instance([&](const auto& a, const auto& instance) {
+    if (a.name == algorithm && instance.name == name) found = &instance;
+  });
+  if (found == nullptr)
+    throw std::invalid_argument("unknown CUDA kernel instance '" + algorithm + "/" + name + "'");
+  return *found;
 }
 
 }  // namespace
@@ -75,6 +101,51 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_cost",
         [](const std::string& name, const ConvProblem& p, DType dtype, Direction direction,
            int threads) { return algorithm(name).cost(p, dtype, direction, threads); });
+
+  py::enum_<fastconv::cuda::Layout>(m, "Layout")
+      .value("NCHW", fastconv::cuda::Layout::kNCHW)
+      .value("NHWC", fastconv::cuda::Layout::kNHWC);
+  m.def("cuda_algorithms", [] {
+    std::vector<std::string> names;
+    const auto list = cuda_algorithms();
+    for (int i = 0; i < list.size; ++i) names.emplace_back(list.data[i]->name);
+    return names;
+  });
+  m.def(
+      "cuda_instances",
+      [] {
+        py::list all;
+        each_cuda_instance([&](const auto& a, const auto& i) {
+          all.append(py::make_tuple(a.name, i.name, i.direction, i.dtype, i.layout, i.tf32));
+        });
+        return all;
+      },
+      "Every kernel instance: (algorithm, instance, direction, dtype, layout, tf32).");
+  m.def(
+      "cuda_refusal",
+      [](const std::string& algorithm, const std::string& instance, const ConvProblem& p) {
+        return cuda_instance(algorithm, instance).applicable(p);
+      },
+      "Empty when the instance can run the problem, else the reason why not.");
+  m.def(
+      "cuda_candidates",
+      [](const ConvProblem& p, DType dtype, Direction direction, fastconv::cuda::Layout layout,
+         bool tf32, int capability, int sm_count) {
+        const fastconv::cuda::Device device{capability, sm_count};
+        py::list all;
+        each_cuda_instance([&](const auto& a, const auto& i) {
+          if (i.dtype != dtype || i.direction != direction || i.layout != layout ||
+              (i.tf32 && !tf32))
+            return;
+          const std::string reason = i.applicable(p);
+          const bool runs = reason.empty();
+          all.append(py::make_tuple(a.name, i.name, reason, runs ? i.cost(p, device) : 0.0,
+                                    runs ? i.workspace(p, device) : 0));
+        });
+        return all;
+      },
+      "The instances for a dtype, direction and layout against a problem: (algorithm, instance,"
+      " reason why not or empty, estimated seconds, workspace bytes).");
 
   m.attr("build_torch") = FC_BUILD_TORCH;
   m.attr("build_id") = FC_BUILD_ID;  // hash of the native sources

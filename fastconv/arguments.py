@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastconv import select
+from fastconv import gpu, select
 from fastconv.ops import conv
 from fastconv.problem import NATIVE_DTYPES
 
@@ -116,8 +116,12 @@ def refusal(input: Any, weight: Any, bias: Any) -> str | None:
             return f"expected tensors, got {type(t).__name__}"
         if t.layout != torch.strided or t.is_nested:
             return f"a tensor has layout {t.layout}; only dense strided tensors are supported"
+        if t.device != input.device:
+            return f"tensors are on different devices: {input.device} and {t.device}"
         if t.device.type != "cpu":
-            return f"runs on the CPU, a tensor is on {t.device}"
+            reason = gpu.refusal(gpu.device_key(t.device))
+            if reason is not None:
+                return reason
         if t.dtype not in NATIVE_DTYPES:
             return (
                 "dtype must be float32, float64, bfloat16 or float16, got"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv import _C, autotune_cache, select
+from fastconv import _C, autotune_cache, gpu, select, trust
 from fastconv.ops import conv
 from fastconv.ops.conv_run import run_dgrad, run_fprop, run_wgrad
 from fastconv.problem import ConvSpec
@@ -37,7 +37,17 @@ def _runner(spec: ConvSpec, name: str, tensors: tuple[Any, ...]) -> Callable[[],
     return lambda: run(*tensors, size, *geometry, spec.channels_last, name)
 
 
-def _seconds(run: Callable[[], Tensor], calls: int) -> float:
+def _device_seconds(run: Callable[[], Tensor], calls: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / calls
+
+
+def _host_seconds(run: Callable[[], Tensor], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         run()
@@ -45,9 +55,17 @@ def _seconds(run: Callable[[], Tensor], calls: int) -> float:
 
 
 def measure(spec: ConvSpec, tensors: tuple[Any, ...], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of every applicable candidate, `aten` included, interleaved round by round."""
+    """Median seconds of every applicable candidate, `aten` included, interleaved round by round.
+
+    On a CUDA device by events on the current stream, and only of instances that pass their check.
+    """
+    on_gpu = gpu.is_cuda(spec.device)
+    _seconds = _device_seconds if on_gpu else _host_seconds
     runs = {
-        c.name: _runner(spec, c.name, tensors) for c in select.candidates(spec) if c.reason is None
+        c.name: _runner(spec, c.name, tensors)
+        for c in select.candidates(spec)
+        if c.reason is None
+        and not (on_gpu and c.name != select.ATEN and not trust.admit(spec.device, c.name))
     }
     with torch.no_grad():
         first = {}
@@ -74,8 +92,10 @@ def _measure_and_record(spec: ConvSpec, tensors: tuple[Any, ...]) -> str | None:
         )
         for t in tensors
     )
-    if not plain or conv.tracing() or spec.device != "cpu" or spec.empty:
+    if not plain or conv.tracing() or spec.empty:
         return None
+    if gpu.is_cuda(spec.device) and trust.capturing():
+        return None  # timing needs to wait for the device, which a capture forbids
     tensors = tuple(None if t is None else t.detach() for t in tensors)
     seconds = measure(spec, tensors)
     return autotune_cache.record(spec, torch.get_num_threads(), _C.cpu_isa(), seconds)

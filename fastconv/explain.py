@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastconv import _C, arguments, autotune_cache, select
+from fastconv import _C, arguments, autotune_cache, gpu, select
 from fastconv.ops import conv
 from fastconv.problem import DIRECTIONS, ConvSpec, is_channels_last
 
@@ -86,7 +86,7 @@ def _direction(spec: ConvSpec, algo: str) -> Choice:
             c.name,
             c.backend,
             c.reason,
-            c.cost if c.reason is None and spec.device == "cpu" else None,
+            c.cost if c.reason is None else None,
             c.workspace if c.reason is None else None,
             measured.get(c.name),
         )
@@ -97,22 +97,27 @@ def _direction(spec: ConvSpec, algo: str) -> Choice:
     else:
         chosen = select.resolve(spec, conv.inherited(algo))
     ours = [c for c in entries if c.reason is None and c.name != select.ATEN]
-    forced = {algo, *([n for n in select.names() if n.startswith(algo)])}
-    if algo != select.AUTO and chosen in forced:
-        why = f"asked for by algo={algo!r}"
+    name = select.split_precision(algo)[0]
+    # What the name covers: itself, the tiles of an alias, the instances of a CUDA algorithm.
+    forced = {name, *(c.name for c in entries if c.name.startswith(name))}
+    ran = select.split_precision(chosen)[0]
+    if name != select.AUTO and ran in forced:
+        why = f"asked for by algo={name!r}"
     elif entry and entry["winner"] == chosen:
         why = "fastest when measured by autotuning"
     elif not ours:
         why = "none of ours applies"
     elif spec.empty:
         why = "nothing to compute"
-    elif chosen == select.ATEN:
+    elif ran == select.ATEN:
         why = "none of ours is estimated to be clearly faster"
+        if gpu.is_cuda(spec.device):
+            why = "none of ours that is trusted on this device is estimated to be clearly faster"
     else:
         why = "lowest estimated cost"
-    if algo != select.AUTO and chosen not in forced:
-        why = f"algo={algo!r} does not apply here; {why}"
-    return Choice(spec.direction, chosen, why, rows)
+    if name != select.AUTO and ran not in forced:
+        why = f"algo={name!r} does not apply here; {why}"
+    return Choice(spec.direction, ran, why, rows)
 
 
 def explain(
@@ -155,26 +160,31 @@ def explain(
     refusal = arguments.refusal(input, weight, bias)
     x = input if input.dim() == rank + 2 else input.unsqueeze(0)
     plain = input.layout == torch.strided and weight.layout == torch.strided
+    algo = select.with_precision(algo, precision)
+    device = gpu.device_key(input.device)
     spec = ConvSpec(
         "fprop",
-        input.device.type,
+        device,
         input.dtype,
         size,
         tuple(weight.shape),
         *geometry,
         plain and is_channels_last(x, weight),
+        select.allows_tf32(device, input.dtype, algo),
     )
     if refusal is None:
         choices = tuple(_direction(spec.toward(d), algo) for d in DIRECTIONS)
     else:
-        if algo not in (select.AUTO, select.ATEN):
+        if select.split_precision(algo)[0] not in (select.AUTO, select.ATEN):
             raise RuntimeError(f"conv{rank}d: algorithm {algo!r} does not apply: {refusal}")
         rows = tuple(
             Row(name, "cpu", refusal, None, None, None)
-            for name in select.names()
+            for name in select.names(device)
             if name not in (select.WINOGRAD, select.ATEN)
         )
         rows = (*rows, Row(select.ATEN, select.ATEN, None, None, None, None))
         choices = tuple(Choice(d, select.ATEN, "none of ours applies", rows) for d in DIRECTIONS)
     settings = f"instruction set {_C.cpu_isa()}, {torch.get_num_threads()} threads"
+    if refusal is None and gpu.is_cuda(device):
+        settings = gpu.describe(device).identity
     return Explanation(str(spec).replace(" fprop", "", 1), settings, choices)

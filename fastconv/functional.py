@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from fastconv import select
+from fastconv import gpu, select
 from fastconv.arguments import (
     TORCH,
     call_torch,
@@ -96,25 +96,27 @@ def _make_plan(
     if not fits(rank, args, geometry, pad):
         return None, "the shapes do not fit together"
     x = input if input.dim() == rank + 2 else input.unsqueeze(0)
+    device = gpu.device_key(input.device)
     plan = _Plan("", algo, geometry, pad, x is not input)
     if pad is not None:
         x = F.pad(x, pad)
     plan.channels_last = is_channels_last(x, weight)
     spec = ConvSpec(
         "fprop",
-        "cpu",
+        device,
         input.dtype,
         tuple(x.shape),
         tuple(weight.shape),
         *geometry,
         plan.channels_last,
+        select.allows_tf32(device, input.dtype, algo),
     )
     real = not any(conv.is_fake(t) for t in (input, weight, bias))
     plan.name = select.resolve(spec, algo, (x.detach(), weight.detach(), bias) if real else None)
 
     def aten(direction: str) -> bool:
         toward = spec.toward(direction)
-        if algo == select.AUTO and not select.settled(toward):
+        if select.split_precision(algo)[0] == select.AUTO and not select.settled(toward):
             return False  # measured in the backward pass, on the real gradient
         return select.resolve(toward, conv.inherited(algo)) == select.ATEN
 
@@ -127,7 +129,7 @@ def _plan_or_torch(
 ) -> tuple[_Plan | None, Tensor | None]:
     """The slow path of a call: a new plan, or the result where PyTorch has to compute it."""
     check_options(algo, precision)
-    plan, reason = _make_plan(rank, args, algo)
+    plan, reason = _make_plan(rank, args, select.with_precision(algo, precision))
     y = None
     if plan is None:
         y = call_torch(rank, args, algo, reason)
@@ -204,7 +206,7 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
             groups,
             algo,
             precision,
-            _threads(),
+            gpu.tf32_allowed() if input.is_cuda else _threads(),
         )
         plan = _plans.get(key)
         if plan is not None:
@@ -299,6 +301,7 @@ def _conv_special(rank: int, args: tuple[Any, ...], algo: str, precision: str | 
     x = input.unsqueeze(0) if unbatched else input
     if pad is not None:
         x = F.pad(x, pad)
+    algo = select.with_precision(algo, precision)
     if traced and not (conv.transforming() and not _is_compiling()):
         y = torch.ops.fastconv.conv(x, weight, bias, *geometry, algo)
     else:
@@ -318,15 +321,18 @@ _DOC = """{rank}-D convolution; torch.nn.functional.conv{rank}d with a choice of
         algo: "auto" (the measured winner if autotuning has recorded one, else the lowest estimated
             cost, PyTorch's own convolution included), or a name of `fastconv.select.names()`. A
             named algorithm is also used for the gradients where it applies to them, else "auto".
-        precision: None, "ieee", "tf32" or "tf32x3": how float32 products are rounded on devices
-            that have a choice. The CPU always computes in IEEE arithmetic.
+        precision: how float32 products are rounded on CUDA devices: "ieee", "tf32" (operands keep
+            10 bits of mantissa), "tf32x3" (at least as accurate as three TF32 products; computed as
+            "ieee" for now), or None for what torch.backends.cudnn.allow_tf32 says. The CPU always
+            computes in IEEE arithmetic.
 
     Returns:
         (N, K, {out}) or (K, {out}); channels_last if input or weight is.
 
-    float32, float64, bfloat16 and float16 run on our kernels (16-bit accumulates in float32); under
-    "auto", other dtypes, devices and tensor types go to PyTorch. Differentiable to any order, also
-    in forward mode. Our algorithms return the same bits for the same input.
+    float32, float64, bfloat16 and float16 run on our kernels (16-bit accumulates in float32), on
+    the CPU and on CUDA devices; under "auto", other dtypes, devices and tensor types go to PyTorch.
+    Differentiable to any order, also in forward mode. Our algorithms return the same bits for the
+    same input.
 
     Raises:
         RuntimeError, TypeError: as torch.nn.functional.conv{rank}d, in its words; or the named

@@ -32,24 +32,10 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def covers(archs: list[str], major: int, minor: int) -> bool:
-    """Whether cubins (``sm_80``) or PTX (``compute_80``) run on compute capability major.minor."""
-
-    def runs(arch: str) -> bool:
-        kind, _, number = arch.partition("_")
-        digits = number.rstrip("af")
-        built = (int(digits[:-1]), int(digits[-1]))
-        if number.endswith("a"):  # architecture-specific code runs on that chip alone
-            return built == (major, minor)
-        if kind == "sm":
-            return built[0] == major and built[1] <= minor
-        return built <= (major, minor)
-
-    return any(runs(arch) for arch in archs)
-
-
 def _cuda(native: Any) -> dict[str, Any]:
-    archs = [a for a in native.build_archs.split(",") if a]
+    from fastconv.gpu import built_architectures, covers
+
+    archs = built_architectures()
     facts: dict[str, Any] = {
         "built": bool(native.build_cuda),
         "nvcc": native.build_cuda or None,

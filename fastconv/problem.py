@@ -91,7 +91,8 @@ class ConvSpec:
 
     Shapes are those of the forward problem in every direction: input_size (N, C, *in), weight_size
     (K, C/groups, *kernel), one entry per spatial axis in stride, padding and dilation.
-    `channels_last` is the memory format of the activations.
+    `device` is "cpu" or "cuda:<index>". `channels_last` is the memory format of the activations.
+    `tf32`: float32 operands may be rounded to TensorFloat-32 (CUDA only).
     """
 
     direction: str
@@ -104,6 +105,7 @@ class ConvSpec:
     dilation: tuple[int, ...]
     groups: int
     channels_last: bool = False
+    tf32: bool = False
 
     @property
     def rank(self) -> int:
@@ -154,6 +156,7 @@ class ConvSpec:
             self.dilation,
             self.groups,
             self.channels_last,
+            self.tf32,
         )
 
     def __str__(self) -> str:
@@ -167,4 +170,5 @@ class ConvSpec:
             f" stride {joined(self.stride)} padding {joined(self.padding)}"
             f" dilation {joined(self.dilation)} groups {self.groups}"
         )
-        return text + (" channels_last" if self.channels_last else "")
+        text += " channels_last" if self.channels_last else ""
+        return text + (" tf32" if self.tf32 else "")

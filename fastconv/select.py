@@ -1,8 +1,12 @@
 """The registry of algorithms and the choice among them.
 
-An entry is one of our CPU algorithms (`_C.cpu_algorithms()`), `aten` (PyTorch's own convolution,
-never counted as ours), or the alias `winograd` (the cheaper of the Winograd tiles that apply).
-`auto` takes the measured winner when autotuning has recorded one, else the lowest estimated cost.
+An entry is one of our CPU algorithms (`_C.cpu_algorithms()`), one of our CUDA kernel instances
+(`select_cuda`), `aten` (PyTorch's own convolution, never counted as ours), or the alias `winograd`
+(the cheaper of the Winograd tiles that apply). `auto` takes the measured winner when autotuning has
+recorded one, else the lowest estimated cost.
+
+A request may carry a precision for float32 on CUDA: "<algo>+ieee", "+tf32" or "+tf32x3". The name
+that comes out keeps it only for `aten`, which otherwise follows PyTorch's own switch.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fastconv import _C, cost_aten
+from fastconv import _C, cost_aten, gpu, select_cuda
 from fastconv.problem import NATIVE_DIRECTIONS, NATIVE_DTYPES, ConvSpec
 
 ATEN = "aten"
@@ -84,18 +88,41 @@ _C.set_cpu_isa = _wrap_set_cpu_isa(_C.set_cpu_isa)
 
 
 def names(device: str = "cpu") -> tuple[str, ...]:
-    """Every name that `algo=` takes on this device, besides "auto"."""
-    if device != "cpu":
-        return (ATEN,)
-    alias = (WINOGRAD,) if any(name.startswith(WINOGRAD) for name in _CPU_NAMES) else ()
-    return (*_CPU_NAMES, *alias, ATEN)
+    """Every name that `algo=` takes on this device, besides "auto" and single CUDA instances."""
+    ours = _CPU_NAMES if device == "cpu" else select_cuda.ALGORITHMS if gpu.is_cuda(device) else ()
+    alias = (WINOGRAD,) if any(name.startswith(WINOGRAD) for name in ours) else ()
+    return (*ours, *alias, ATEN)
+
+
+_KNOWN = frozenset((AUTO, *names("cpu"), *names("cuda")))
+_INSTANCES = frozenset(f"{algorithm}/{name}" for algorithm, name, *_ in _C.cuda_instances())
 
 
 def check_name(algo: str, device: str = "cpu") -> None:
-    """Raises ValueError, listing the known names, unless `algo` is one of them or "auto"."""
-    if algo != AUTO and algo not in names("cpu") and algo not in names(device):
+    """Raises ValueError, listing the known names, unless `algo` is one of them, of any device."""
+    if algo not in _KNOWN and algo not in _INSTANCES:
         known = ", ".join((AUTO, *names(device)))
         raise ValueError(f"unknown algorithm {algo!r}; expected one of: {known}")
+
+
+def with_precision(algo: str, precision: str | None) -> str:
+    """The request for an algorithm at a precision; see the module's notes."""
+    return algo if precision is None else f"{algo}+{precision}"
+
+
+def split_precision(request: str) -> tuple[str, str | None]:
+    """(algo, precision) of a request, without `OR_AUTO`."""
+    algo, plus, precision = request.removesuffix(OR_AUTO).partition("+")
+    return algo, precision if plus else None
+
+
+def allows_tf32(device: str, dtype: torch.dtype, request: str) -> bool:
+    """Whether a float32 problem on this device may be rounded to TF32: PyTorch's switch for
+    convolutions decides unless the request has a precision of its own."""
+    if dtype != torch.float32 or not gpu.is_cuda(device):
+        return False
+    precision = split_precision(request)[1]
+    return gpu.tf32_allowed() if precision is None else precision == "tf32"
 
 
 def _native_candidate(name: str, spec: ConvSpec, threads: int) -> Candidate:
@@ -131,14 +158,18 @@ def _native_candidate(name: str, spec: ConvSpec, threads: int) -> Candidate:
 
 def candidates(spec: ConvSpec) -> list[Candidate]:
     """Every entry of the registry against the problem, in the registry's order, `aten` last."""
+    if gpu.is_cuda(spec.device):
+        return select_cuda.candidates(spec)
     threads = torch.get_num_threads()
     ours = [_native_candidate(name, spec, threads) for name in _CPU_NAMES]
-    cost = cost_aten.seconds(spec, threads) if spec.device == "cpu" else 0.0
-    return [*ours, Candidate(ATEN, ATEN, None, cost, None)]
+    return [*ours, Candidate(ATEN, ATEN, None, cost_aten.seconds(spec, threads), None)]
 
 
-def cheapest(entries: list[Candidate], isa: str) -> str:
+def cheapest(spec: ConvSpec, isa: str) -> str:
     """The name of the candidate to run when nothing has been measured."""
+    entries = candidates(spec)
+    if gpu.is_cuda(spec.device):
+        return select_cuda.cheapest(spec, entries)
     aten = entries[-1]
     ours = min(
         (c for c in entries if c.reason is None and c.name != ATEN),
@@ -166,8 +197,10 @@ def choose(spec: ConvSpec, tensors: tuple[Any, ...] | None = None) -> str:
     if found is None:
         found = recorded(spec, threads, isa)
         if found is None:
-            found = ATEN if spec.empty else cheapest(candidates(spec), isa)
-        _decisions[key] = found
+            found = ATEN if spec.empty else cheapest(spec, isa)
+        # What a graph capture kept from being checked is decided anew outside of it.
+        if not (gpu.is_cuda(spec.device) and select_cuda.trust.capturing()):
+            _decisions[key] = found
     return found
 
 
@@ -184,20 +217,24 @@ def resolve(spec: ConvSpec, algo: str, tensors: tuple[Any, ...] | None = None) -
     Raises ValueError on an unknown name, RuntimeError with the reason when the named algorithm
     does not apply to the problem.
     """
+    name, precision = split_precision(algo)
+    if precision is not None:
+        found = resolve(spec, name + (OR_AUTO if algo.endswith(OR_AUTO) else ""), tensors)
+        exact = found == ATEN and gpu.is_cuda(spec.device) and spec.dtype == torch.float32
+        return with_precision(found, precision) if exact else found
     if algo == AUTO:
         return choose(spec, tensors)
     if algo == ATEN or spec.empty:  # with nothing to compute, PyTorch's rules for shapes hold
         return ATEN
+    key = (spec, torch.get_num_threads(), algo)
     if algo.endswith(OR_AUTO):
-        key = (spec, torch.get_num_threads(), algo)
         found = _decisions.get(key)
         if found is None:
             try:
-                found = _decisions[key] = resolve(spec, algo.removesuffix(OR_AUTO))
+                found = _decisions[key] = resolve(spec, name)
             except RuntimeError:
                 return choose(spec, tensors)
         return found
-    key = (spec, torch.get_num_threads(), algo)
     found = _decisions.get(key)
     if found is None:
         found = _decisions[key] = _forced(spec, algo)
@@ -206,12 +243,17 @@ def resolve(spec: ConvSpec, algo: str, tensors: tuple[Any, ...] | None = None) -
 
 def _forced(spec: ConvSpec, algo: str) -> str:
     check_name(algo, spec.device)
-    entries = candidates(spec)
-    if algo == WINOGRAD:
-        tiles = [c for c in entries if c.name.startswith(WINOGRAD)]
-        best = min(tiles, key=lambda c: (c.reason is not None, c.cost))
-    else:
-        best = next(c for c in entries if c.name == algo)
+
+    def meant(name: str) -> bool:
+        if algo == WINOGRAD:
+            return name.startswith(WINOGRAD)
+        return name == algo or name.startswith(f"{algo}/")
+
+    entries = [c for c in candidates(spec) if meant(c.name)]
+    if not entries:
+        known = f"it is no algorithm or kernel for {spec.direction} on {spec.device}"
+        raise RuntimeError(f"algorithm {algo!r} does not apply to {spec}: {known}")
+    best = min(entries, key=lambda c: (c.reason is not None, c.cost))
     if best.reason is not None:
         raise RuntimeError(f"algorithm {algo!r} does not apply to {spec}: {best.reason}")
     return best.name

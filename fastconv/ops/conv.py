@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from fastconv import select
+from fastconv import gpu, select
 from fastconv.ops.conv_run import run_dgrad, run_fprop, run_wgrad
 from fastconv.problem import ConvSpec, is_channels_last
 
@@ -30,6 +30,7 @@ class Geometry(NamedTuple):
     groups: int
 
 
+_NO_FALLBACK = (select.AUTO, select.ATEN)
 _names: dict[Any, str] = select.forget_with({})
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -52,7 +53,7 @@ def is_fake(t: object) -> bool:
 
 def inherited(algo: str) -> str:
     """The algorithm for the gradients of a call with `algo`: it where it applies, else auto."""
-    if algo in (select.AUTO, select.ATEN) or algo.endswith(select.OR_AUTO):
+    if algo.endswith(select.OR_AUTO) or select.split_precision(algo)[0] in _NO_FALLBACK:
         return algo
     return algo + select.OR_AUTO
 
@@ -68,6 +69,8 @@ def resolve(
     tensors: tuple[Any, ...] | None,
 ) -> str:
     """The concrete algorithm for a direction of this problem, remembered."""
+    device = gpu.device_key(like.device)
+    tf32 = select.allows_tf32(device, like.dtype, algo)
     key = (
         direction,
         like.dtype,
@@ -77,19 +80,21 @@ def resolve(
         geometry,
         channels_last,
         algo,
+        tf32,
         torch.get_num_threads(),
     )
     name = _names.get(key)
     if name is None:
         spec = ConvSpec(
             direction,
-            like.device.type,
+            device,
             like.dtype,
             tuple(input_size),
             tuple(weight_size),
             *map(tuple, geometry[:3]),
             geometry[3],
             channels_last,
+            tf32,
         )
         name = select.resolve(spec, algo, tensors)
         _names[key] = name
@@ -118,11 +123,13 @@ def conv_fprop(
     """y (N, K, *out), differentiable in x, w and bias to any order.
 
     Args:
-        x: (N, C, *in), 1 to 3 spatial axes, any strides; float32, float64, bfloat16 or float16.
+        x: (N, C, *in), 1 to 3 spatial axes, any strides; float32, float64, bfloat16 or float16;
+            on the CPU or a CUDA device.
         w: (K, C/groups, *kernel), x's dtype.
         bias: (K,) or None.
         stride, padding, dilation: one entry per spatial axis.
-        algo: a name of `fastconv.select.names()` or "auto".
+        algo: a name of `fastconv.select.names()` or "auto", also with a precision
+            (`fastconv.select.with_precision`).
 
     y is channels_last if x or w is. Bitwise repeatable for our algorithms.
 

@@ -1,21 +1,50 @@
 """One direction of a convolution by one named algorithm: no autograd, no choice, real tensors.
 
-`aten` is PyTorch's own convolution; every other name is a kernel behind `torch.ops.fastconv`.
+`aten` is PyTorch's own convolution ("aten+<precision>" sets its TF32 switch); every other name is
+a kernel behind `torch.ops.fastconv`.
 Weights are (K, C/groups, *kernel), lists have one entry per spatial axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from fastconv.select import ATEN
+from fastconv import gpu
+from fastconv.select import ATEN, split_precision
 
 _fprop = torch.ops.fastconv.conv_fprop.default
 _dgrad = torch.ops.fastconv.conv_dgrad.default
 _wgrad = torch.ops.fastconv.conv_wgrad.default
+
+
+_ATEN_AT = f"{ATEN}+"
+
+
+@contextmanager
+def _tf32(algo: str) -> Iterator[None]:
+    """PyTorch's own switch as the precision in "aten+<precision>" asks for."""
+    wanted = split_precision(algo)[1] == "tf32"
+    if wanted == gpu.tf32_allowed():
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    cudnn.allow_tf32 = wanted
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = not wanted
+
+
+def _memory_error(error: RuntimeError) -> RuntimeError:
+    """Through the stable ABI an out-of-memory arrives as a plain RuntimeError; it keeps its type
+    here, so that callers who catch it go on working."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" not in str(error):
+        return error
+    return torch.OutOfMemoryError(str(error))
 
 
 def _format(size: Sequence[int], channels_last: bool) -> torch.memory_format:
@@ -66,7 +95,13 @@ def run_fprop(
         return torch.convolution(
             x, w, bias, stride, padding, dilation, False, [0] * len(stride), groups
         )
-    return _fprop(x, w, bias, stride, padding, dilation, groups, algo)
+    if algo.startswith(_ATEN_AT):
+        with _tf32(algo):
+            return run_fprop(x, w, bias, stride, padding, dilation, groups, ATEN)
+    try:
+        return _fprop(x, w, bias, stride, padding, dilation, groups, algo)
+    except RuntimeError as error:
+        raise _memory_error(error) from None
 
 
 def run_dgrad(
@@ -92,7 +127,15 @@ def run_dgrad(
         dx, _ = aten_gradients(dy, x, w, stride, padding, dilation, groups, (True, False))
         assert dx is not None
         return dx
-    return _dgrad(dy, w, input_size, stride, padding, dilation, groups, channels_last, algo)
+    if algo.startswith(_ATEN_AT):
+        with _tf32(algo):
+            return run_dgrad(
+                dy, w, input_size, stride, padding, dilation, groups, channels_last, ATEN
+            )
+    try:
+        return _dgrad(dy, w, input_size, stride, padding, dilation, groups, channels_last, algo)
+    except RuntimeError as error:
+        raise _memory_error(error) from None
 
 
 def run_wgrad(
@@ -117,4 +160,12 @@ def run_wgrad(
         _, dw = aten_gradients(dy, x, w, stride, padding, dilation, groups, (False, True))
         assert dw is not None
         return dw
-    return _wgrad(dy, x, weight_size, stride, padding, dilation, groups, channels_last, algo)
+    if algo.startswith(_ATEN_AT):
+        with _tf32(algo):
+            return run_wgrad(
+                dy, x, weight_size, stride, padding, dilation, groups, channels_last, ATEN
+            )
+    try:
+        return _wgrad(dy, x, weight_size, stride, padding, dilation, groups, channels_last, algo)
+    except RuntimeError as error:
+        raise _memory_error(error) from None

@@ -1,0 +1,321 @@
+"""Runs every CUDA kernel instance of this build on the present GPU against the float64 reference.
+
+    python -m fastconv.selftest [--device cuda:0] [--json FILE] [--only SUBSTRING]
+
+Kernels are proven on the CPU by emulation, which knows nothing of a chip's memory ordering or
+rounding: `auto` uses an instance on a GPU only after it passed here (`fastconv.trust`). Prints a
+table, remembers the outcomes per device, driver and build, and exits with 1 if an instance failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastconv import _C, gpu, reference, trust
+from fastconv.problem import NATIVE_DTYPES, ConvSpec
+from fastconv.tolerances import conv_tolerance
+
+_DTYPES = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
+# Bytes of all ones in fresh results: what a kernel leaves unwritten reads as NaN.
+_SEED = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A small convolution; one entry per spatial axis in the last tuples."""
+
+    name: str
+    input_size: tuple[int, ...]
+    weight_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def spec(
+        self, direction: str, device: str, dtype: torch.dtype, channels_last: bool
+    ) -> ConvSpec:
+        return ConvSpec(
+            direction, device, dtype, self.input_size, self.weight_size, self.stride, self.padding,
+            self.dilation, self.groups, channels_last,
+        )  # fmt: skip
+
+    @property
+    def native(self) -> _C.ConvProblem:
+        return self.spec("fprop", "cpu", torch.float32, False).native
+
+
+def _problem(name, x, w, stride=1, padding=0, dilation=1, groups=1) -> Problem:
+    rank = len(x) - 2
+
+    def per_axis(value):
+        return (value,) * rank if isinstance(value, int) else value
+
+    return Problem(name, x, w, *map(per_axis, (stride, padding, dilation)), groups)
+
+
+# Several tiles of every kernel, tails on each axis, and each way of moving the filter. The first
+# that an instance takes are its quick check, so the telling ones come first.
+PROBLEMS = (
+    _problem("3x3", (2, 37, 19, 23), (41, 37, 3, 3), padding=1),
+    _problem("3x3_aligned", (3, 64, 17, 15), (136, 64, 3, 3), padding=1),
+    _problem("depthwise_3x3", (2, 40, 21, 19), (40, 1, 3, 3), padding=1, groups=40),
+    _problem("depthwise_3x3_s2", (2, 33, 20, 23), (33, 1, 3, 3), 2, 1, groups=33),
+    _problem("depthwise_5x5", (1, 24, 18, 17), (24, 1, 5, 5), padding=2, groups=24),
+    _problem("depthwise_5x5_s2", (1, 24, 19, 22), (24, 1, 5, 5), 2, 2, groups=24),
+    _problem("depthwise_7x7", (1, 16, 20, 21), (16, 1, 7, 7), padding=3, groups=16),
+    _problem("depthwise_7x7_s2", (1, 16, 23, 20), (16, 1, 7, 7), 2, 3, groups=16),
+    _problem("depthwise_x2", (2, 12, 9, 10), (24, 1, 3, 3), padding=1, groups=12),
+    _problem("3x3_s2", (2, 24, 21, 18), (40, 24, 3, 3), 2, 1),
+    _problem("1x1", (2, 72, 14, 13), (96, 72, 1, 1)),
+    _problem("1x1_s2", (2, 64, 15, 16), (48, 64, 1, 1), 2),
+    _problem("7x7_s2", (1, 3, 45, 41), (64, 3, 7, 7), 2, 3),
+    _problem("5x5", (1, 16, 13, 12), (32, 16, 5, 5), padding=2),
+    _problem("dilated", (1, 20, 22, 19), (24, 20, 3, 3), padding=3, dilation=(3, 2)),
+    _problem("groups", (2, 48, 11, 12), (64, 12, 3, 3), padding=1, groups=4),
+    _problem("asymmetric", (2, 6, 19, 14), (4, 3, 2, 5), (3, 1), (1, 4), (4, 2), 2),
+    _problem("3x3_wide_padding", (1, 9, 7, 6), (10, 9, 3, 3), padding=5),
+    _problem("fully_connected", (9, 130, 1, 1), (70, 130, 1, 1)),
+    _problem("3x3_many_images", (33, 8, 7, 7), (16, 8, 3, 3), padding=1),
+    _problem("1d", (2, 20, 131), (24, 20, 5), 2, 2),
+    _problem("3d", (1, 10, 6, 9, 8), (12, 10, 3, 3, 3), (1, 2, 1), 1),
+)
+QUICK = 2  # problems of a quick check
+FULL = 6
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One kernel instance of this build."""
+
+    algorithm: str
+    kernel: str
+    direction: str
+    dtype: torch.dtype
+    channels_last: bool
+    tf32: bool
+
+    @property
+    def name(self) -> str:
+        """As `algo=` takes it."""
+        return f"{self.algorithm}/{self.kernel}"
+
+    @property
+    def tolerance(self) -> str:
+        """As `conv_tolerance` takes it."""
+        if not self.tf32:
+            return self.algorithm
+        return f"{self.algorithm}_tf32" if self.algorithm.startswith("winograd") else "tf32"
+
+    def problems(self) -> Iterator[Problem]:
+        """Those it can run."""
+        for problem in PROBLEMS:
+            if self.channels_last and len(problem.input_size) < 4:
+                continue  # PyTorch has no name for that memory format
+            if not _C.cuda_refusal(self.algorithm, self.kernel, problem.native):
+                yield problem
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """problems: how many it ran on. error: empty when all were right."""
+
+    instance: str
+    problems: int
+    error: str
+    worst: float  # largest error in units of the bound
+
+    @property
+    def passed(self) -> bool:
+        return not self.error and self.problems > 0
+
+
+@cache
+def instances() -> tuple[Instance, ...]:
+    """Every CUDA kernel instance of this build."""
+    return tuple(
+        Instance(
+            algorithm,
+            kernel,
+            direction.name,
+            _DTYPES[dtype],
+            layout == _C.Layout.NHWC,
+            tf32,
+        )
+        for algorithm, kernel, direction, dtype, layout, tf32 in _C.cuda_instances()
+    )
+
+
+def _sizes(problem: Problem, direction: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    output = problem.spec("fprop", "cpu", torch.float32, False).output_size
+    return {
+        "fprop": (problem.input_size, problem.weight_size),
+        "dgrad": (output, problem.weight_size),
+        "wgrad": (output, problem.input_size),
+    }[direction]
+
+
+@cache
+def _operands(problem: Problem, direction: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """(a, b, expected, magnitude) on the CPU; the last two in float64."""
+    generator = torch.Generator().manual_seed(_SEED)
+    a, b = (
+        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        for size in _sizes(problem, direction)
+    )
+    args = (problem.stride, problem.padding, problem.dilation, problem.groups)
+
+    def compute(magnitude: bool) -> Tensor:
+        if direction == "fprop":
+            return reference.conv_fprop(a, b, None, *args, magnitude=magnitude)
+        if direction == "dgrad":
+            return reference.conv_dgrad(a, b, problem.input_size, *args, magnitude=magnitude)
+        return reference.conv_wgrad(a, b, problem.weight_size, *args, magnitude=magnitude)
+
+    return a, b, compute(False), compute(True)
+
+
+def _gemm_k(problem: Problem, direction: str) -> int:
+    taps = prod(problem.weight_size[2:])
+    if direction == "fprop":
+        return problem.weight_size[1] * taps
+    if direction == "dgrad":
+        return problem.weight_size[0] // problem.groups * taps
+    output = problem.spec("fprop", "cpu", torch.float32, False).output_size
+    return output[0] * prod(output[2:])
+
+
+def _as_format(t: Tensor, channels_last: bool) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if not channels_last or t.dim() not in formats:
+        return t.contiguous()
+    return t.contiguous(memory_format=formats[t.dim()])
+
+
+def launch(
+    instance: Instance, problem: Problem, device: torch.device, a: Tensor, b: Tensor
+) -> Tensor:
+    """The instance on tensors of the device: (x, w), (dy, w) or (dy, x) as its direction says."""
+    ops = torch.ops.fastconv
+    a, b = (_as_format(t.to(device), instance.channels_last) for t in (a, b))
+    args = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    if instance.direction == "fprop":
+        # The format of the result follows x, where that says nothing (extents of 1) the weight.
+        return ops.conv_fprop(a, b, None, *args, instance.name)
+    size = problem.input_size if instance.direction == "dgrad" else problem.weight_size
+    op = ops.conv_dgrad if instance.direction == "dgrad" else ops.conv_wgrad
+    return op(a, b, size, *args, instance.channels_last, instance.name)
+
+
+def check(instance: Instance, device: torch.device, limit: int) -> Outcome:
+    """Runs the instance on its first `limit` problems: within tolerance, twice the same bits."""
+    count, worst = 0, 0.0
+    for problem in instance.problems():
+        if count == limit:
+            break
+        a, b, expected, magnitude = _operands(problem, instance.direction, instance.dtype)
+        formats = [_as_format(t, instance.channels_last) for t in (a, b)]
+        if instance.channels_last and all(t.is_contiguous() for t in formats):
+            continue  # both formats at once: the op would take it for the other one
+        try:
+            first = launch(instance, problem, device, a, b).cpu()
+            again = launch(instance, problem, device, a, b).cpu()
+        except RuntimeError as error:
+            return Outcome(instance.name, count, f"{problem.name}: {error}", float("inf"))
+        count += 1
+        bound = conv_tolerance(
+            instance.tolerance,
+            instance.direction,
+            instance.dtype,
+            expected,
+            magnitude,
+            _gemm_k(problem, instance.direction),
+        )
+        error = (first.double() - expected).abs()
+        ratio = float((error / bound).nan_to_num(nan=float("inf")).max())
+        worst = max(worst, ratio)
+        if not ratio <= 1:
+            text = f"{problem.name}: off by {float(error.max()):.3g}, {ratio:.3g} times the bound"
+            return Outcome(instance.name, count, text, worst)
+        if not torch.equal(first, again):
+            return Outcome(
+                instance.name, count, f"{problem.name}: two runs differ in their bits", worst
+            )
+    if count == 0:
+        return Outcome(instance.name, 0, "no problem of the self-test fits this instance", worst)
+    return Outcome(instance.name, count, "", worst)
+
+
+def run(device: torch.device, only: str = "", limit: int = FULL) -> Iterator[Outcome]:
+    """Checks every instance whose name contains `only`, and remembers the outcomes."""
+    key = gpu.device_key(device)
+    outcomes = {}
+    try:
+        for instance in instances():
+            if only in instance.name:
+                outcome = outcomes[instance.name] = check(instance, device, limit)
+                yield outcome
+    finally:
+        trust.record(key, {name: o.error for name, o in outcomes.items()})
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastconv.selftest", description=__doc__)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--json", type=Path, help="write the outcomes there")
+    parser.add_argument("--only", default="", help="instances whose name contains this")
+    arguments = parser.parse_args(argv)
+    if not instances():
+        print("this build has no CUDA kernels (FASTCONV_CUDA=0)", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print("torch sees no CUDA device", file=sys.stderr)
+        return 2
+    device = torch.device(arguments.device)
+    key = gpu.device_key(device)
+    refused = gpu.refusal(key)
+    if refused:
+        print(refused, file=sys.stderr)
+        return 2
+    identity = gpu.describe(key).identity
+    print(f"{identity}: {len(instances())} kernel instances, build {_C.build_id}")
+    start = time.perf_counter()
+    outcomes = []
+    for outcome in run(device, arguments.only):
+        outcomes.append(outcome)
+        verdict = "ok    " if outcome.passed else "FAILED"
+        print(
+            f"{verdict} {outcome.instance:<72} {outcome.problems} problems,"
+            f" error {outcome.worst:.2f} of the bound {outcome.error}",
+            flush=True,
+        )
+    failed = [o for o in outcomes if not o.passed]
+    print(
+        f"{len(outcomes) - len(failed)} of {len(outcomes)} passed in"
+        f" {time.perf_counter() - start:.1f} s"
+    )
+    if arguments.json:
+        facts = {
+            "device": identity,
+            "capability": gpu.describe(key).capability,
+            "build": _C.build_id,
+            "torch": torch.__version__,
+            "outcomes": [asdict(o) for o in outcomes],
+        }
+        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Which CUDA kernel instances `auto` may use on the present GPU.
+
+An instance is admitted if it passed the self-test on this device, driver and build (a quick check
+of that one instance runs at its first use and is remembered), or if `fastconv/vouched/*.json`, the
+self-test's result file of a real run, vouches for it on this architecture and build. One that
+failed is not used again, and named in one warning.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastconv import _C, gpu
+from fastconv._version import __version__
+from fastconv.json_store import JsonStore
+
+VOUCHED = Path(__file__).parent / "vouched"
+
+
+def environment() -> dict[str, Any]:
+    """What an outcome depends on besides the device and the instance."""
+    return {
+        "format": 1,
+        "fastconv": __version__,
+        "build": _C.build_id,
+        "torch": torch.__version__,
+    }
+
+
+def _valid(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("error"), str)
+
+
+_store = JsonStore("selftest", lambda: environment(), _valid)
+_warned: set[str] = set()
+
+
+def _key(device: str, name: str) -> str:
+    return f"{gpu.describe(device).identity} {name}"
+
+
+@cache
+def _vouched(capability: int) -> frozenset[str]:
+    names: set[str] = set()
+    for path in sorted(VOUCHED.glob("*.json")):
+        try:
+            facts = json.loads(path.read_text())
+            if facts["capability"] == capability and facts["build"] == _C.build_id:
+                names.update(o["instance"] for o in facts["outcomes"] if o["error"] == "")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"fastconv: {path} is ignored ({error})", RuntimeWarning, stacklevel=2)
+    return frozenset(names)
+
+
+def error_of(device: str, name: str) -> str | None:
+    """Empty: the instance passed on this device; None: nothing is known; else how it failed."""
+    entry = _store.current().get(_key(device, name))
+    if entry is not None:
+        return entry["error"]
+    return "" if name in _vouched(gpu.describe(device).capability) else None
+
+
+def record(device: str, errors: dict[str, str]) -> None:
+    """Keeps outcomes, by instance: empty where it passed, else how it failed."""
+    if not errors:
+        return
+    _store.put_all({_key(device, name): {"error": error} for name, error in errors.items()})
+    from fastconv import select
+
+    select.forget()
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return torch.cuda.is_current_stream_capturing()
+
+
+def admit(device: str, name: str) -> bool:
+    """Whether `auto` may use the instance now; checks it first if nothing is known of it.
+
+    During CUDA graph capture nothing can be checked, and what is unknown is not used.
+    """
+    error = error_of(device, name)
+    if error is None:
+        if capturing():
+            return False
+        from fastconv import selftest  # it records here
+
+        instance = next(i for i in selftest.instances() if i.name == name)
+        with torch.no_grad():
+            error = selftest.check(instance, torch.device(device), selftest.QUICK).error
+        record(device, {name: error})
+    if error and name not in _warned:
+        _warned.add(name)
+        warnings.warn(
+            f"fastconv: CUDA kernel {name} gave a wrong result on {gpu.describe(device).identity}"
+            f" and is not used: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not error
+
+
+def clear() -> None:
+    """Forgets every outcome, also on disk; what is vouched for stays."""
+    _store.clear()
+    _warned.clear()
