@@ -165,11 +165,8 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
     return [*ours, Candidate(ATEN, ATEN, None, cost_aten.seconds(spec, threads), None)]
 
 
-def cheapest(spec: ConvSpec, isa: str) -> str:
-    """The name of the candidate to run when nothing has been measured."""
-    entries = candidates(spec)
-    if gpu.is_cuda(spec.device):
-        return select_cuda.cheapest(spec, entries)
+def cheapest(entries: list[Candidate], isa: str) -> str:
+    """The name of the CPU candidate to run when nothing has been measured."""
     aten = entries[-1]
     ours = min(
         (c for c in entries if c.reason is None and c.name != ATEN),
@@ -178,6 +175,15 @@ def cheapest(spec: ConvSpec, isa: str) -> str:
     )
     margin = MARGIN if isa in MEASURED_ISAS else UNMEASURED_MARGIN
     return ours.name if ours.cost < margin * aten.cost else ATEN
+
+
+def _estimated(spec: ConvSpec, isa: str) -> str:
+    if spec.empty:
+        return ATEN
+    entries = candidates(spec)
+    if gpu.is_cuda(spec.device):
+        return select_cuda.cheapest(spec, entries)
+    return cheapest(entries, isa)
 
 
 def choose(spec: ConvSpec, tensors: tuple[Any, ...] | None = None) -> str:
@@ -197,7 +203,7 @@ def choose(spec: ConvSpec, tensors: tuple[Any, ...] | None = None) -> str:
     if found is None:
         found = recorded(spec, threads, isa)
         if found is None:
-            found = ATEN if spec.empty else cheapest(spec, isa)
+            found = _estimated(spec, isa)
         # What a graph capture kept from being checked is decided anew outside of it.
         if not (gpu.is_cuda(spec.device) and select_cuda.trust.capturing()):
             _decisions[key] = found

@@ -114,9 +114,9 @@ class Instance:
     @property
     def tolerance(self) -> str:
         """As `conv_tolerance` takes it."""
-        if not self.tf32:
-            return self.algorithm
-        return f"{self.algorithm}_tf32" if self.algorithm.startswith("winograd") else "tf32"
+        if self.algorithm.startswith("winograd"):  # 16-bit kernels may use TF32 products as well
+            return self.algorithm + ("_tf32" if self.kernel.endswith("_tf32") else "")
+        return "tf32" if self.tf32 else self.algorithm
 
     def problems(self) -> Iterator[Problem]:
         """Those it can run."""

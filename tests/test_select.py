@@ -74,12 +74,14 @@ def test_candidates_are_the_kernels_and_pytorch():
             assert c.reason is not None or c.cost > 0
             assert c.name == "aten" or c.reason is not None or c.workspace >= 0
     assert set(select.names()) - {"winograd"} == {c.name for c in entries}
-    assert select.names("cuda") == ("aten",)
+    for device in ("cuda", "cuda:0"):
+        assert set(select.names(device)) - {"winograd"} == {*_C.cuda_algorithms(), "aten"}
+    assert select.names("meta") == ("aten",)
 
 
 @pytest.mark.parametrize(
     "change,text",
-    [({"dtype": torch.int32}, "int32"), ({"device": "cuda"}, "cuda"), ({"groups": 3}, "groups=3")],
+    [({"dtype": torch.int32}, "int32"), ({"device": "meta"}, "meta"), ({"groups": 3}, "groups=3")],
     ids=str,
 )
 def test_reasons_carry_the_values(change, text):
