@@ -1,74 +1,100 @@
-// The tables of winograd_f2x2_3x3 and winograd_f4x4_3x3.
+// What the Winograd kernels apply to, and the tables of winograd_f2x2_3x3 and winograd_f4x4_3x3.
 #include "conv_winograd.h"
+
+#include <string>
+
+#include "conv_winograd_cost.h"
 
 namespace fastconv::cuda {
 namespace {
 
 using namespace winograd;
 
+std::string axis_pair(const int64_t (&a)[3]) {
+  return std::to_string(a[1]) + "x" + std::to_string(a[2]);
+}
+
+// Of all directions, so that a layer that runs forward also runs backward.
 template <int kTileOut>
-struct Transforms;
-template <>
-struct Transforms<2> {
-  using type = WinogradF2x2_3x3;
-};
-template <>
-struct Transforms<4> {
-  using type = WinogradF4x4_3x3;
-};
+std::string applicable(const ConvProblem& p) {
+  if (p.rank != 2) return "Winograd needs rank 2, got rank " + std::to_string(p.rank);
+  if (p.filter[1] != 3 || p.filter[2] != 3)
+    return "Winograd needs a 3x3 filter, got " + axis_pair(p.filter);
+  if (p.stride[1] != 1 || p.stride[2] != 1)
+    return "Winograd needs stride 1, got " + axis_pair(p.stride);
+  if (p.dilation[1] != 1 || p.dilation[2] != 1)
+    return "Winograd needs dilation 1, got " + axis_pair(p.dilation);
+  // 32-bit arithmetic: bytes within a tile of up to 6 rows, tiles, padding, blocks.
+  const int64_t row = std::max(p.in[2] * p.C, p.out[2] * p.K), most = int64_t{1} << 26;
+  if (row > most)
+    return "Winograd needs rows of at most 2^26 elements over all channels, got " +
+           std::to_string(row);
+  const int64_t height = std::max(p.in[1], p.out[1]);
+  if (height > most || p.padding[1] > most || p.padding[2] > most)
+    return "Winograd needs a height and padding of at most 2^26, got " + std::to_string(height) +
+           " and " + axis_pair(p.padding);
+  const int64_t tiles =
+      p.N * std::max(blocks_of(p.out[1], kTileOut) * blocks_of(p.out[2], kTileOut),
+                     blocks_of(p.in[1], kTileOut) * blocks_of(p.in[2], kTileOut));
+  if (tiles >= (int64_t{1} << 31) - 64)
+    return "Winograd needs fewer than 2^31 - 64 tiles, got " + std::to_string(tiles);
+  return "";
+}
 
-template <int kTileOut, class scalar_t, DType dtype, Layout layout, bool kTensorCores>
+template <int kTileOut>
+using WinogradOf = std::conditional_t<kTileOut == 4, WinogradF4x4_3x3, WinogradF2x2_3x3>;
+
+template <int kTileOut, class scalar_t, DType dtype, Layout layout, Direction direction>
 struct Fused {
-  template <Direction direction>
+  // 16-bit storage gains nothing from strict fp32 products.
+  static constexpr bool kTensorCores = sizeof(scalar_t) == 2;
+
   static int64_t workspace(const ConvProblem& p, const Device&) {
-    return fused_workspace(p, direction, kTileOut);
+    const Plan plan = make_plan(p, direction, layout, kTileOut, sizeof(scalar_t));
+    if (direction == Direction::kWgrad) return splits_of(plan, kTileOut).bytes;
+    const Slabs slabs = slabs_of(plan, kTileOut);
+    return slabs.at_a_time * slabs.bytes;
   }
-  template <Direction direction>
   static double cost(const ConvProblem& p, const Device& device) {
-    return fused_cost(p, direction, dtype, layout, kTileOut, kTensorCores, device);
+    return fused_cost(p, direction, sizeof(scalar_t), kTileOut, kTensorCores, device);
   }
-  template <Direction direction>
   static int launch(const ConvCall& call) {
-    using Wino = typename Transforms<kTileOut>::type;
-    return launch_fused<Wino, scalar_t, layout, kTensorCores>(call, direction);
+    using Wino = WinogradOf<kTileOut>;
+    if constexpr (direction == Direction::kWgrad)
+      return launch_wgrad_fused<Wino, scalar_t, layout, kTensorCores>(call);
+    else
+      return launch_fused<Wino, scalar_t, layout, kTensorCores>(call, direction);
   }
-  template <Direction direction>
   static constexpr ConvInstance instance(const char* name) {
-    return {name,
-            direction,
-            dtype,
-            layout,
-            kTensorCores && dtype == DType::kFloat32,
-            applicable<kTileOut>,
-            workspace<direction>,
-            cost<direction>,
-            launch<direction>};
+    return {name, direction, dtype, layout, false, applicable<kTileOut>, workspace, cost, launch};
   }
 };
 
-#define FC_FUSED_ROWS(scalar_t, dtype, tensor_cores, dtype_name, suffix)               \
-  Fused<kTileOut, scalar_t, dtype, Layout::kNCHW,                                      \
-        tensor_cores>::template instance<Direction::kFprop>("fprop_" dtype_name        \
-                                                            "_nchw_fused" suffix),     \
-      Fused<kTileOut, scalar_t, dtype, Layout::kNHWC,                                  \
-            tensor_cores>::template instance<Direction::kFprop>("fprop_" dtype_name    \
-                                                                "_nhwc_fused" suffix), \
-      Fused<kTileOut, scalar_t, dtype, Layout::kNCHW,                                  \
-            tensor_cores>::template instance<Direction::kDgrad>("dgrad_" dtype_name    \
-                                                                "_nchw_fused" suffix), \
-      Fused<kTileOut, scalar_t, dtype, Layout::kNHWC,                                  \
-            tensor_cores>::template instance<Direction::kDgrad>("dgrad_" dtype_name    \
-                                                                "_nhwc_fused" suffix)
+// clang-format off
+#define FC_FUSED_ROWS(scalar_t, dtype, names, suffix)                                              \
+  Fused<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kFprop>::instance(                    \
+      "fprop_" names "_nchw_fused_" suffix),                                                       \
+  Fused<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kFprop>::instance(                    \
+      "fprop_" names "_nhwc_fused_" suffix),                                                       \
+  Fused<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kDgrad>::instance(                    \
+      "dgrad_" names "_nchw_fused_" suffix),                                                       \
+  Fused<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kDgrad>::instance(                    \
+      "dgrad_" names "_nhwc_fused_" suffix),                                                       \
+  Fused<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kWgrad>::instance(                    \
+      "wgrad_" names "_nchw_fused_" suffix),                                                       \
+  Fused<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kWgrad>::instance(                    \
+      "wgrad_" names "_nhwc_fused_" suffix)
 
 template <int kTileOut>
 struct Table {
   static constexpr ConvInstance kInstances[] = {
-      FC_FUSED_ROWS(float, DType::kFloat32, false, "f32", "_fma"),
-      FC_FUSED_ROWS(__nv_bfloat16, DType::kBFloat16, true, "bf16", "_tf32"),
-      FC_FUSED_ROWS(__half, DType::kFloat16, true, "f16", "_tf32"),
+      FC_FUSED_ROWS(float, DType::kFloat32, "f32", "fma"),
+      FC_FUSED_ROWS(__nv_bfloat16, DType::kBFloat16, "bf16", "tf32"),
+      FC_FUSED_ROWS(__half, DType::kFloat16, "f16", "tf32"),
   };
   static constexpr int kSize = sizeof(kInstances) / sizeof(kInstances[0]);
 };
+// clang-format on
 
 }  // namespace
 

@@ -1,52 +1,140 @@
-// Winograd convolution on the GPU, what its launchers share: the plan of one direction and layout,
-// what cannot run, and the launchers of each mechanism. The kernels: kernels/cuda/conv_*winograd*.
+// Winograd convolution on the GPU: the plan that the launchers and the cost model share, and the
+// launchers of each mechanism. The kernels: kernels/cuda/conv_*winograd*.
 #pragma once
-#include "conv_algorithm.h"
-#include "detail/winograd_tile.cuh"
+#include <algorithm>
 
-namespace fastconv::cuda {
-namespace winograd {
+#include "conv_algorithm.h"
+#include "detail/winograd_block.cuh"
+
+namespace fastconv::cuda::winograd {
 
 inline int64_t blocks_of(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+constexpr int64_t points_of(int tile_out) { return (tile_out + 2) * (tile_out + 2); }
+
+// Scratch beyond this is avoided by working in pieces, as far as one piece fits.
+constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
 
 // fprop and dgrad: out[n,k,p,q] = sum_{c,r,s} in[n,c,p+r-pad_h,q+s-pad_w] filter[k,c,r,s], where
 // dgrad has in = dy, out = dx, K and C exchanged, the filter flipped and transposed. wgrad:
 // filter[k,c,r,s] = sum_{n,p,q} in[n,c,p+r-pad_h,q+s-pad_w] out[n,k,p,q], in = x, out = dy.
 struct Plan {
-  int64_t C, K, groups;  // channels of `in` and `out` in one group
-  WinogradImages in, out;
+  int64_t C, K, groups;    // channels of `in` and `out` in one group
+  WinogradImages in, out;  // strides in bytes
   int64_t pad_h, pad_w;
   int64_t tiles_y, tiles_x, tiles;  // of `out`; tiles of all images
-  // Strides of the filter's group, k, c, r, s, elements; dgrad's begin at the last tap.
+  // Strides of the filter's group, k, c, r, s in elements; dgrad's begin at the last tap.
   int64_t filter_g, filter_k, filter_c, filter_r, filter_s, filter_begin;
 };
-Plan make_plan(const ConvProblem&, Direction, Layout, int tile_out);
-WinogradTiling tiling_of(const Plan&);
 
-// What no Winograd kernel here runs.
-template <int kTileOut>
-std::string applicable(const ConvProblem&);
+inline WinogradImages images_of(int64_t channels, int64_t height, int64_t width, Layout layout,
+                                int64_t scalar_bytes) {
+  const bool nhwc = layout == Layout::kNHWC;
+  return {channels * height * width * scalar_bytes,
+          (nhwc ? 1 : height * width) * scalar_bytes,
+          static_cast<int32_t>((nhwc ? width * channels : width) * scalar_bytes),
+          static_cast<int32_t>((nhwc ? channels : 1) * scalar_bytes),
+          static_cast<int32_t>(height),
+          static_cast<int32_t>(width)};
+}
 
-int64_t scalar_bytes(DType);
+inline Plan make_plan(const ConvProblem& p, Direction direction, Layout layout, int tile_out,
+                      int64_t scalar_bytes) {
+  Plan plan{};
+  plan.groups = p.groups;
+  plan.C = p.channels_per_group();
+  plan.K = p.filters_per_group();
+  plan.in = images_of(p.C, p.in[1], p.in[2], layout, scalar_bytes);
+  plan.out = images_of(p.K, p.out[1], p.out[2], layout, scalar_bytes);
+  plan.pad_h = p.padding[1];
+  plan.pad_w = p.padding[2];
+  const int64_t taps = 9;
+  const bool nhwc = layout == Layout::kNHWC;
+  plan.filter_k = plan.C * taps;
+  plan.filter_g = plan.K * plan.filter_k;
+  plan.filter_c = nhwc ? 1 : taps;
+  plan.filter_s = nhwc ? plan.C : 1;
+  plan.filter_r = 3 * plan.filter_s;
+  if (direction == Direction::kDgrad) {
+    std::swap(plan.C, plan.K);
+    std::swap(plan.in, plan.out);
+    plan.pad_h = 2 - plan.pad_h;
+    plan.pad_w = 2 - plan.pad_w;
+    std::swap(plan.filter_c, plan.filter_k);
+    plan.filter_begin = 2 * plan.filter_r + 2 * plan.filter_s;
+    plan.filter_r = -plan.filter_r;
+    plan.filter_s = -plan.filter_s;
+  }
+  plan.tiles_y = blocks_of(plan.out.height, tile_out);
+  plan.tiles_x = blocks_of(plan.out.width, tile_out);
+  plan.tiles = p.N * plan.tiles_y * plan.tiles_x;
+  return plan;
+}
 
-// Scratch beyond this is avoided by working in pieces, as far as one piece fits.
-constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
+inline WinogradTiling tiling_of(const Plan& plan) {
+  return {static_cast<uint32_t>(plan.tiles), FastDivmod(static_cast<uint32_t>(plan.tiles_x)),
+          FastDivmod(static_cast<uint32_t>(plan.tiles_y * plan.tiles_x))};
+}
 
-// --- fused: conv_fprop_winograd_fused.cuh --------------------------------------------------------
+// --- fused fprop and dgrad: slabs, 32 filters of a group --------------------------------------
 
-// Slabs, 32 filters of a group, whose transformed filters fill the workspace at a time.
-struct FusedSlabs {
-  int64_t total, per_group, at_a_time;
-  int64_t bytes;  // of one
+struct Slabs {
+  int64_t total, per_group;
+  int64_t bytes;      // of a slab's transformed filters
+  int64_t at_a_time;  // as many as fill the workspace
 };
-FusedSlabs fused_slabs(const Plan&, int tile_out);
-int64_t fused_workspace(const ConvProblem&, Direction, int tile_out);
-double fused_cost(const ConvProblem&, Direction, DType, Layout, int tile_out, bool tensor_cores,
-                  const Device&);
 
-// fprop and dgrad. kTensorCores: operands of the products rounded to TF32.
+inline Slabs slabs_of(const Plan& plan, int tile_out) {
+  Slabs s{};
+  s.per_group = blocks_of(plan.K, kWinogradBlock);
+  s.total = s.per_group * plan.groups;
+  s.bytes = blocks_of(plan.C, kWinogradDepth) * points_of(tile_out) * kWinogradPoint * 4;
+  const int64_t most = std::min(kWorkspaceBytes / s.bytes,
+                                INT32_MAX / blocks_of(plan.tiles, int64_t{kWinogradBlock}));
+  s.at_a_time = std::clamp<int64_t>(most, 1, s.total);
+  return s;
+}
+
+// --- fused wgrad: the tiles split over blocks ----------------------------------------------------
+
+struct Splits {
+  int64_t slabs, k_blocks, c_blocks;  // 32 filters times 32 channels of a group
+  int64_t steps, steps_per_split, splits;
+  int64_t bytes;  // of all partial sums
+};
+
+inline Splits splits_of(const Plan& plan, int tile_out) {
+  Splits s{};
+  s.k_blocks = blocks_of(plan.K, kWinogradBlock);
+  s.c_blocks = blocks_of(plan.C, kWinogradBlock);
+  s.slabs = s.k_blocks * s.c_blocks * plan.groups;
+  s.steps = blocks_of(plan.tiles, kWinogradDepth);
+  // Two waves of a large GPU; a sum of at most 8192 tiles, whose rounding errors stay below the
+  // transforms'. Of the problem alone, so that the bits are the same on every GPU.
+  const int64_t blocks = tile_out == 4 ? 264 : 528;
+  const int64_t split = 9 * plan.groups * plan.K * plan.C * 4;
+  int64_t wanted = std::max(blocks_of(blocks, s.slabs), blocks_of(s.steps, 1024));
+  wanted = std::min({wanted, blocks_of(s.steps, 4), kWorkspaceBytes / split});
+  s.steps_per_split = blocks_of(s.steps, std::max<int64_t>(wanted, 1));
+  s.splits = blocks_of(s.steps, s.steps_per_split);
+  s.bytes = s.splits * split;
+  return s;
+}
+
+// --- launchers -----------------------------------------------------------------------------------
+
+// kTensorCores: operands of the products rounded to TF32.
 template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
-int launch_fused(const ConvCall&, Direction);
+int launch_fused(const ConvCall&, Direction);  // fprop and dgrad
+template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
+int launch_wgrad_fused(const ConvCall&);
 
-}  // namespace winograd
-}  // namespace fastconv::cuda
+// One instantiation per dtype and layout; the engine follows from the dtype.
+#define FC_WINOGRAD_INSTANTIATE(launch, Wino, ...)                            \
+  template int launch<Wino, float, Layout::kNCHW, false>(__VA_ARGS__);        \
+  template int launch<Wino, float, Layout::kNHWC, false>(__VA_ARGS__);        \
+  template int launch<Wino, __nv_bfloat16, Layout::kNCHW, true>(__VA_ARGS__); \
+  template int launch<Wino, __nv_bfloat16, Layout::kNHWC, true>(__VA_ARGS__); \
+  template int launch<Wino, __half, Layout::kNCHW, true>(__VA_ARGS__);        \
+  template int launch<Wino, __half, Layout::kNHWC, true>(__VA_ARGS__);
+
+}  // namespace fastconv::cuda::winograd

@@ -14,8 +14,8 @@ int launch_fused(const ConvCall& call, Direction direction) {
   using Engine = std::conditional_t<kTensorCores, WinogradTf32, WinogradFma>;
   using Shape = WinogradBlockShape<Wino>;
   const bool dgrad = direction == Direction::kDgrad;
-  const Plan plan = make_plan(call.problem, direction, layout, Wino::kOut);
-  const FusedSlabs slabs = fused_slabs(plan, Wino::kOut);
+  const Plan plan = make_plan(call.problem, direction, layout, Wino::kOut, sizeof(scalar_t));
+  const Slabs slabs = slabs_of(plan, Wino::kOut);
   const int64_t steps = blocks_of(plan.C, kWinogradDepth);
   const FastDivmod slabs_per_group(static_cast<uint32_t>(slabs.per_group));
   float* const u = static_cast<float*>(call.workspace);
@@ -61,11 +61,5 @@ int launch_fused(const ConvCall& call, Direction direction) {
   }
   return 0;
 }
-
-#define FC_WINOGRAD_FUSED(Wino, scalar_t, tensor_cores)                                   \
-  template int launch_fused<Wino, scalar_t, Layout::kNCHW, tensor_cores>(const ConvCall&, \
-                                                                         Direction);      \
-  template int launch_fused<Wino, scalar_t, Layout::kNHWC, tensor_cores>(const ConvCall&, \
-                                                                         Direction);
 
 }  // namespace fastconv::cuda::winograd

@@ -3,8 +3,6 @@
 
 namespace fastconv::cuda::winograd {
 
-FC_WINOGRAD_FUSED(WinogradF2x2_3x3, float, false)
-FC_WINOGRAD_FUSED(WinogradF2x2_3x3, __nv_bfloat16, true)
-FC_WINOGRAD_FUSED(WinogradF2x2_3x3, __half, true)
+FC_WINOGRAD_INSTANTIATE(launch_fused, WinogradF2x2_3x3, const ConvCall&, Direction)
 
 }  // namespace fastconv::cuda::winograd

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
   uint32_t slab_in_group;
   const uint32_t group = p.slabs_per_group.divmod(p.slab_begin + slab_local, slab_in_group);
   const int32_t first_k = slab_in_group * kWinogradBlock;
-  x += static_cast<int64_t>(group) * p.C * p.in.stride_c;
+  x = byte_offset(x, static_cast<int64_t>(group) * p.C * p.in.stride_c);
   u += static_cast<int64_t>(slab_local) * p.steps * Shape::kStage + threadIdx.x * 4;
 
   // This thread's tile and channel of each step.
@@ -67,11 +67,12 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
   WinogradWindow<scalar_t> window{x, 0};
   if (transforms && first_tile + my_tile < p.tiling.tiles) {
     const WinogradTile t = winograd_tile(p.tiling, first_tile + my_tile);
-    window = winograd_window<kTile>(p.in, x + t.n * p.in.stride_n + my_channel * p.in.stride_c,
-                                    t.y * kOut - p.pad_h, t.x * kOut - p.pad_w);
+    window = winograd_window<kTile>(
+        p.in, byte_offset(x, t.n * p.in.stride_n + my_channel * p.in.stride_c),
+        t.y * kOut - p.pad_h, t.x * kOut - p.pad_w);
   }
   const int v_slot = Engine::template b_slot<kNhwc>(my_tile, my_channel);
-  using Pixels = raw_pixel_t<scalar_t>[kTile][kTile];
+  using Pixels = raw_pixel_t<scalar_t>[kTile * kTile];
 
   int32_t channels_left = p.C;
   const auto fetch = [&](int stage, Pixels& pixels) {
@@ -83,14 +84,14 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
     if (!transforms) return;
     load_window<kTile, !kNhwc>(p.in, window.corner, my_channel < channels_left ? window.exists : 0,
                                pixels);
-    window.corner += kWinogradDepth * p.in.stride_c;
+    window.corner = byte_offset(window.corner, kWinogradDepth * p.in.stride_c);
     channels_left -= kWinogradDepth;
   };
   const auto transform = [&](int stage, const Pixels& pixels) {
     if (!transforms) return;
     float* to = shared_v + stage * Shape::kStage + v_slot;
     winograd_nest<WinogradInput<Wino>>(
-        [&](int i, int j) { return widen<scalar_t>(pixels[i][j]); },
+        [&](int i, int j) { return widen<scalar_t>(pixels[i * kTile + j]); },
         [&](int i, int j, float v) { to[(i * kTile + j) * kWinogradPoint] = Engine::operand(v); });
   };
 
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
     if (more) transform(stage ^ 1, pixels);
   }
 
-  y += (static_cast<int64_t>(group) * p.K + first_k) * p.out.stride_c;
+  y = byte_offset(y, (static_cast<int64_t>(group) * p.K + first_k) * p.out.stride_c);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     __syncthreads();
@@ -139,9 +140,9 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
       }
       const WinogradTile t = winograd_tile(p.tiling, first_tile + n);
       const int32_t y0 = t.y * kOut, x0 = t.x * kOut;
-      scalar_t* to = y + k_of_slab * p.out.stride_c + t.n * p.out.stride_n +
-                     y0 * static_cast<int64_t>(p.out.stride_h) +
-                     x0 * static_cast<int64_t>(p.out.stride_w);
+      scalar_t* to = byte_offset(y, k_of_slab * p.out.stride_c + t.n * p.out.stride_n +
+                                        y0 * static_cast<int64_t>(p.out.stride_h) +
+                                        x0 * static_cast<int64_t>(p.out.stride_w));
       store_tile<kOut, !kNhwc>(p.out, to, p.out.height - y0, p.out.width - x0, values);
     }
   }

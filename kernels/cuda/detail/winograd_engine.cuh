@@ -48,7 +48,7 @@ struct WinogradFma {
   static __device__ __forceinline__ void multiply(int lane, const float* a, const float* b,
                                                   WinogradSums (&sums)[kPoints]) {
     const int unit_a = 2 * (lane >> 3), unit_b = lane & 7;
-#pragma unroll
+#pragma unroll 2
     for (int r = 0; r < kWinogradDepth; ++r) {
       const float* row_a = a + r * kWinogradBlock;
       const float* row_b = b + r * kWinogradBlock + (unit_b ^ (kSwizzleB ? r : 0)) * 4;

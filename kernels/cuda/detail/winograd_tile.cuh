@@ -50,13 +50,19 @@ __device__ __forceinline__ void winograd_nest(const Load& load, const Store& sto
   }
 }
 
-// A tensor of images: strides in elements. Channels and images may lie more than 2^31 elements
-// apart, the pixels of one tile may not.
+// A tensor of images. Strides in bytes, so that no address needs scaling. Channels and images may
+// lie more than 2^31 bytes apart, the pixels of one tile may not.
 struct WinogradImages {
   int64_t stride_n, stride_c;
   int32_t stride_h, stride_w;
   int32_t height, width;
 };
+
+template <class T>
+__device__ __forceinline__ T* byte_offset(T* p, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(p) + bytes);
+}
 
 // How the output pixels (wgrad: the pixels of dy) are cut into tiles.
 struct WinogradTiling {
@@ -94,8 +100,8 @@ __device__ __forceinline__ WinogradWindow<scalar_t> winograd_window(const Winogr
     exists |= static_cast<uint32_t>(y0 + i >= 0 && y0 + i < images.height) << (8 + i);
   }
   // Outside the tensor where the window begins in the padding; only pixels that exist are read.
-  return {image + y0 * static_cast<int64_t>(images.stride_h) +
-              x0 * static_cast<int64_t>(images.stride_w),
+  return {byte_offset(image, y0 * static_cast<int64_t>(images.stride_h) +
+                                 x0 * static_cast<int64_t>(images.stride_w)),
           exists};
 }
 
@@ -117,20 +123,19 @@ __device__ __forceinline__ float widen(raw_pixel_t<scalar_t> v) {
     return v;
 }
 
-// kUnitStride: neighbouring pixels of a row lie side by side (NCHW), so that their addresses are
-// one register and constants.
+// x[i * kExtent + j] = pixel (i, j), zero where none is. kUnitStride: neighbouring pixels of a row
+// lie side by side (NCHW), so that their addresses are one register and constants.
 template <int kExtent, bool kUnitStride, class scalar_t>
 __device__ __forceinline__ void load_window(const WinogradImages& images, const scalar_t* corner,
-                                            uint32_t exists,
-                                            raw_pixel_t<scalar_t> (&x)[kExtent][kExtent]) {
+                                            uint32_t exists, raw_pixel_t<scalar_t>* x) {
 #pragma unroll
   for (int i = 0; i < kExtent; ++i) {
-    const scalar_t* row = corner + i * images.stride_h;
     const uint32_t columns = exists >> (8 + i) & 1 ? exists : 0;
+    const scalar_t* row = byte_offset(corner, i * images.stride_h);
 #pragma unroll
     for (int j = 0; j < kExtent; ++j) {
-      const int32_t offset = kUnitStride ? j : j * images.stride_w;
-      x[i][j] = columns >> j & 1 ? raw_pixel(row[offset]) : 0;
+      const scalar_t* at = kUnitStride ? row + j : byte_offset(row, j * images.stride_w);
+      x[i * kExtent + j] = columns >> j & 1 ? raw_pixel(*at) : 0;
     }
   }
 }
@@ -147,7 +152,7 @@ __device__ __forceinline__ void store_tile(const WinogradImages& images, scalar_
 #pragma unroll
   for (int i = 0; i < kExtent; ++i) {
     if (i >= rows) break;
-    scalar_t* row = y + i * images.stride_h;
+    scalar_t* row = byte_offset(y, i * images.stride_h);
     if (kUnitStride && columns >= kExtent && reinterpret_cast<uintptr_t>(row) % sizeof(Row) == 0) {
       Row packed;
 #pragma unroll
@@ -157,7 +162,8 @@ __device__ __forceinline__ void store_tile(const WinogradImages& images, scalar_
 #pragma unroll
       for (int j = 0; j < kExtent; ++j)
         if (j < columns)
-          row[kUnitStride ? j : j * images.stride_w] = from_acc<scalar_t>(values[i][j]);
+          *(kUnitStride ? row + j : byte_offset(row, j * images.stride_w)) =
+              from_acc<scalar_t>(values[i][j]);
     }
   }
 }
