@@ -11,6 +11,11 @@ The emulation (tests/emulator) is compiled when something it is made of has chan
 from __future__ import annotations
 
 import importlib.util
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -28,13 +33,14 @@ CAPABILITY, SM_COUNT = 90, 132
 
 
 @cache
-def emulation(variant: str = "plain") -> ModuleType:
-    """The compiled module, brought up to date first."""
-    spec = importlib.util.spec_from_file_location(build.module_name(variant), build.build(variant))
+def emulation(module: str = "kernels") -> ModuleType:
+    """The compiled module (`kernels` or `planted`), brought up to date first."""
+    name, path = build.module_name(module, "plain"), build.build(module)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,10 @@ class Instance:
         return self.native.refusal(native_problem(case))
 
     def workspace(self, case: ConvCase) -> int:
-        return self.native.workspace(native_problem(case), CAPABILITY, SM_COUNT)
+        return self.native.workspace(native_problem(case), _device())
 
     def cost(self, case: ConvCase) -> float:
-        return self.native.cost(native_problem(case), CAPABILITY, SM_COUNT)
+        return self.native.cost(native_problem(case), _device())
 
     @property
     def arithmetic(self) -> str:
@@ -113,7 +119,7 @@ def run_instance(
     *,
     workers: int = 2,
     placement: str | None = None,
-    variant: str = "plain",
+    check_accesses: bool = True,
     capability: int = CAPABILITY,
     sm_count: int = SM_COUNT,
     statistics: dict[str, int] | None = None,
@@ -127,6 +133,7 @@ def run_instance(
             lie (against a guard page behind them, before them, or aligned to 16 bytes), unless
             `placement` does.
         workers: OS threads.
+        check_accesses: look for races and bounds at every access (three times slower).
         statistics: receives launches, blocks, threads, switches, shared_bytes, workspace.
 
     Returns:
@@ -138,21 +145,22 @@ def run_instance(
     """
     found = find_instance(algorithm, instance)
     assert found.direction == direction, f"{found} is for {found.direction}"
-    module = emulation(variant)
+    module = emulation()
     a, b = (_to_bytes(t, found) for t in operands)
-    result, counted, workspace = module.run_conv(
-        algorithm,
-        instance,
-        native_problem(case) if variant == "plain" else _problem(module, case),
-        a,
-        b,
-        None if bias is None else _to_bytes(bias, found),
-        seed=seed,
-        workers=workers,
-        placement=getattr(module.Placement, placement or PLACEMENTS[seed % len(PLACEMENTS)]),
-        capability=capability,
-        sm_count=sm_count,
-    )
+    with source_lines(module):
+        result, counted, workspace = module.run_conv(
+            algorithm,
+            instance,
+            native_problem(case),
+            a,
+            b,
+            None if bias is None else _to_bytes(bias, found),
+            module.Device(capability, sm_count),
+            seed=seed,
+            workers=workers,
+            placement=getattr(module.Placement, placement or PLACEMENTS[seed % len(PLACEMENTS)]),
+            check_accesses=check_accesses,
+        )
     if statistics is not None:
         names = ("launches", "blocks", "threads", "switches", "shared_bytes")
         statistics.update({name: getattr(counted, name) for name in names}, workspace=workspace)
@@ -164,11 +172,29 @@ def run_instance(
     return _from_bytes(result, size, found)
 
 
-def _problem(module: ModuleType, case: ConvCase) -> Any:
-    stride, padding, dilation, groups = case.params
-    return module.ConvProblem(
-        list(case.input_size), list(case.weight_size), stride, padding, dilation, groups
-    )
+def _device() -> Any:
+    return emulation().Device(CAPABILITY, SM_COUNT)
+
+
+@contextmanager
+def source_lines(module: ModuleType) -> Iterator[None]:
+    """Puts file and line (with the functions inlined around it) for the code addresses in an
+    error's text, where binutils is installed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            re.sub(r"<\+(0x[0-9a-f]+)>", lambda m: _source_line(module, m[1]), str(error))
+        ) from None
+
+
+def _source_line(module: ModuleType, address: str) -> str:
+    if shutil.which("addr2line") is None:
+        return f"(code at {address})"
+    command = ["addr2line", "-i", "-s", "-e", module.__file__, address]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
+    places = [re.sub(r" \(discriminator.*", "", line) for line in lines if line]
+    return "(" + " in ".join(dict.fromkeys(places)) + ")"
 
 
 def _to_bytes(t: Tensor, instance: Instance) -> np.ndarray:

@@ -33,32 +33,44 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compile everything."""
+    """One way to compile everything. kernel_flags: for launchers and kernels only."""
 
     name: str
     flags: str
+    kernel_flags: str = ""
     link_flags: str = ""
 
 
 VARIANTS = {
-    "plain": Variant("plain", "-O2"),
+    # Loads and stores of kernel code call access_checks.cpp; no sanitizer library is linked.
+    "plain": Variant(
+        "plain",
+        "-O2",
+        "-fsanitize=thread,alignment --param tsan-instrument-func-entry-exit=0",
+    ),
 }
 
 
-def module_path(variant: str) -> Path:
-    return folder(variant) / f"{module_name(variant)}{sysconfig.get_config_var('EXT_SUFFIX')}"
+# What is built in each variant: the registered kernels, and the planted bugs that test the
+# emulation.
+MODULES = ("kernels", "planted")
 
 
-def module_name(variant: str) -> str:
-    return f"fastconv_emulated_{variant}"
+def module_path(module: str, variant: str) -> Path:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return folder(variant) / f"{module_name(module, variant)}{suffix}"
+
+
+def module_name(module: str, variant: str) -> str:
+    return f"emulated_{module}_{variant}"
 
 
 def folder(variant: str) -> Path:
     return ROOT / "build/emulator" / variant
 
 
-def build(variant: str = "plain", verbose: bool = False) -> Path:
-    """Brings one variant up to date and returns the module's path. Safe to call from several
+def build(module: str = "kernels", variant: str = "plain", verbose: bool = False) -> Path:
+    """Brings one module up to date and returns its path. Safe to call from several
     processes at once. Raises BuildError with the compiler's output."""
     out = folder(variant)
     out.mkdir(parents=True, exist_ok=True)
@@ -68,11 +80,12 @@ def build(variant: str = "plain", verbose: bool = False) -> Path:
         ninja_file = out / "build.ninja"
         if not ninja_file.exists() or ninja_file.read_text() != text:
             ninja_file.write_text(text)
-        command = [ninja(), "-C", str(out), f"-j{jobs()}"]
+        target = module_path(module, variant)
+        command = [ninja(), "-C", str(out), f"-j{jobs()}", target.name]
         result = subprocess.run(command, stdout=None if verbose else subprocess.PIPE, text=True)
         if result.returncode != 0:
             raise BuildError(f"building the CUDA emulation failed\n{result.stdout or ''}")
-    return module_path(variant)
+    return target
 
 
 def ninja() -> str:
@@ -88,44 +101,59 @@ def jobs() -> int:
     return int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
 
 
-def sources() -> list[tuple[Path, str]]:
-    """(source, flags)"""
-    import pybind11
+def kernel_sources(module: str) -> list[Path]:
+    """What is compiled with the kernel flags."""
+    where = {"kernels": ROOT / "csrc/cuda", "planted": HERE / "planted"}[module]
+    return sorted(where.glob("*.cu"))
 
-    python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
-    emulator = [(p, "") for p in sorted(HERE.glob("*.cpp")) if p.name != "bindings.cpp"]
-    kernels = [(p, KERNEL_FLAGS) for p in sorted((ROOT / "csrc/cuda").glob("*.cu"))]
-    return [
-        *emulator,
-        (ROOT / "csrc/common/conv_problem.cpp", ""),
-        (ROOT / "csrc/cuda/conv_registry.cpp", ""),
-        *kernels,
-        (HERE / "bindings.cpp", python),
-    ]
+
+def host_sources(module: str) -> list[Path]:
+    core = sorted(p for p in HERE.glob("*.cpp") if p.name != "bindings.cpp")
+    if module == "planted":
+        return core
+    return [*core, ROOT / "csrc/common/conv_problem.cpp", ROOT / "csrc/cuda/conv_registry.cpp"]
+
+
+def bindings_source(module: str) -> Path:
+    return {"kernels": HERE / "bindings.cpp", "planted": HERE / "planted/bindings.cpp"}[module]
 
 
 def ninja_text(variant: Variant) -> str:
+    import pybind11
+
     cxx = os.environ.get("CXX", "c++")
     includes = f"-I{HERE} -I{ROOT / 'csrc'} -I{ROOT / 'kernels/cuda'}"
-    flags = f"{COMMON_FLAGS} -DFC_MODULE_NAME={module_name(variant.name)} {variant.flags}"
+    python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
+    flags = f"{COMMON_FLAGS} {variant.flags} {includes}"
     lines = [
         "ninja_required_version = 1.5",
         "rule cxx",
-        f"  command = {cxx} -MMD -MF $out.d {flags} {includes} $flags -c $in -o $out",
+        f"  command = {cxx} -MMD -MF $out.d {flags} $flags -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         f"  command = {cxx} -shared -Wl,-Bsymbolic -o $out $in -ldl -lpthread {variant.link_flags}",
     ]
-    objects = []
-    for source, extra in sources():
-        target = str(source.relative_to(ROOT)).replace("/", "_") + ".o"
-        objects.append(target)
-        lines += [f"build {target}: cxx {source}", f"  flags = {extra}"]
-    lines += [f"build {module_path(variant.name).name}: link {' '.join(objects)}", ""]
-    return "\n".join(lines)
+    known = set()
+    for module in MODULES:
+        name = module_name(module, variant.name)
+        edges = [
+            *((p, "") for p in host_sources(module)),
+            *((p, f"{KERNEL_FLAGS} {variant.kernel_flags}") for p in kernel_sources(module)),
+            (bindings_source(module), f"{python} -fvisibility=hidden -DFC_MODULE_NAME={name}"),
+        ]
+        objects = []
+        for source, extra in edges:
+            target = str(source.relative_to(ROOT)).replace("/", "_") + ".o"
+            objects.append(target)
+            if target not in known:
+                lines += [f"build {target}: cxx {source}", f"  flags = {extra}"]
+            known.add(target)
+        lines.append(f"build {module_path(module, variant.name).name}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     for wanted in sys.argv[1:] or VARIANTS:
-        print(build(wanted, verbose=True))
+        for part in MODULES:
+            print(build(part, wanted, verbose=True))

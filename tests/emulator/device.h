@@ -6,138 +6,100 @@
 #include "half_types.h"
 #include "scheduler.h"
 
-#define threadIdx (::emu::current->thread)
-#define blockIdx (::emu::current->block->index)
-#define blockDim (::emu::current->block->extent)
-#define gridDim (::emu::current->block->grid)
+#define threadIdx (::emu::thread_index())
+#define blockIdx (::emu::block_index())
+#define blockDim (::emu::block_extent())
+#define gridDim (::emu::grid_extent())
 constexpr int warpSize = 32;
 
-// Default arguments are evaluated at the call, so the site is the kernel's line.
-#define FC_SITE \
-  ::emu::Site { __builtin_FILE(), __builtin_LINE() }
+// Where a function is called from: default arguments are evaluated at the call.
+#define FC_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 // --- barriers -----------------------------------------------------------------------------------
 
-inline void __syncthreads(emu::Site site = FC_SITE) {
-  emu::block_barrier("__syncthreads", false, site);
+inline void __syncthreads(FC_CALLER) { emu::block_barrier("__syncthreads", false, {file, line}); }
+inline int __syncthreads_count(int predicate, FC_CALLER) {
+  return static_cast<int>(emu::block_barrier("__syncthreads_count", predicate != 0, {file, line}));
 }
-inline int __syncthreads_count(int predicate, emu::Site site = FC_SITE) {
-  return static_cast<int>(emu::block_barrier("__syncthreads_count", predicate != 0, site));
+inline int __syncthreads_or(int predicate, FC_CALLER) {
+  return emu::block_barrier("__syncthreads_or", predicate != 0, {file, line}) != 0;
 }
-inline int __syncthreads_or(int predicate, emu::Site site = FC_SITE) {
-  return emu::block_barrier("__syncthreads_or", predicate != 0, site) != 0;
-}
-inline int __syncthreads_and(int predicate, emu::Site site = FC_SITE) {
+inline int __syncthreads_and(int predicate, FC_CALLER) {
   unsigned arrived = 0;
-  const unsigned votes = emu::block_barrier("__syncthreads_and", predicate != 0, site, &arrived);
+  const unsigned votes =
+      emu::block_barrier("__syncthreads_and", predicate != 0, {file, line}, &arrived);
   return votes == arrived;
 }
-inline void __syncwarp(uint32_t mask = 0xFFFFFFFFu, emu::Site site = FC_SITE) {
-  emu::warp_collective("__syncwarp", mask, nullptr, [](emu::Fiber*, uint32_t) {}, site);
+inline void __syncwarp(uint32_t mask = 0xFFFFFFFFu, FC_CALLER) {
+  emu::warp_barrier(mask, {file, line});
 }
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 inline void __threadfence_block() {}
 
 // Any subset of the lanes that could be active is a possible answer on a GPU; the least helpful one
 // is the calling lane alone.
-inline uint32_t __activemask() { return 1u << emu::current->lane; }
+inline uint32_t __activemask() { return 1u << emu::lane_index(); }
 
 // --- shuffles and votes -------------------------------------------------------------------------
 
 namespace emu {
 
-// A lane's part in a shuffle: what it gives, whose value it wants, what it gets.
-template <class T>
-struct Shuffle {
-  T value;
-  unsigned source;
-};
-
 template <class T>
 T shuffle(const char* name, uint32_t mask, T value, unsigned source, Site site) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 2, "as CUDA's overloads");
-  Shuffle<T> mine{value, source};
-  warp_collective(
-      name, mask, &mine,
-      [](Fiber* lanes, uint32_t all) {
-        T given[kWarpSize];
-        // A lane that takes no part has no value to give: NaN, or an index far outside.
-        std::memset(given, 0xFF, sizeof given);
-        for (unsigned i = 0; i < kWarpSize; ++i)
-          if (all >> i & 1u) given[i] = static_cast<Shuffle<T>*>(lanes[i].argument)->value;
-        for (unsigned i = 0; i < kWarpSize; ++i)
-          if (all >> i & 1u) {
-            auto* lane = static_cast<Shuffle<T>*>(lanes[i].argument);
-            lane->value = given[lane->source];
-          }
-      },
-      site);
-  return mine.value;
+  warp_shuffle(name, mask, &value, sizeof(T), source, site);
+  return value;
 }
 
 // The lane's segment of `width` lanes: its first lane.
 inline unsigned segment_start(int width) {
-  return current->lane & ~static_cast<unsigned>(width - 1);
-}
-
-inline uint32_t vote(const char* name, uint32_t mask, bool predicate, Site site) {
-  uint32_t mine = predicate;
-  warp_collective(
-      name, mask, &mine,
-      [](Fiber* lanes, uint32_t all) {
-        uint32_t ballot = 0;
-        for (unsigned i = 0; i < kWarpSize; ++i)
-          if (all >> i & 1u) ballot |= *static_cast<uint32_t*>(lanes[i].argument) << i;
-        for (unsigned i = 0; i < kWarpSize; ++i)
-          if (all >> i & 1u) *static_cast<uint32_t*>(lanes[i].argument) = ballot;
-      },
-      site);
-  return mine;
+  return lane_index() & ~static_cast<unsigned>(width - 1);
 }
 
 }  // namespace emu
 
 template <class T>
-T __shfl_sync(uint32_t mask, T value, int source, int width = 32, emu::Site site = FC_SITE) {
+T __shfl_sync(uint32_t mask, T value, int source, int width = 32, FC_CALLER) {
   const unsigned from = emu::segment_start(width) + (source & (width - 1));
-  return emu::shuffle("__shfl_sync", mask, value, from, site);
+  return emu::shuffle("__shfl_sync", mask, value, from, {file, line});
 }
 template <class T>
-T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32, emu::Site site = FC_SITE) {
-  const unsigned lane = emu::current->lane, from = lane ^ static_cast<unsigned>(lanes);
+T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32, FC_CALLER) {
+  const unsigned lane = emu::lane_index(), from = lane ^ static_cast<unsigned>(lanes);
   const bool inside = from < emu::segment_start(width) + width;
-  return emu::shuffle("__shfl_xor_sync", mask, value, inside ? from : lane, site);
+  return emu::shuffle("__shfl_xor_sync", mask, value, inside ? from : lane, {file, line});
 }
 template <class T>
-T __shfl_down_sync(uint32_t mask, T value, unsigned by, int width = 32, emu::Site site = FC_SITE) {
-  const unsigned lane = emu::current->lane, from = lane + by;
+T __shfl_down_sync(uint32_t mask, T value, unsigned by, int width = 32, FC_CALLER) {
+  const unsigned lane = emu::lane_index(), from = lane + by;
   const bool inside = from < emu::segment_start(width) + width;
-  return emu::shuffle("__shfl_down_sync", mask, value, inside ? from : lane, site);
+  return emu::shuffle("__shfl_down_sync", mask, value, inside ? from : lane, {file, line});
 }
 template <class T>
-T __shfl_up_sync(uint32_t mask, T value, unsigned by, int width = 32, emu::Site site = FC_SITE) {
-  const unsigned lane = emu::current->lane;
+T __shfl_up_sync(uint32_t mask, T value, unsigned by, int width = 32, FC_CALLER) {
+  const unsigned lane = emu::lane_index();
   const bool inside = lane >= emu::segment_start(width) + by;
-  return emu::shuffle("__shfl_up_sync", mask, value, inside ? lane - by : lane, site);
+  return emu::shuffle("__shfl_up_sync", mask, value, inside ? lane - by : lane, {file, line});
 }
-inline uint32_t __ballot_sync(uint32_t mask, int predicate, emu::Site site = FC_SITE) {
-  return emu::vote("__ballot_sync", mask, predicate != 0, site);
+inline uint32_t __ballot_sync(uint32_t mask, int predicate, FC_CALLER) {
+  return emu::warp_vote("__ballot_sync", mask, predicate != 0, {file, line});
 }
-inline int __any_sync(uint32_t mask, int predicate, emu::Site site = FC_SITE) {
-  return emu::vote("__any_sync", mask, predicate != 0, site) != 0;
+inline int __any_sync(uint32_t mask, int predicate, FC_CALLER) {
+  return emu::warp_vote("__any_sync", mask, predicate != 0, {file, line}) != 0;
 }
-inline int __all_sync(uint32_t mask, int predicate, emu::Site site = FC_SITE) {
-  return emu::vote("__all_sync", mask, predicate != 0, site) == mask;
+inline int __all_sync(uint32_t mask, int predicate, FC_CALLER) {
+  return emu::warp_vote("__all_sync", mask, predicate != 0, {file, line}) == mask;
 }
 
 // --- atomics: integers only; a floating-point atomic would not be deterministic
-// -------------------
 
-#define FC_ATOMIC(name, builtin)                           \
-  template <class T>                                       \
-  T name(T* address, std::common_type_t<T> value) {        \
-    static_assert(std::is_integral_v<T>, "integers only"); \
-    return builtin(address, value, __ATOMIC_RELAXED);      \
+// Not instrumented: atomics do not race with each other.
+#define FC_ATOMIC_FUNCTION __attribute__((no_sanitize_thread))
+#define FC_ATOMIC(name, builtin)                                       \
+  template <class T>                                                   \
+  FC_ATOMIC_FUNCTION T name(T* address, std::common_type_t<T> value) { \
+    static_assert(std::is_integral_v<T>, "integers only");             \
+    return builtin(address, value, __ATOMIC_RELAXED);                  \
   }
 FC_ATOMIC(atomicAdd, __atomic_fetch_add)
 FC_ATOMIC(atomicSub, __atomic_fetch_sub)
@@ -148,14 +110,15 @@ FC_ATOMIC(atomicExch, __atomic_exchange_n)
 #undef FC_ATOMIC
 
 template <class T>
-T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> desired) {
+FC_ATOMIC_FUNCTION T atomicCAS(T* address, std::common_type_t<T> expected,
+                               std::common_type_t<T> desired) {
   static_assert(std::is_integral_v<T>, "integers only");
   T seen = expected;
   __atomic_compare_exchange_n(address, &seen, desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return seen;
 }
 template <class T>
-T atomicMax(T* address, std::common_type_t<T> value) {
+FC_ATOMIC_FUNCTION T atomicMax(T* address, std::common_type_t<T> value) {
   T seen = __atomic_load_n(address, __ATOMIC_RELAXED);
   while (seen < value) {
     const T old = atomicCAS(address, seen, value);
@@ -165,7 +128,7 @@ T atomicMax(T* address, std::common_type_t<T> value) {
   return seen;
 }
 template <class T>
-T atomicMin(T* address, std::common_type_t<T> value) {
+FC_ATOMIC_FUNCTION T atomicMin(T* address, std::common_type_t<T> value) {
   T seen = __atomic_load_n(address, __ATOMIC_RELAXED);
   while (value < seen) {
     const T old = atomicCAS(address, seen, value);
@@ -176,7 +139,6 @@ T atomicMin(T* address, std::common_type_t<T> value) {
 }
 
 // --- loads and stores with a cache hint
-// -----------------------------------------------------------
 
 template <class T>
 T __ldg(const T* p) {
@@ -208,7 +170,6 @@ void __stwt(T* p, T value) {
 }
 
 // --- arithmetic
-// -----------------------------------------------------------------------------------
 
 // CUDA has these in the global namespace for every pair of arithmetic types.
 template <class A, class B, class T = std::common_type_t<A, B>,

@@ -38,8 +38,8 @@ int launch_kernel(void (*kernel)(Params...), const LaunchConfig& config, Args...
     const Call& call = *static_cast<const Call*>(erased);
     std::apply(call.kernel, call.arguments);
   };
-  return ::emu::run_launch(reinterpret_cast<const void*>(kernel), invoke, &call, config.grid,
-                           config.block, config.shared_bytes);
+  return ::emu::run_launch(reinterpret_cast<const void*>(kernel), invoke, &call, sizeof call,
+                           config.grid, config.block, config.shared_bytes);
 }
 
 }  // namespace fastconv::cuda

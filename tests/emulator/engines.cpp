@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <string>
 
+#include "access_checks.h"
 #include "async_engine.h"
 #include "half_types.h"
 #include "matrix_engine.h"
@@ -31,6 +32,8 @@ void async_copy(void* shared, const void* global, unsigned bytes, bool valid) {
   queue.copies.push_back({static_cast<unsigned char*>(shared),
                           static_cast<const unsigned char*>(global), bytes, valid});
   ++queue.open;
+  if (valid) note_read(*current, global, bytes);
+  note_copy(*current, shared, bytes);
   fill_poison(shared, bytes);
 }
 
@@ -51,6 +54,7 @@ void async_wait(unsigned pending) {
     if (!is_poison(copy.shared, copy.bytes))
       fail("shared memory at " + name_of(copy.shared) +
            " was written while a cp.async to it was in flight");
+    note_landing(*current, copy.shared, copy.bytes);
     if (copy.valid)
       std::memcpy(copy.shared, copy.global, copy.bytes);
     else
@@ -96,6 +100,7 @@ void load_matrix(uint32_t* registers, int count, bool transposed, const void* ro
     fail("ldmatrix: row at " + name_of(row) + " is outside of the block's shared memory");
   if (used && reinterpret_cast<uintptr_t>(row) % 16 != 0)
     fail("ldmatrix: row at " + name_of(row) + " is not aligned to 16 bytes");
+  if (used) note_read(*current, row, 16);
   MatrixLoad mine{registers, static_cast<const unsigned char*>(row), count};
   warp_collective("ldmatrix", 0xFFFFFFFFu, &mine,
                   transposed ? exchange_matrices<true> : exchange_matrices<false>, site);

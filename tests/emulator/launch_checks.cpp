@@ -3,8 +3,8 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 
+#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 #include "shared_memory.h"
 #include "worker.h"
@@ -16,10 +16,20 @@ extern "C" const uintptr_t __stop___patchable_function_entries[] __attribute__((
 
 namespace emu {
 
+std::string code_address(const void* pc) {
+  Dl_info info;
+  if (pc == nullptr || dladdr(pc, &info) == 0) return "";
+  char text[40];
+  // One back: the address after a call may belong to the next line.
+  std::snprintf(text, sizeof text, " <+%#tx>",
+                static_cast<const char*>(pc) - 1 - static_cast<const char*>(info.dli_fbase));
+  return text;
+}
+
 std::string kernel_name(const void* kernel) {
   Dl_info info;
   if (dladdr(kernel, &info) == 0 || info.dli_saddr != kernel || info.dli_sname == nullptr)
-    return "kernel";
+    return "kernel" + code_address(static_cast<const char*>(kernel) + 1);
   int status = 0;
   char* plain = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
   std::string name = status == 0 ? plain : info.dli_sname;

@@ -10,6 +10,10 @@
 // calls `wake` for everyone who waits for it. When nothing is ready and fibers are left, the block
 // is stuck, and the error lists who waits where.
 //
+// Memory: accesses of kernel code are instrumented by the compiler and checked on the way
+// (access_checks.h): data races between barriers, bounds, writes to inputs. What that cannot see
+// (the memory is there but the value is not) shows as NaN.
+//
 // Engines that work asynchronously keep their state beside the fiber (cp.async: Fiber::copies) or
 // in the block (named barriers), and follow three rules: what they will write reads as NaN from the
 // issue until the program has waited for it; they finish as late as the program's waits allow; what
@@ -89,7 +93,9 @@ struct Fiber {
 
 struct Warp {
   Fiber* lanes;
-  uint32_t exists, ready, done;  // lane masks
+  // Lane masks; waiting: in a collective.
+  uint32_t exists, ready, done, waiting;
+  uint32_t syncs;  // __syncwarp completed in this block
 };
 
 // --- what a block is ----------------------------------------------------------------------------
@@ -118,12 +124,23 @@ struct Block {
   Warp* warps;
   unsigned threads, warp_count, live;
   uint32_t ready_warps;
+  uint64_t linear;  // index within the grid
+  uint32_t epoch;   // barriers completed: what lies between two of them is not ordered
   BlockBarrier barrier;
   NamedBarrier named[kNamedBarriers];
 };
 
-// The fiber that runs on this OS thread, or null. Read at every threadIdx, hence the faster access.
+// The fiber that runs on this OS thread, or null.
 extern __thread Fiber* current __attribute__((tls_model("initial-exec")));
+
+// "file.cuh:12"
+std::string place(Site site);
+// "(1,2,3)"
+std::string coordinates(const uint3& v);
+
+// " <+0x12af>": a return address as an offset within the module, which tests/emulated.py turns into
+// source lines. Empty for null.
+std::string code_address(const void* pc);
 
 // --- what a launch is ---------------------------------------------------------------------------
 
@@ -131,11 +148,20 @@ struct Launch {
   std::string kernel;
   void (*invoke)(void* arguments);
   void* arguments;
+  size_t argument_bytes;
   dim3 grid, extent;
   size_t dynamic_bytes;
   uint64_t blocks, seed;
-  // Blocks run in the order (first + i * step) mod blocks.
-  uint64_t first, step;
+  uint64_t number;       // within the run
+  uint64_t limit;        // how many blocks are run
+  uint64_t first, step;  // coprime with the number of blocks
+  double seconds;
+  bool check_accesses;
+  // The block that runs as the i-th. The first and the last one are always among those that run.
+  uint64_t block_at(uint64_t i) const {
+    if (limit < blocks && i < 2) return i == 0 ? blocks - 1 : 0;
+    return static_cast<uint64_t>((static_cast<unsigned __int128>(i) * step + first) % blocks);
+  }
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   std::atomic<uint64_t> switches{0};
@@ -144,6 +170,11 @@ struct Launch {
 struct Settings {
   uint64_t seed = 1;
   int workers = 2;  // OS threads
+  bool check_accesses = true;
+  double seconds = 120;  // of processor time a worker may take for one launch: ends endless loops
+  // At most so many blocks of a launch are run: the first, the last and others drawn at random. For
+  // problems whose grids and tensors are too large to run (and to hold) entirely.
+  uint64_t block_limit = ~uint64_t(0);
 };
 
 struct Statistics {
@@ -157,8 +188,18 @@ void begin_run(const Settings&);
 std::string end_run(Statistics* statistics);
 
 // Runs the kernel on every block of the grid; returns a cudaError_t.
-int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, dim3 grid, dim3 block,
-               size_t dynamic_bytes);
+int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_t argument_bytes,
+               dim3 grid, dim3 block, size_t dynamic_bytes);
+
+// --- what kernels see ---------------------------------------------------------------------------
+
+// Constant for as long as a kernel's function runs, which the compiler may use. Functions, because
+// a read of `current` in kernel code would be checked as an access of the kernel's.
+__attribute__((const)) uint3 thread_index();
+__attribute__((const)) uint3 block_index();
+__attribute__((const)) dim3 block_extent();
+__attribute__((const)) dim3 grid_extent();
+__attribute__((const)) unsigned lane_index();
 
 // --- what engines and device functions call, on a fiber -----------------------------------------
 
@@ -172,6 +213,16 @@ void wake(Fiber& fiber);
 // Meets the other lanes of `mask` at the same collective; the last one to arrive runs `exchange`
 // for all. `argument` must stay valid until then: it may point to the fiber's stack.
 void warp_collective(const char* name, uint32_t mask, void* argument, Exchange exchange, Site site);
+
+// Orders the memory accesses of the warp's lanes before and after it.
+void warp_barrier(uint32_t mask, Site site);
+
+// The value of lane `source` (of `bytes` bytes, in place), NaN if that lane takes no part.
+void warp_shuffle(const char* name, uint32_t mask, void* value, unsigned bytes, unsigned source,
+                  Site site);
+
+// The lanes whose predicate is true.
+uint32_t warp_vote(const char* name, uint32_t mask, bool predicate, Site site);
 
 // Returns how many threads came with a true predicate; `arrived`: how many came at all.
 unsigned block_barrier(const char* kind, bool predicate, Site site, unsigned* arrived = nullptr);

@@ -2,11 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <new>
-#include <string>
-#include <vector>
 
 #include "worker.h"
 
@@ -20,151 +19,132 @@
 namespace emu {
 
 namespace {
-constexpr size_t kRedzone = 256, kPage = 4096;
-constexpr size_t kStaticBytes = 64 * 1024, kDynamicBytes = 232 * 1024;
-
-struct Array {
-  const SharedSite* site;
-  unsigned char* data;
-};
+constexpr size_t kRedzone = 256;
+constexpr uint64_t kPattern = 0x0001000100010001u * kPoison;
 }  // namespace
-
-// | no access | static arrays, redzones between | no access | ... dynamic | no access |
-// The dynamic part ends at most 255 bytes before the page that cannot be touched.
-struct SharedMemory {
-  unsigned char *statics, *dynamics;
-  unsigned char* top;  // of the static arrays so far
-  unsigned char* dynamic;
-  size_t dynamic_bytes, static_sum, most;
-  std::vector<Array> arrays;
-  std::string damage;
-};
 
 void fill_poison(void* p, size_t bytes) {
   auto* at = static_cast<unsigned char*>(p);
-  const uint64_t pattern = 0x0001000100010001u * kPoison;
   size_t i = 0;
-  for (; i + 8 <= bytes; i += 8) std::memcpy(at + i, &pattern, 8);
-  std::memcpy(at + i, &pattern, bytes - i);
+  for (; i + 8 <= bytes; i += 8) std::memcpy(at + i, &kPattern, 8);
+  std::memcpy(at + i, &kPattern, bytes - i);
 }
 
 bool is_poison(const void* p, size_t bytes) {
   const auto* at = static_cast<const unsigned char*>(p);
-  const uint64_t pattern = 0x0001000100010001u * kPoison;
   size_t i = 0;
   for (; i + 8 <= bytes; i += 8)
-    if (std::memcmp(at + i, &pattern, 8) != 0) return false;
-  return std::memcmp(at + i, &pattern, bytes - i) == 0;
+    if (std::memcmp(at + i, &kPattern, 8) != 0) return false;
+  return std::memcmp(at + i, &kPattern, bytes - i) == 0;
 }
 
-SharedMemory* new_shared_memory() {
-  const size_t total = kPage + kStaticBytes + kPage + kDynamicBytes + kPage;
-  auto* base = static_cast<unsigned char*>(
-      mmap(nullptr, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  if (base == MAP_FAILED) throw std::bad_alloc();
-  auto* m = new SharedMemory();
-  m->statics = base + kPage;
-  m->dynamics = m->statics + kStaticBytes + kPage;
-  mprotect(m->statics, kStaticBytes, PROT_READ | PROT_WRITE);
-  mprotect(m->dynamics, kDynamicBytes, PROT_READ | PROT_WRITE);
-  return m;
+SharedMemory::SharedMemory() {
+  void* map = mmap(nullptr, kSpan + 2 * kPage, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (map == MAP_FAILED) throw std::bad_alloc();
+  statics_ = static_cast<unsigned char*>(map) + kPage;
+  dynamics_ = statics_ + kStaticBytes + kPage;
+  mprotect(statics_, kStaticBytes, PROT_READ | PROT_WRITE);
+  mprotect(dynamics_, kDynamicBytes, PROT_READ | PROT_WRITE);
 }
 
-void open_shared(SharedMemory& m, size_t dynamic_bytes) {
-  m.arrays.clear();
-  m.static_sum = 0;
-  m.dynamic_bytes = dynamic_bytes;
-  fill_poison(m.statics, kRedzone);
-  m.top = m.statics + kRedzone;
+void SharedMemory::open(size_t dynamic_bytes) {
+  arrays_.clear();
+  recent_low_ = recent_high_ = nullptr;
+  static_sum_ = 0;
+  dynamic_bytes_ = dynamic_bytes;
+  top_ = statics_ + kRedzone;
+  fill_poison(statics_, kRedzone);
   // Aligned to 128 bytes, and to no more.
-  const size_t room = kDynamicBytes - dynamic_bytes;
-  m.dynamic = m.dynamics + (room - 128) / 256 * 256 + 128;
-  fill_poison(m.dynamic - kRedzone, m.dynamics + kDynamicBytes - m.dynamic + kRedzone);
-  ASAN_POISON_MEMORY_REGION(m.statics, kStaticBytes);
-  ASAN_POISON_MEMORY_REGION(m.dynamics, kDynamicBytes);
-  ASAN_UNPOISON_MEMORY_REGION(m.dynamic, dynamic_bytes);
+  dynamic_ = dynamics_ + (kDynamicBytes - dynamic_bytes - 128) / 256 * 256 + 128;
+  unsigned char* const from = dynamic_ - std::min<size_t>(kRedzone, dynamic_ - dynamics_);
+  fill_poison(from, static_cast<size_t>(dynamics_ + kDynamicBytes - from));
+  ASAN_POISON_MEMORY_REGION(statics_, kStaticBytes);
+  ASAN_POISON_MEMORY_REGION(dynamics_, kDynamicBytes);
+  ASAN_UNPOISON_MEMORY_REGION(dynamic_, dynamic_bytes);
 }
 
-const char* close_shared(SharedMemory& m) {
-  ASAN_UNPOISON_MEMORY_REGION(m.statics, kStaticBytes);
-  ASAN_UNPOISON_MEMORY_REGION(m.dynamics, kDynamicBytes);
-  m.most = std::max(m.most, m.static_sum + m.dynamic_bytes);
-  m.damage.clear();
-  const auto check = [&](const unsigned char* from, const unsigned char* to, const char* where,
+std::string SharedMemory::close() {
+  ASAN_UNPOISON_MEMORY_REGION(statics_, kStaticBytes);
+  ASAN_UNPOISON_MEMORY_REGION(dynamics_, kDynamicBytes);
+  most_used_ = std::max(most_used_, static_sum_ + dynamic_bytes_);
+  std::string damage;
+  const auto check = [&](const unsigned char* from, size_t bytes, const char* where,
                          const char* name) {
-    if (!m.damage.empty() || is_poison(from, static_cast<size_t>(to - from))) return;
-    m.damage = std::string("write outside of shared memory: ") + where + " " + name;
+    if (damage.empty() && !is_poison(from, bytes))
+      damage = std::string("write outside of shared memory: ") + where + " " + name;
   };
-  for (const Array& a : m.arrays) {
-    check(a.data - 128, a.data, "before", a.site->name);
-    check(a.data + a.site->bytes, a.data + a.site->bytes + 128, "behind", a.site->name);
+  for (const Array& a : arrays_) {
+    check(a.data - kRedzone / 2, kRedzone / 2, "before", a.site->name);
+    check(a.data + a.site->bytes, kRedzone / 2, "behind", a.site->name);
   }
-  check(m.dynamic - kRedzone, m.dynamic, "before", "the dynamic part");
-  check(m.dynamic + m.dynamic_bytes, m.dynamics + kDynamicBytes, "behind", "the dynamic part");
-  return m.damage.empty() ? nullptr : m.damage.c_str();
+  const unsigned char* const end = dynamic_ + dynamic_bytes_;
+  check(dynamic_ - 128, 128, "before", "the dynamic part");
+  check(end, static_cast<size_t>(dynamics_ + kDynamicBytes - end), "behind", "the dynamic part");
+  return damage;
 }
 
-size_t shared_in_use(const SharedMemory& m) { return m.most; }
-
-namespace {
-SharedMemory& mine() { return *current->block->worker->shared; }
-}  // namespace
-
-void* shared_array(const SharedSite& site) {
-  SharedMemory& m = mine();
-  for (const Array& a : m.arrays)
+void* SharedMemory::array(const SharedSite& site) {
+  for (const Array& a : arrays_)
     if (a.site == &site) return a.data;
-  m.static_sum += site.bytes;
-  if (m.static_sum > kStaticLimit)
-    fail("static shared memory of " + std::to_string(m.static_sum) + " bytes with " + site.name +
+  static_sum_ += site.bytes;
+  if (static_sum_ > kStaticLimit)
+    fail("static shared memory of " + std::to_string(static_sum_) + " bytes with " + site.name +
          " (at most " + std::to_string(kStaticLimit) + ")");
-  if (m.static_sum + m.dynamic_bytes > kSharedLimit)
-    fail("shared memory of " + std::to_string(m.static_sum) + " static and " +
-         std::to_string(m.dynamic_bytes) + " dynamic bytes (at most " +
+  if (static_sum_ + dynamic_bytes_ > kSharedLimit)
+    fail("shared memory of " + std::to_string(static_sum_) + " static and " +
+         std::to_string(dynamic_bytes_) + " dynamic bytes (at most " +
          std::to_string(kSharedLimit) + " together)");
   // Aligned as asked for (at least to 16), and to no more.
-  const size_t alignment = site.alignment < 16 ? 16 : site.alignment;
-  uintptr_t at = (reinterpret_cast<uintptr_t>(m.top) + alignment - 1) / alignment * alignment;
+  const size_t alignment = std::max<size_t>(site.alignment, 16);
+  uintptr_t at = (reinterpret_cast<uintptr_t>(top_) + alignment - 1) / alignment * alignment;
   if (at / alignment % 2 == 0) at += alignment;
-  auto* data = reinterpret_cast<unsigned char*>(at);
-  unsigned char* end = data + site.bytes + kRedzone;
-  if (end > m.statics + kStaticBytes) fail("too many static shared arrays for the emulation");
-  ASAN_UNPOISON_MEMORY_REGION(m.top, static_cast<size_t>(end - m.top));
-  fill_poison(m.top, static_cast<size_t>(end - m.top));
-  ASAN_POISON_MEMORY_REGION(m.top, static_cast<size_t>(end - m.top));
+  auto* const data = reinterpret_cast<unsigned char*>(at);
+  unsigned char* const end = data + site.bytes + kRedzone;
+  if (end > statics_ + kStaticBytes) fail("too many static shared arrays for the emulation");
+  ASAN_UNPOISON_MEMORY_REGION(top_, static_cast<size_t>(end - top_));
+  fill_poison(top_, static_cast<size_t>(end - top_));
+  ASAN_POISON_MEMORY_REGION(top_, static_cast<size_t>(end - top_));
   ASAN_UNPOISON_MEMORY_REGION(data, site.bytes);
-  m.top = end;
-  m.arrays.push_back({&site, data});
+  top_ = end;
+  arrays_.push_back({&site, data});
   return data;
 }
 
-void* dynamic_shared() { return mine().dynamic; }
-
-bool in_shared(const void* p, size_t bytes) {
-  const SharedMemory& m = mine();
-  const auto* at = static_cast<const unsigned char*>(p);
+bool SharedMemory::search(const unsigned char* p, size_t bytes) const {
   const auto inside = [&](const unsigned char* data, size_t n) {
-    return at >= data && bytes <= n && at <= data + (n - bytes);
+    if (p < data || p + bytes > data + n) return false;
+    recent_low_ = data;
+    recent_high_ = data + n;
+    return true;
   };
-  if (inside(m.dynamic, m.dynamic_bytes)) return true;
-  for (const Array& a : m.arrays)
+  if (inside(dynamic_, dynamic_bytes_)) return true;
+  for (const Array& a : arrays_)
     if (inside(a.data, a.site->bytes)) return true;
   return false;
 }
 
-const char* describe_shared(const void* p, char (&text)[96]) {
-  const SharedMemory& m = mine();
+const char* SharedMemory::describe(const void* p, char (&text)[96]) const {
   const auto* at = static_cast<const unsigned char*>(p);
   const auto near = [&](const unsigned char* data, size_t n, const char* name) {
     if (at < data - 128 || at >= data + n + 128) return false;
     std::snprintf(text, sizeof text, "%s%+td (of %zu bytes)", name, at - data, n);
     return true;
   };
-  for (const Array& a : m.arrays)
+  for (const Array& a : arrays_)
     if (near(a.data, a.site->bytes, a.site->name)) return text;
-  if (near(m.dynamic, m.dynamic_bytes, "dynamic shared memory")) return text;
+  if (near(dynamic_, dynamic_bytes_, "dynamic shared memory")) return text;
   std::snprintf(text, sizeof text, "%p, not in shared memory", p);
   return text;
+}
+
+void* shared_array(const SharedSite& site) { return current->block->worker->shared.array(site); }
+void* dynamic_shared() { return current->block->worker->shared.dynamic(); }
+bool in_shared(const void* p, size_t bytes) {
+  return current->block->worker->shared.contains(static_cast<const unsigned char*>(p), bytes);
+}
+const char* describe_shared(const void* p, char (&text)[96]) {
+  return current->block->worker->shared.describe(p, text);
 }
 
 }  // namespace emu

@@ -1,14 +1,18 @@
-// One OS thread's share of the emulation; the scheduler's own header.
+// One OS thread's share of the emulation: the scheduler's own header.
 #pragma once
+#include "access_checks.h"
 #include "scheduler.h"
 #include "shared_memory.h"
 
 namespace emu {
 
+constexpr size_t kPage = 4096;
 constexpr size_t kStackStride = 64 * 1024;
 
 struct Worker {
   Worker();
+  Worker(const Worker&) = delete;
+
   void run(Launch& launch);  // blocks until the launch has none left
   void run_block(Launch& launch, uint64_t linear);
   void finish(Fiber& self);  // a fiber's kernel has returned
@@ -24,14 +28,30 @@ struct Worker {
 
   Context home{};  // of the OS thread, while a fiber runs
   Block block{};
-  SharedMemory* shared;
+  SharedMemory shared;
+  SharedShadow shadow;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   char* stacks;
   uint64_t random_state = 1, switches = 0;
+  bool check_accesses = true;
   bool abandoned = false;  // a fiber has failed: the block is given up
   bool fresh = false;      // all fibers stand at the start of fiber_main's loop
 };
+
+// A well mixed function of v.
+inline uint64_t mix(uint64_t v) {
+  v += 0x9E3779B97F4A7C15u;
+  v = (v ^ v >> 30) * 0xBF58476D1CE4E5B9u;
+  v = (v ^ v >> 27) * 0x94D049BB133111EBu;
+  return v ^ v >> 31;
+}
+
+// Keeps the run's first error and stops the launch. `fiber` may be null.
+void record(const Block& block, const Fiber* fiber, const std::string& what);
+
+// All threads of the block that have not exited have arrived: they go on.
+void release_barrier(Block& block);
 
 // launch_checks.cpp
 std::string kernel_name(const void* kernel);

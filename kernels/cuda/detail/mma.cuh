@@ -25,7 +25,7 @@ namespace fastconv::cuda {
 
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 #if defined(FC_EMULATE)
-  emu::load_matrix(r, 4, false, row, FC_SITE);
+  emu::load_matrix(r, 4, false, row, {__FILE__, __LINE__});
 #else
   const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -37,7 +37,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
 #if defined(FC_EMULATE)
-  emu::load_matrix(r, 4, true, row, FC_SITE);
+  emu::load_matrix(r, 4, true, row, {__FILE__, __LINE__});
 #else
   const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -49,7 +49,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
 
 __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
 #if defined(FC_EMULATE)
-  emu::load_matrix(r, 2, false, row, FC_SITE);
+  emu::load_matrix(r, 2, false, row, {__FILE__, __LINE__});
 #else
   const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
@@ -61,7 +61,7 @@ __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
 
 __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
 #if defined(FC_EMULATE)
-  emu::load_matrix(r, 2, true, row, FC_SITE);
+  emu::load_matrix(r, 2, true, row, {__FILE__, __LINE__});
 #else
   const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
@@ -81,7 +81,8 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>, "the 16-bit operand types");
 #if defined(FC_EMULATE)
-  emu::multiply_accumulate(kHalf ? emu::Operand::kHalf : emu::Operand::kBfloat16, d, a, b, FC_SITE);
+  emu::multiply_accumulate(kHalf ? emu::Operand::kHalf : emu::Operand::kBfloat16, d, a, b,
+                           {__FILE__, __LINE__});
 #else
   if constexpr (kHalf)
     asm volatile(
@@ -103,7 +104,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4],
                                                  const uint32_t (&b)[2]) {
 #if defined(FC_EMULATE)
-  emu::multiply_accumulate(emu::Operand::kTf32, d, a, b, FC_SITE);
+  emu::multiply_accumulate(emu::Operand::kTf32, d, a, b, {__FILE__, __LINE__});
 #else
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "

@@ -1,0 +1,41 @@
+// Checks of single memory accesses. The compiler calls a hook before every load and store of kernel
+// code that may touch memory others see (-fsanitize=thread without its library), and where a
+// pointer is not aligned for its type (-fsanitize=alignment).
+//
+// A race is: two threads of a block access the same shared memory, at least one writes, and no
+// barrier lies between (__syncthreads, or __syncwarp within a warp; shuffles and mma order
+// nothing). In global memory, also accesses of different blocks of one launch. Each place keeps who
+// wrote and who read it last, and the order in which fibers happen to run does not matter: what is
+// found depends on which accesses the barriers leave unordered, not on the schedule.
+//
+// Not seen: races between atomics and plain accesses; those past a named barrier by threads that
+// take no part in it (all barriers of a block count as one sequence); the second of two readers in
+// one warp when a third thread writes.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace emu {
+
+struct Fiber;
+
+// The last write and the last read of one place, see access_checks.cpp for the bits.
+struct Access {
+  uint64_t write, read;
+};
+
+// Of the shared memory of one worker, two bytes a place. A block's generation is part of every
+// entry, so that nothing is cleared between blocks.
+struct SharedShadow {
+  std::vector<Access> places;
+  uint64_t generation = 0;
+};
+
+// What instructions do to memory outside of instrumented code.
+void note_read(Fiber& fiber, const void* p, size_t bytes);
+// A copy into shared memory is in flight: until it lands, any access to the place is an error.
+void note_copy(Fiber& fiber, const void* shared, size_t bytes);
+void note_landing(Fiber& fiber, const void* shared, size_t bytes);
+
+}  // namespace emu

@@ -1,0 +1,104 @@
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <thread>
+
+#include "guarded_buffers.h"
+#include "worker.h"
+
+namespace emu {
+
+namespace {
+
+// The result of a run so far; `begin_run` holds `turn` until `end_run`.
+struct Run {
+  std::mutex turn, mutex;
+  Settings settings;
+  Statistics statistics;
+  std::string error;
+  std::vector<std::unique_ptr<Worker>> workers;
+};
+Run& run() {
+  static Run* const r = new Run;  // never destroyed: a fiber may be stopped in it at exit
+  return *r;
+}
+
+}  // namespace
+
+void record(const Block& block, const Fiber* fiber, const std::string& what) {
+  std::string text = block.launch->kernel + ": " + what + " [block " + coordinates(block.index);
+  if (fiber != nullptr) text += " thread " + coordinates(fiber->thread);
+  text += "]";
+  const std::lock_guard<std::mutex> lock(run().mutex);
+  block.launch->failed = true;
+  if (run().error.empty()) run().error = std::move(text);
+}
+
+// --- runs and launches
+
+void begin_run(const Settings& settings) {
+  run().turn.lock();
+  run().settings = settings;
+  run().statistics = Statistics();
+  run().error.clear();
+}
+
+std::string end_run(Statistics* statistics) {
+  if (statistics != nullptr) *statistics = run().statistics;
+  std::string error = std::move(run().error);
+  run().error.clear();
+  run().turn.unlock();
+  return error;
+}
+
+int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_t argument_bytes,
+               dim3 grid, dim3 block, size_t dynamic_bytes) {
+  Run& r = run();
+  if (!r.error.empty()) return cudaErrorLaunchFailure;
+  Launch launch;
+  launch.kernel = kernel_name(kernel);
+  const std::string wrong = check_configuration(kernel, grid, block, dynamic_bytes);
+  if (!wrong.empty()) {
+    r.error = launch.kernel + ": invalid launch configuration: " + wrong;
+    return cudaErrorInvalidConfiguration;
+  }
+  launch.invoke = invoke;
+  launch.arguments = arguments;
+  launch.argument_bytes = argument_bytes;
+  launch.grid = grid;
+  launch.extent = block;
+  launch.dynamic_bytes = dynamic_bytes;
+  launch.seconds = r.settings.seconds;
+  launch.check_accesses = r.settings.check_accesses;
+  launch.number = r.statistics.launches;
+  launch.blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+  launch.limit = std::min(launch.blocks, r.settings.block_limit);
+  launch.seed = mix(r.settings.seed ^ mix(r.statistics.launches));
+  launch.first = launch.seed % launch.blocks;
+  launch.step = launch.seed / 7 % launch.blocks;
+  while (std::gcd(launch.step, launch.blocks) != 1) ++launch.step;
+
+  const uint64_t threads = launch.limit * block.x * block.y * block.z;
+  // Starting an OS thread costs as much as a few hundred fibers.
+  const uint64_t useful = threads < 2048 ? 1 : launch.limit;
+  const auto workers =
+      static_cast<size_t>(std::min<uint64_t>(useful, std::max(1, r.settings.workers)));
+  while (r.workers.size() < workers) r.workers.push_back(std::make_unique<Worker>());
+  std::vector<std::thread> others;
+  for (size_t i = 1; i < workers; ++i)
+    others.emplace_back([&launch, &r, i] { r.workers[i]->run(launch); });
+  r.workers[0]->run(launch);
+  for (std::thread& other : others) other.join();
+
+  ++r.statistics.launches;
+  r.statistics.blocks += launch.limit;
+  r.statistics.threads += threads;
+  r.statistics.switches += launch.switches;
+  for (size_t i = 0; i < workers; ++i)
+    r.statistics.shared_bytes =
+        std::max<uint64_t>(r.statistics.shared_bytes, r.workers[i]->shared.most_used());
+  return launch.failed ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+}  // namespace emu

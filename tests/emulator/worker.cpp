@@ -1,0 +1,208 @@
+#include "worker.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <new>
+
+#include "memory_faults.h"
+
+#if defined(FC_ASM_SWITCH)
+asm(R"(
+.text
+.globl fc_emulator_switch
+.hidden fc_emulator_switch
+.type fc_emulator_switch, @function
+fc_emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size fc_emulator_switch, .-fc_emulator_switch
+)");
+#endif
+
+namespace emu {
+
+namespace {
+unsigned nth_from(uint32_t mask, unsigned start) {
+  // The first set bit at or after `start`, cyclically.
+  const uint32_t turned = start == 0 ? mask : mask >> start | mask << (32 - start);
+  return (static_cast<unsigned>(__builtin_ctz(turned)) + start) & 31u;
+}
+
+void fiber_main() {
+  for (;;) {  // once per block
+    Fiber& self = *current;
+    Launch& launch = *self.block->launch;
+    launch.invoke(launch.arguments);
+    self.block->worker->finish(self);
+  }
+}
+
+}  // namespace
+
+// --- a worker: one block after the other
+
+Worker::Worker() : fibers(kMaxThreads), warps(kMaxThreads / kWarpSize) {
+  // Every stack has a page in front that cannot be touched. They start at different offsets within
+  // a page: equal ones would all compete for the same few cache lines.
+  char* base = static_cast<char*>(mmap(nullptr, kMaxThreads * kStackStride, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  if (base == MAP_FAILED) throw std::bad_alloc();
+  stacks = base;
+  for (unsigned i = 0; i < kMaxThreads; ++i) {
+    mprotect(base + i * kStackStride, kPage, PROT_NONE);
+    Fiber& f = fibers[i];
+    f.linear = i;
+    f.lane = i % kWarpSize;
+    f.warp = &warps[i / kWarpSize];
+    f.block = &block;
+  }
+  for (unsigned i = 0; i < warps.size(); ++i) warps[i].lanes = &fibers[i * kWarpSize];
+  block.fibers = fibers.data();
+  block.warps = warps.data();
+  block.worker = this;
+  shadow.places.resize(SharedMemory::kSpan / 2 + 1);
+}
+
+void Worker::reset_fibers() {
+  for (unsigned i = 0; i < kMaxThreads; ++i) {
+    const size_t colour = i % 16 * 192;
+    prepare_context(fibers[i].context, stacks + i * kStackStride + kPage,
+                    kStackStride - kPage - colour, fiber_main);
+    fibers[i].copies = CopyQueue();
+  }
+  fresh = true;
+}
+
+void Worker::finish(Fiber& self) {
+  if (!self.copies.empty())
+    fail("thread exits with " + std::to_string(self.copies.copies.size()) +
+         " cp.async copies that nothing waited for");
+  Warp& warp = *self.warp;
+  for (uint32_t rest = warp.exists & ~warp.done; rest != 0; rest &= rest - 1) {
+    const Fiber& other = warp.lanes[__builtin_ctz(rest)];
+    if (other.wait == Wait::kWarp && (other.mask >> self.lane & 1u))
+      fail("thread exits, but lane " + std::to_string(other.lane) + " waits for it in " +
+           other.collective + " at " + place(other.site));
+  }
+  warp.done |= 1u << self.lane;
+  self.wait = Wait::kDone;
+  --block.live;
+  // Threads that have exited no longer count at a barrier (compute capability 7.0 and above).
+  if (block.live != 0 && block.barrier.arrived == block.live) release_barrier(block);
+  ++switches;
+  switch_context(self.context, home);
+}
+
+std::string Worker::describe_stuck() const {
+  std::string text = "deadlock:";
+  for (unsigned i = 0, shown = 0; i < block.threads && shown < 4; ++i) {
+    const Fiber& f = block.fibers[i];
+    if (f.wait == Wait::kDone) continue;
+    const auto same = [&](const Fiber& g) {
+      return g.wait == f.wait && g.site.line == f.site.line && g.site.file == f.site.file;
+    };
+    unsigned count = 0;
+    bool first = true;
+    for (unsigned j = 0; j < block.threads; ++j) {
+      if (!same(block.fibers[j])) continue;
+      if (j < i) first = false;
+      ++count;
+    }
+    if (!first) continue;
+    ++shown;
+    const char* what = f.wait == Wait::kWarp           ? f.collective
+                       : f.wait == Wait::kBlockBarrier ? block.barrier.kind
+                                                       : "named barrier";
+    text += " " + std::to_string(count) + " threads wait in " + what + " at " + place(f.site) +
+            " (first: thread " + coordinates(f.thread) + ");";
+  }
+  const unsigned exited = block.threads - block.live;
+  text += " " + std::to_string(exited) + " of " + std::to_string(block.threads) + " have exited";
+  return text;
+}
+
+void Worker::run_block(Launch& launch, uint64_t linear) {
+  if (!fresh) reset_fibers();
+  random_state = mix(launch.seed ^ mix(linear));
+  const uint64_t plane = static_cast<uint64_t>(launch.grid.x) * launch.grid.y;
+  block.index = {static_cast<unsigned>(linear % launch.grid.x),
+                 static_cast<unsigned>(linear / launch.grid.x % launch.grid.y),
+                 static_cast<unsigned>(linear / plane)};
+  block.linear = linear;
+  block.epoch = 0;
+  ++shadow.generation;
+  block.live = block.threads;
+  block.barrier = BlockBarrier();
+  for (NamedBarrier& barrier : block.named) barrier = NamedBarrier();
+  block.ready_warps = 0;
+  for (unsigned w = 0; w < block.warp_count; ++w) {
+    const unsigned lanes = std::min(block.threads - w * kWarpSize, kWarpSize);
+    warps[w].exists = warps[w].ready = lanes == 32 ? ~0u : (1u << lanes) - 1;
+    warps[w].done = warps[w].waiting = 0;
+    warps[w].syncs = 0;
+    block.ready_warps |= 1u << w;
+  }
+  for (unsigned i = 0; i < block.threads; ++i) fibers[i].wait = Wait::kNone;
+  shared.open(launch.dynamic_bytes);
+  // Two ways to order warps: at random, or by a random priority, which lets one warp run far ahead
+  // of the others and so finds missing waits that an even progress hides.
+  const bool by_priority = random() & 1u;
+  uint32_t favourite = random() % 32;
+  while (block.live != 0) {
+    if (block.ready_warps == 0) {
+      record(block, nullptr, describe_stuck());
+      abandoned = true;
+      break;
+    }
+    const uint32_t draw = random();
+    if (!by_priority || (draw & 0xFF00u) == 0) favourite = draw >> 27;
+    Warp& warp = warps[nth_from(block.ready_warps, favourite)];
+    Fiber& next = warp.lanes[nth_from(warp.ready, draw & 31u)];
+    warp.ready &= ~(1u << next.lane);
+    if (warp.ready == 0) block.ready_warps &= ~(1u << (next.linear / kWarpSize));
+    current = &next;
+    switch_context(home, next.context);
+    current = nullptr;
+    if (abandoned) break;
+  }
+  const std::string damage = shared.close();
+  if (!abandoned && !damage.empty()) record(block, nullptr, damage);
+  if (abandoned) fresh = false;
+  abandoned = false;
+}
+
+void Worker::run(Launch& launch) {
+  block.launch = &launch;
+  block.extent = launch.extent;
+  block.grid = launch.grid;
+  block.threads = launch.extent.x * launch.extent.y * launch.extent.z;
+  block.warp_count = (block.threads + kWarpSize - 1) / kWarpSize;
+  for (unsigned i = 0; i < block.threads; ++i)
+    fibers[i].thread = {i % launch.extent.x, i / launch.extent.x % launch.extent.y,
+                        i / (launch.extent.x * launch.extent.y)};
+  switches = 0;
+  check_accesses = launch.check_accesses;
+  const FaultScope faults(launch.seconds);
+  while (!launch.failed) {
+    const uint64_t i = launch.next++;
+    if (i >= launch.limit) break;
+    run_block(launch, launch.block_at(i));
+  }
+  launch.switches += switches;
+}
+
+}  // namespace emu
