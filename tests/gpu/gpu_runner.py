@@ -56,7 +56,9 @@ class Instance:
 
     @property
     def tolerance(self) -> str:
-        """Its name in `tolerances.conv_tolerance`."""
+        """How it rounds, as `conv_tolerance` calls it."""
+        if self.algorithm.startswith("winograd"):
+            return self.algorithm + ("_tf32" if self.name.endswith("_tf32") else "")
         return "tf32" if self.tf32 else self.algorithm
 
     @property
@@ -76,11 +78,6 @@ class Instance:
         return self.algo if self.name else f"{self.algo}/{where}"
 
 
-def _word(value: object) -> str:
-    """'fprop' of 'fprop', 'Direction.fprop' or 'torch.float32'."""
-    return str(value).rpartition(".")[2]
-
-
 @cache
 def instances() -> tuple[Instance, ...]:
     """Every CUDA kernel instance of this build; empty where it has none. Of one algorithm only
@@ -93,18 +90,10 @@ def instances() -> tuple[Instance, ...]:
             for dtype in REHEARSED_DTYPES
             for layout in LAYOUTS
         )
-    listed = getattr(_C, "cuda_instances", list)()
     only = os.environ.get("FASTCONV_GPU_ALGORITHM")
     return tuple(
-        Instance(
-            algorithm,
-            name,
-            _word(direction),
-            getattr(torch, _word(dtype)),
-            _word(layout).removeprefix("k"),
-            bool(tf32),
-        )
-        for algorithm, name, direction, dtype, layout, tf32 in listed
+        Instance(algorithm, name, direction.name, getattr(torch, dtype.name), layout.name, tf32)
+        for algorithm, name, direction, dtype, layout, tf32 in _C.cuda_instances()
         if only in (None, algorithm)
     )
 

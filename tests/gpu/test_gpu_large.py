@@ -13,10 +13,10 @@ import torch
 from cases import ConvCase, conv_case
 from conv_runner import reference_conv, refusal, run_conv
 from gpu_runner import DEVICE, REHEARSAL, instances, marks
-from tolerances import conv_tolerance
 from torch import Tensor
 
 from fastconv.testing import assert_conv_close
+from fastconv.tolerances import conv_tolerance
 
 pytestmark = marks()
 DTYPE = torch.float32 if REHEARSAL else torch.bfloat16

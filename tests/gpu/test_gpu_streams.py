@@ -13,7 +13,7 @@ from torch import Tensor
 
 pytestmark = pytest.mark.gpu
 INSTANCES = one_of_each()
-SLEEP_CYCLES = 40_000_000  # about 20 ms: far longer than the host needs for a call
+SLEEP_CYCLES = 80_000_000  # about 40 ms: far longer than the host needs for a call
 
 
 def problem(instance: Instance):

@@ -1,0 +1,87 @@
+"""The fixed list of layers that a GPU run times, most telling first: when the time is up, what is
+left out is the end of the list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.problems import ConvLayer, conv_layers
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A layer with its batch. `gradients`: dgrad and wgrad are timed too. `compiled`: also against
+    torch.compile, whose search takes seconds a layer."""
+
+    layer: ConvLayer
+    batch: int
+    gradients: bool = False
+    compiled: bool = False
+
+
+# (network, the layer's label, batch, marks)
+_LISTED = (
+    ("resnet50", "64x56x56>64 3x3", 32, "gradients compiled"),
+    ("resnet50", "256x14x14>256 3x3", 32, "gradients compiled"),
+    ("vgg16", "256x56x56>256 3x3", 32, "gradients compiled"),
+    ("resnet50", "64x56x56>256 1x1", 32, "gradients compiled"),
+    ("resnet50", "3x224x224>64 7x7 /2", 32, "gradients compiled"),
+    ("mobilenet_v2", "384x14x14>384 3x3 g384", 32, "gradients compiled"),
+    ("resnet50", "128x56x56>128 3x3 /2", 32, "gradients compiled"),
+    ("resnext50_32x4d", "128x56x56>128 3x3 g32", 32, "gradients compiled"),
+    ("c3d", "64x16x56x56>128 3x3x3", 8, "gradients compiled"),
+    ("mobilenet_v2", "96x112x112>96 3x3 /2 g96", 32, "gradients"),
+    ("vgg16", "64x224x224>64 3x3", 32, ""),
+    ("vgg16", "512x28x28>512 3x3", 32, ""),
+    ("resnet50", "512x7x7>512 3x3", 32, "compiled"),
+    ("resnet50", "2048x7x7>512 1x1", 32, "compiled"),
+    ("mobilenet_v2", "32x112x112>32 3x3 g32", 32, ""),
+    ("convnext_tiny", "96x56x56>96 7x7 g96", 32, ""),
+    ("googlenet", "64x56x56>192 3x3", 32, ""),
+    ("googlenet", "16x28x28>32 3x3", 32, ""),
+    ("googlenet", "480x14x14>192 1x1", 32, ""),
+    ("resnet50", "128x28x28>128 3x3", 32, ""),
+    ("resnet50", "256x56x56>512 1x1 /2", 32, ""),
+    ("resnet50", "64x56x56>64 1x1", 32, ""),
+    ("alexnet", "64x27x27>192 5x5", 32, ""),
+    ("vgg16", "3x224x224>64 3x3", 32, ""),
+    ("vgg16", "128x112x112>128 3x3", 32, ""),
+    ("c3d", "128x8x28x28>256 3x3x3", 8, ""),
+    ("c3d_grouped", "64x8x56x56>64 3x3x3 g64", 8, ""),
+    ("resnet50", "64x56x56>64 3x3", 1, ""),
+)
+
+
+def _conv3d(net: str, channels: int, spatial: tuple[int, ...], filters: int, groups: int = 1):
+    ones = (1, 1, 1)
+    return ConvLayer(net, channels, spatial, filters, (3, 3, 3), ones, ones, ones, groups)
+
+
+# Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks", on clips of
+# 16x112x112; and a depthwise layer of the same kind.
+_THREE_AXES = (
+    _conv3d("c3d", 64, (16, 56, 56), 128),
+    _conv3d("c3d", 128, (8, 28, 28), 256),
+    _conv3d("c3d_grouped", 64, (8, 56, 56), 64, groups=64),
+)
+
+
+def timed_layers() -> list[Timed]:
+    """The list. Raises KeyError on a layer that its network does not have."""
+    known = {(layer.net, layer.label): layer for layer in _THREE_AXES}
+    for net in dict.fromkeys(net for net, *_ in _LISTED):
+        if not any(net == layer.net for layer in _THREE_AXES):
+            known |= {(net, layer.label): layer for layer in conv_layers(net)}
+    return [
+        Timed(known[net, label], batch, "gradients" in marks, "compiled" in marks)
+        for net, label, batch, marks in _LISTED
+    ]
+
+
+def rehearsed_layers() -> list[Timed]:
+    """A few tiny problems, to run the benchmark itself where there is no GPU."""
+    ones = (1, 1)
+    plane = ConvLayer("rehearsal", 4, (8, 8), 6, (3, 3), ones, ones, ones)
+    depthwise = ConvLayer("rehearsal", 6, (9, 7), 6, (3, 3), (2, 2), ones, ones, 6)
+    volume = _conv3d("rehearsal", 2, (3, 5, 4), 3)
+    return [Timed(plane, 2, gradients=True), Timed(depthwise, 1), Timed(volume, 1)]

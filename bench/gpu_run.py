@@ -1,0 +1,285 @@
+"""`bash bench/gpu_run.sh [FOLDER] [--dry-run]`: all that only a GPU can tell, in one command.
+
+Builds, tests, sanitizes, self-tests and measures on the first CUDA device, each stage in its own
+process with its own time limit, the whole within nine minutes. Writes gpu_run.json, gpu_run.md,
+gpu_run.log and selftest.json into FOLDER, else $OUT, else bench/results/<device>/. The exit code is
+0 only when every stage that counts has passed; the benchmark against torch.compile does not.
+
+`--dry-run` needs no GPU: it runs what can run on the CPU and says of the rest that it did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import gpu_machine, gpu_report
+from bench.gpu_machine import ROOT
+from bench.gpu_sanitize import TOOLS
+from bench.gpu_stages import Runner, Stage
+
+SECONDS = 520.0  # the wrapper ends everything at 540
+DRY_SECONDS = 115.0
+NO_DEVICE = "no CUDA device"
+LOG_BYTES = 1 << 20  # of each stage's log
+# Ten processes share the cores; none of them has much to compute on the host.
+FEW_THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+PYTHON = sys.executable
+PYTEST = (
+    *(PYTHON, "-m", "pytest", "-q", "-rf", "--tb=short", "--maxfail=20", "--color=no"),
+    *("--confcutdir", "tests/gpu", "-p", "no:cacheprovider"),
+)
+
+
+def tests(*names: str) -> list[str]:
+    return [*PYTEST, *(f"tests/gpu/test_gpu_{name}.py" for name in names)]
+
+
+def built() -> bool:
+    package = ROOT / "fastconv"
+    return (package / "libfastconv_ops.so").exists() and any(package.glob("_C*.so"))
+
+
+def architecture() -> str | None:
+    """What to build for: the present device alone, which halves the time. 9.0 -> 9.0a."""
+    found = (gpu_machine.nvidia_smi("compute_cap") or {}).get("compute_cap", "")
+    if not found.replace(".", "").isdigit():
+        return None
+    return f"{found}a" if int(found.split(".")[0]) >= 9 else found
+
+
+class GpuRun:
+    """The stages in order, and the report, written again after every group."""
+
+    def __init__(self, args: argparse.Namespace, work: Path) -> None:
+        self.args, self.work = args, work
+        self.dry: bool = args.dry_run
+        self.started = time.time()
+        self.deadline = time.monotonic() + args.seconds
+        self.runner = Runner(work, ROOT, self.deadline)
+        self.machine: dict = {}
+        self.clocks: dict = {}
+        self.folder: Path | None = args.folder
+
+    # --- the stages -----------------------------------------------------------------------------
+
+    def build(self) -> list[Stage]:
+        environment = {"FASTCONV_CUDA": "1", "PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}"}
+        reason = "--skip-build" if self.args.skip_build else ""
+        if self.dry:
+            environment["FASTCONV_CUDA"] = "1" if gpu_machine.find_nvcc() else "0"
+            if built():
+                reason = reason or "the build in place is used"
+        arch = architecture()
+        if arch and "TORCH_CUDA_ARCH_LIST" not in os.environ:
+            environment["TORCH_CUDA_ARCH_LIST"] = arch
+        command = (PYTHON, "setup.py", "-q", "build_ext", "--inplace")
+        # Asked to skip it, one vouches for the build: that is no failure.
+        required = not self.args.skip_build
+        return [Stage("build", command, 120, 60, required, environment, reason)]
+
+    def look(self) -> list[Stage]:
+        command = (PYTHON, "-m", "bench.gpu_machine", str(self.work / "machine.json"))
+        return [Stage("machine", command, 60, 15)]
+
+    def device_tests(self) -> list[Stage]:
+        """Side by side: they wait for the host most of the time. One process per algorithm, so
+        that one that takes the device down does not take the others' results."""
+        algorithms = self.machine.get("cuda_algorithms") or [""]
+        stages = [
+            self._on_device(
+                f"tests: {algorithm or 'instances'}",
+                tests("instances"),
+                130,
+                60,
+                env={"FASTCONV_GPU_ALGORITHM": algorithm} if algorithm else None,
+            )
+            for algorithm in algorithms
+        ]
+        stages.append(self._on_device("tests: streams, graphs", tests("streams"), 130, 60))
+        stages.append(self._on_device("tests: functions", tests("ops"), 130, 60))
+        return stages
+
+    def watched(self) -> list[Stage]:
+        stages = [self._on_device("tests: 2^31 elements", tests("large"), 90, 40)]
+        missing = "" if gpu_machine.find_sanitizer() else "compute-sanitizer was not found"
+        for tool in TOOLS:
+            command = (PYTHON, "-m", "bench.gpu_sanitize", tool)
+            stage = self._on_device(f"compute-sanitizer: {tool}", command, 90, 40)
+            # A tool that is not there is no fault of the kernels.
+            stages.append(stage if stage.reason or not missing else _without(stage, missing))
+        return stages
+
+    def selftest(self) -> list[Stage]:
+        command = (PYTHON, "-m", "fastconv.selftest", "--json", str(self.work / "selftest.json"))
+        return [self._on_device("selftest", command, 80, 40)]
+
+    def benchmark(self) -> list[Stage]:
+        command = (PYTHON, "-m", "bench.gpu_bench", "--json", str(self.work / "benchmark.json"))
+        return [self._on_device("benchmark", command, 200, 90)]
+
+    def against_compile(self) -> list[Stage]:
+        command = (PYTHON, "-m", "bench.gpu_bench", "--compiled", "--json")
+        path = str(self.work / "compiled.json")
+        return [self._on_device("benchmark: torch.compile", (*command, path), 110, 40, False)]
+
+    def rehearsals(self) -> list[list[Stage]]:
+        """What a dry run does in the place of the stages that need a device."""
+        environment = {"FASTCONV_GPU_REHEARSAL": "1", "OMP_WAIT_POLICY": "passive"}
+        note = "rehearsed on the CPU"
+        collect = (*PYTEST, "--collect-only", "tests/gpu")
+        bench = (PYTHON, "-m", "bench.gpu_bench", "--rehearse", "--json")
+        return [
+            [
+                Stage("tests: collected", collect, 60, 10),
+                Stage("selftest: starts", (PYTHON, "-m", "fastconv.selftest", "--help"), 60, 10),
+            ],
+            [
+                Stage(
+                    "tests: rehearsal",
+                    (*PYTEST, "-m", "not gpu", "tests/gpu"),
+                    *(100, 20, True),
+                    environment,
+                    note=note,
+                )
+            ],
+            [
+                Stage(
+                    "sanitized: rehearsal",
+                    (PYTHON, "tests/gpu/sanitized.py", "--seconds", "4"),
+                    *(40, 10, True),
+                    environment,
+                    note=note,
+                ),
+                Stage(
+                    "benchmark: rehearsal",
+                    (*bench, str(self.work / "benchmark.json")),
+                    *(60, 10, True),
+                    {"OMP_WAIT_POLICY": "passive"},
+                    note=note,
+                ),
+            ],
+        ]
+
+    def _on_device(
+        self,
+        name: str,
+        command: Sequence[str],
+        limit: float,
+        least: float,
+        required: bool = True,
+        env: dict | None = None,
+    ) -> Stage:
+        reason = "" if self.machine.get("device") and not self.dry else NO_DEVICE
+        environment = {**(FEW_THREADS if name.startswith(("tests", "compute")) else {})}
+        environment |= env or {}
+        return Stage(name, tuple(command), limit, least, required, environment, reason)
+
+    # --- the run --------------------------------------------------------------------------------
+
+    def groups(self) -> list[Callable[[], list[Stage]]]:
+        on_device = [
+            self.device_tests,
+            self.watched,
+            self.selftest,
+            self.benchmark,
+            self.against_compile,
+        ]
+        if not self.dry:
+            return [self.build, self.look, *on_device]
+        rehearsed = [lambda group=group: group for group in self.rehearsals()]
+        return [self.build, self.look, *rehearsed, *on_device]
+
+    def run(self) -> bool:
+        """Every group, whatever the others did. Returns whether the run passed."""
+        groups = self.groups()
+        for index, group in enumerate(groups):
+            later = sum(max((s.least for s in g()), default=0.0) for g in groups[index + 1 :])
+            stages = group()
+            if any(s.name == "benchmark" and not s.reason for s in stages):
+                self.clocks["before"] = gpu_machine.nvidia_smi(gpu_machine.CLOCKS)
+            self.runner.run(stages, later if not self.dry else 0.0)
+            if any(s.name == "benchmark" and not s.reason for s in stages):
+                self.clocks["after"] = gpu_machine.nvidia_smi(gpu_machine.CLOCKS)
+            if any(s.name == "machine" for s in stages):
+                self.machine = self._json("machine") or {}
+            doc = self.save()
+        print(gpu_report.table(doc))
+        print(f"written: {self.folder}")
+        return doc["passed"]
+
+    def save(self) -> dict:
+        folder = self._folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        machine = {**self.machine, "benchmark_clocks": self.clocks}
+        machine["wall_seconds"] = round(time.time() - self.started)
+        machine["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started))
+        parts = [self._json("benchmark") or {}, self._json("compiled") or {}]
+        selftest = self._json("selftest")
+        doc = gpu_report.document(
+            self.dry, machine, [r.as_dict() for r in self.runner.results], parts, selftest
+        )
+        gpu_report.write_json(doc, folder / "gpu_run.json")
+        (folder / "gpu_run.md").write_text(gpu_report.markdown(doc))
+        if selftest is not None:
+            shutil.copyfile(self.work / "selftest.json", folder / "selftest.json")
+        with (folder / "gpu_run.log").open("wb") as out:
+            for result in self.runner.results:
+                log = self.runner.log_of(result.name)
+                out.write(f"===== {result.name}: {result.status}\n".encode())
+                out.write(log.read_bytes()[-LOG_BYTES:] if log.exists() else b"")
+        return doc
+
+    def _folder(self) -> Path:
+        if self.folder is None:
+            results = ROOT / "bench" / "results"
+            if not self.machine:
+                return self.work  # not yet known: the build runs first
+            if self.dry or not self.machine.get("device"):
+                self.folder = ROOT / "build" / "gpu_run"  # no result to commit
+            else:
+                self.folder = results / gpu_machine.slug(self.machine)
+        return self.folder
+
+    def _json(self, name: str) -> dict | None:
+        try:
+            return json.loads((self.work / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def _without(stage: Stage, reason: str) -> Stage:
+    return Stage(stage.name, stage.command, required=False, reason=reason)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="bash bench/gpu_run.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("folder", nargs="?", type=Path, default=os.environ.get("OUT") or None)
+    add("--dry-run", action="store_true", help="no GPU: rehearse on the CPU")
+    add("--skip-build", action="store_true", help="use the build in place")
+    add("--seconds", type=float, help="for the whole run")
+    args = parser.parse_args()
+    args.folder = Path(args.folder).resolve() if args.folder else None
+    args.seconds = args.seconds or (DRY_SECONDS if args.dry_run else SECONDS)
+    with tempfile.TemporaryDirectory(prefix="fastconv-gpu-run-") as work:
+        gpu_run = GpuRun(args, Path(work))
+        signal.signal(signal.SIGTERM, lambda *_: gpu_run.runner.stop("interrupted"))
+        signal.signal(signal.SIGINT, lambda *_: gpu_run.runner.stop("interrupted"))
+        return 0 if gpu_run.run() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
