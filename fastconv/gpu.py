@@ -85,8 +85,12 @@ def refusal(key: str) -> str | None:
         return f"runs on the CPU and on CUDA devices, a tensor is on {key}"
     if not _C.build_cuda:
         return "fastconv was built without CUDA kernels (FASTCONV_CUDA=0, or auto found no nvcc)"
-    capability = describe(key).capability
-    archs = built_architectures()
+    return uncovered(describe(key))
+
+
+def uncovered(device: Gpu) -> str | None:
+    """Why no kernel of this build runs on such a device; None if one does."""
+    capability, archs = device.capability, built_architectures()
     if not covers(archs, capability // 10, capability % 10):
         return (
             f"no built architecture ({', '.join(archs)}) covers the device"

@@ -27,7 +27,6 @@ from fastconv.problem import NATIVE_DTYPES, ConvSpec
 from fastconv.tolerances import conv_tolerance
 
 _DTYPES = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
-# Bytes of all ones in fresh results: what a kernel leaves unwritten reads as NaN.
 _SEED = 20
 
 
@@ -91,6 +90,7 @@ PROBLEMS = (
     _problem("1d", (2, 20, 131), (24, 20, 5), 2, 2),
     _problem("3d", (1, 10, 6, 9, 8), (12, 10, 3, 3, 3), (1, 2, 1), 1),
 )
+OPS = torch.ops.fastconv
 QUICK = 2  # problems of a quick check
 FULL = 6
 
@@ -139,6 +139,11 @@ class Outcome:
     @property
     def passed(self) -> bool:
         return not self.error and self.problems > 0
+
+
+def torch_device(key: str) -> torch.device:
+    """The device behind a key of `gpu.device_key`."""
+    return torch.device(key)
 
 
 @cache
@@ -207,14 +212,13 @@ def launch(
     instance: Instance, problem: Problem, device: torch.device, a: Tensor, b: Tensor
 ) -> Tensor:
     """The instance on tensors of the device: (x, w), (dy, w) or (dy, x) as its direction says."""
-    ops = torch.ops.fastconv
     a, b = (_as_format(t.to(device), instance.channels_last) for t in (a, b))
     args = (problem.stride, problem.padding, problem.dilation, problem.groups)
     if instance.direction == "fprop":
         # The format of the result follows x, where that says nothing (extents of 1) the weight.
-        return ops.conv_fprop(a, b, None, *args, instance.name)
+        return OPS.conv_fprop(a, b, None, *args, instance.name)
     size = problem.input_size if instance.direction == "dgrad" else problem.weight_size
-    op = ops.conv_dgrad if instance.direction == "dgrad" else ops.conv_wgrad
+    op = OPS.conv_dgrad if instance.direction == "dgrad" else OPS.conv_wgrad
     return op(a, b, size, *args, instance.channels_last, instance.name)
 
 

@@ -94,7 +94,8 @@ def admit(device: str, name: str) -> bool:
 
         instance = next(i for i in selftest.instances() if i.name == name)
         with torch.no_grad():
-            error = selftest.check(instance, torch.device(device), selftest.QUICK).error
+            on = selftest.torch_device(device)
+            error = selftest.check(instance, on, selftest.QUICK).error
         record(device, {name: error})
     if error and name not in _warned:
         _warned.add(name)
@@ -105,6 +106,12 @@ def admit(device: str, name: str) -> bool:
             stacklevel=2,
         )
     return not error
+
+
+def reload() -> None:
+    """Drops what is in memory; the file is read again when next needed."""
+    _store.reload()
+    _warned.clear()
 
 
 def clear() -> None:

@@ -108,7 +108,8 @@ def kernel_sources(module: str) -> list[Path]:
 
 
 def host_sources(module: str) -> list[Path]:
-    core = sorted(p for p in HERE.glob("*.cpp") if p.name != "bindings.cpp")
+    apart = ("bindings.cpp", "torch_ops.cpp")
+    core = sorted(p for p in HERE.glob("*.cpp") if p.name not in apart)
     if module == "planted":
         return core
     return [*core, ROOT / "csrc/common/conv_problem.cpp", ROOT / "csrc/cuda/conv_registry.cpp"]

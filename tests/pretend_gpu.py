@@ -1,0 +1,46 @@
+"""Lets CPU tensors pass for tensors of a GPU whose kernels are emulated, so that the package's way
+of a call on CUDA (choice, trust, precision, autograd) runs where there is none.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from emulator.build_ops import build_ops
+
+from fastconv import gpu, select, select_cuda, selftest, trust
+from fastconv.ops import conv_run
+
+H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
+
+
+@contextmanager
+def pretend_gpu(device: gpu.Gpu = H200) -> Iterator[None]:
+    """CPU tensors are on "cuda:0", a device of this description with plenty of memory."""
+    torch.ops.load_library(str(build_ops()))
+    ops = torch.ops.fastconv_emulated
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "device_key", lambda d: "cuda:0" if d.type == "cpu" else str(d))
+        patch.setattr(gpu, "describe", lambda key: device)
+        patch.setattr(gpu, "refusal", lambda key: gpu.uncovered(device))
+        patch.setattr(trust, "capturing", lambda: False)
+        patch.setattr(select_cuda, "free_bytes", lambda key: 1 << 37)
+        autotune = sys.modules["fastconv.autotune"]  # the package's attribute is the class
+        patch.setattr(autotune, "_device_seconds", autotune._host_seconds)
+        patch.setattr(conv_run, "_fprop", ops.conv_fprop.default)
+        patch.setattr(conv_run, "_dgrad", ops.conv_dgrad.default)
+        patch.setattr(conv_run, "_wgrad", ops.conv_wgrad.default)
+        patch.setattr(selftest, "OPS", ops)
+        patch.setattr(selftest, "torch_device", lambda key: torch.device("cpu"))
+        select.forget()
+        trust.reload()
+        try:
+            yield
+        finally:
+            select.forget()
+    trust.reload()
+    select.forget()

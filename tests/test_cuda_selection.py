@@ -1,0 +1,326 @@
+"""Choice and trust of CUDA kernel instances, and the way of a call to them: on a pretended GPU
+whose kernels are emulated.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pretend_gpu import H200, pretend_gpu
+
+import fastconv
+from fastconv import _C, gpu, select, select_cuda, selftest, trust
+from fastconv.ops import conv_run
+from fastconv.problem import ConvSpec
+
+pytestmark = pytest.mark.skipif(not _C.build_cuda, reason="built without CUDA kernels")
+
+
+@pytest.fixture(autouse=True)
+def pretended(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pretend_gpu():
+        yield
+
+
+def grouped_spec(direction="fprop", dtype=torch.float32, tf32=False, channels_last=False):
+    """Where PyTorch is weak, so that `auto` wants one of ours."""
+    return ConvSpec(
+        direction, "cuda:0", dtype, (8, 64, 56, 56), (64, 2, 3, 3), (1, 1), (1, 1), (1, 1), 32,
+        channels_last, tf32,
+    )  # fmt: skip
+
+
+def ours(spec):
+    return [c for c in select.candidates(spec) if c.reason is None and c.name != "aten"]
+
+
+def passes(monkeypatch, error=""):
+    """Every check ends with this error, and is listed."""
+    seen = []
+
+    def check(instance, device, limit):
+        seen.append(instance.name)
+        return selftest.Outcome(instance.name, limit, error, 0.0)
+
+    monkeypatch.setattr(selftest, "check", check)
+    return seen
+
+
+def test_candidates_name_their_instances():
+    for direction in ("fprop", "dgrad", "wgrad"):
+        entries = select.candidates(grouped_spec(direction))
+        assert entries[-1].name == "aten" and entries[-1].cost > 0
+        for c in entries[:-1]:
+            algorithm, slash, instance = c.name.partition("/")
+            assert algorithm in _C.cuda_algorithms()
+            assert bool(slash) == (c.reason is None), c
+            assert c.reason is not None or (direction in instance and c.cost > 0)
+        assert {c.name.partition("/")[0] for c in entries[:-1]} == set(_C.cuda_algorithms())
+        refused = next(c for c in entries if c.name.startswith("depthwise"))
+        assert "groups" in refused.reason
+
+
+def test_auto_checks_an_instance_once_before_it_is_used(monkeypatch):
+    seen = passes(monkeypatch)
+    spec = grouped_spec()
+    cheapest = min(ours(spec), key=lambda c: c.cost).name
+    assert select.choose(spec) == cheapest
+    select.forget()
+    assert select.choose(spec) == cheapest
+    assert seen == [cheapest]
+    trust.reload()  # as another process would find it
+    select.forget()
+    assert select.choose(spec) == cheapest and seen == [cheapest]
+    # Another driver has not been checked.
+    monkeypatch.setattr(gpu, "describe", lambda key: replace(H200, driver=13010))
+    select.forget()
+    assert select.choose(spec) == cheapest and seen == [cheapest] * 2
+
+
+def test_what_fails_is_named_once_and_passed_over(monkeypatch):
+    seen = passes(monkeypatch, error="off by 3")
+    spec = grouped_spec()
+    wanted = [
+        c.name
+        for c in sorted(ours(spec), key=lambda c: c.cost)
+        if c.cost < select_cuda.MARGIN * select.candidates(spec)[-1].cost
+    ]
+    assert wanted
+    with pytest.warns(RuntimeWarning, match="gave a wrong result") as caught:
+        assert select.choose(spec) == "aten"
+    assert seen == wanted
+    assert [str(w.message).split()[3] for w in caught] == wanted
+    select.forget()
+    with pytest.raises(RuntimeError, match=r"failed its check on this device: off by 3"):
+        select.resolve(spec, wanted[0])
+    assert select.choose(spec) == "aten" and seen == wanted
+
+
+def test_nothing_is_checked_during_capture(monkeypatch):
+    seen = passes(monkeypatch)
+    monkeypatch.setattr(trust, "capturing", lambda: True)
+    assert select.choose(grouped_spec()) == "aten"
+    assert not seen
+    monkeypatch.setattr(trust, "capturing", lambda: False)
+    assert select.choose(grouped_spec()) != "aten"  # the capture's choice was not kept
+    monkeypatch.setattr(trust, "capturing", lambda: True)
+    select.forget()
+    assert select.choose(grouped_spec()) != "aten"  # known by now
+
+
+def test_a_result_file_vouches_for_its_build_and_architecture(monkeypatch, tmp_path):
+    seen = passes(monkeypatch)
+    spec = grouped_spec()
+    cheapest = min(ours(spec), key=lambda c: c.cost).name
+    outcomes = [{"instance": cheapest, "error": ""}]
+    for build, capability, vouched in (
+        ("another", 90, False),
+        (_C.build_id, 80, False),
+        (_C.build_id, 90, True),
+    ):
+        facts = {"build": build, "capability": capability, "outcomes": outcomes}
+        (tmp_path / "result.json").write_text(json.dumps(facts))
+        monkeypatch.setattr(trust, "VOUCHED", tmp_path)
+        trust._vouched.cache_clear()
+        trust.clear()
+        select.forget()
+        seen.clear()
+        assert select.choose(spec) == cheapest
+        assert seen == ([] if vouched else [cheapest])
+    trust._vouched.cache_clear()
+
+
+def test_a_workspace_that_does_not_fit_is_passed_over(monkeypatch):
+    passes(monkeypatch)
+    spec = grouped_spec("wgrad")
+    assert any(c.workspace for c in ours(spec))
+    monkeypatch.setattr(select_cuda, "free_bytes", lambda key: 0)
+    chosen = select.choose(spec)
+    assert chosen == "aten" or not next(c for c in ours(spec) if c.name == chosen).workspace
+
+
+def test_precision_decides_on_tf32(monkeypatch):
+    passes(monkeypatch)
+    tf32 = {f"{a}/{n}" for a, n, *_, rounded in _C.cuda_instances() if rounded}
+    assert tf32
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        assert select.allows_tf32("cuda:0", torch.float32, "auto") == allowed
+        assert select.allows_tf32("cuda:0", torch.float32, "auto+tf32")
+        assert not select.allows_tf32("cuda:0", torch.float32, "direct+ieee|auto")
+        assert not select.allows_tf32("cuda:0", torch.bfloat16, "auto+tf32")
+    names = {c.name for c in ours(grouped_spec(tf32=False))}
+    assert not names & tf32
+    assert {c.name for c in ours(grouped_spec(tf32=True))} & tf32
+    # PyTorch's own follows its switch, which the name then carries.
+    assert select.resolve(grouped_spec(), "aten+ieee") == "aten+ieee"
+    assert select.resolve(grouped_spec(), "aten") == "aten"
+    assert select.resolve(grouped_spec(dtype=torch.bfloat16), "aten+ieee") == "aten"
+
+
+def test_pytorchs_switch_is_set_for_the_call_and_restored(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        torch, "convolution", lambda *args: seen.append(torch.backends.cudnn.allow_tf32)
+    )
+    for before in (True, False):
+        with torch.backends.cudnn.flags(allow_tf32=before):
+            for precision in ("tf32", "ieee", "tf32x3"):
+                conv_run.run_fprop(None, None, None, (1,), (0,), (1,), 1, f"aten+{precision}")
+                assert torch.backends.cudnn.allow_tf32 == before
+    assert seen == [True, False, False] * 2
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("algo", ["auto", "direct_plain", "direct", "im2col", "winograd"])
+def test_values_and_gradients(algo, dtype, channels_last):
+    """The whole way, twice: a new plan and a remembered one."""
+    x, w = torch.randn(2, 6, 9, 8), torch.randn(10, 6, 3, 3)
+    b = torch.randn(10)
+    if channels_last:
+        x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+    leaves = [t.to(dtype).requires_grad_() for t in (x, w, b)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    expected = F.conv2d(*exact, padding=1)
+    dy = torch.randn(expected.shape).to(dtype)
+    theirs = torch.autograd.grad(expected, exact, dy.double())
+    for _ in range(2):
+        y = fastconv.conv2d(*leaves, padding=1, algo=algo, precision="ieee")
+        assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
+        scale = 1 if dtype == torch.float32 else 2**14
+        for got, want in zip(
+            (y, *torch.autograd.grad(y, leaves, dy)), (expected, *theirs), strict=True
+        ):
+            assert got.dtype == dtype
+            assert (got.double() - want).abs().max() <= scale * 3e-6 * (1 + want.abs().max())
+
+
+def test_layouts_are_brought_together():
+    """Operands of any strides, computed in the format of the result."""
+    x, w = torch.randn(2, 4, 7, 6).double(), torch.randn(5, 4, 3, 3).double()
+    for operands in (
+        (x.to(memory_format=torch.channels_last), w),
+        (x, w.to(memory_format=torch.channels_last)),
+        (x.flip(0)[:, :, ::2], w.transpose(2, 3)),
+        (x[:1].expand(3, -1, -1, -1), w[:, :, :, :1].expand(5, 4, 3, 2)),
+    ):
+        y = fastconv.conv2d(*operands, algo="direct_plain")
+        torch.testing.assert_close(y, F.conv2d(*operands))
+
+
+def test_forced():
+    spec = grouped_spec()
+    assert select.resolve(spec, "direct").startswith("direct/")
+    assert select.resolve(spec, "direct").partition("/")[2].startswith("fprop_f32_nchw")
+    one = ours(spec)[0].name
+    assert select.resolve(spec, one) == one
+    with pytest.raises(RuntimeError, match=r"'depthwise' does not apply to .*groups"):
+        select.resolve(spec, "depthwise")
+    with pytest.raises(RuntimeError, match=r"no algorithm or kernel for wgrad"):
+        select.resolve(grouped_spec("wgrad"), one)
+    assert select.resolve(grouped_spec("wgrad"), f"{one}|auto")
+    with pytest.raises(ValueError, match="unknown algorithm 'direct/nothing'"):
+        fastconv.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), algo="direct/nothing")
+
+
+def test_a_device_that_no_build_covers(monkeypatch):
+    blackwell = replace(H200, capability=100)
+    monkeypatch.setattr(gpu, "refusal", lambda key: gpu.uncovered(blackwell))
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+    torch.testing.assert_close(fastconv.conv2d(x, w), F.conv2d(x, w))
+    with pytest.raises(RuntimeError, match=r"no built architecture .*sm_80.* covers .*sm_100"):
+        fastconv.conv2d(x, w, algo="direct")
+    assert all("sm_100" in c.reason for c in select.candidates(grouped_spec())[:-1])
+    explanation = str(fastconv.explain(x, w))
+    assert "none of ours applies" in explanation and "TORCH_CUDA_ARCH_LIST=10.0" in explanation
+
+
+def test_out_of_memory_keeps_its_type(monkeypatch):
+    def exhausted(*args):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    for name in ("_fprop", "_dgrad", "_wgrad"):
+        monkeypatch.setattr(conv_run, name, exhausted)
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+    with pytest.raises(torch.OutOfMemoryError, match=r"20\.00 GiB"):
+        fastconv.conv2d(x, w, algo="direct")
+
+
+def test_explain_says_what_is_trusted(monkeypatch):
+    passes(monkeypatch, error="off by 3")
+    x, w = torch.randn(8, 64, 56, 56), torch.randn(64, 2, 3, 3)
+    with pytest.warns(RuntimeWarning, match="gave a wrong result"):
+        fastconv.explain(x, w, groups=32, padding=1)
+    text = str(fastconv.explain(x, w, groups=32, padding=1))
+    assert "Pretend H200, sm_90" in text
+    assert "no: failed its check on this device: off by 3" in text
+    assert "none of ours that is trusted on this device" in text
+
+
+def test_autotune_measures_and_remembers_on_the_device(monkeypatch):
+    x, w = torch.randn(1, 4, 6, 6), torch.randn(4, 4, 3, 3)
+    with fastconv.autotune(), torch.no_grad():
+        y = fastconv.conv2d(x, w, padding=1)
+    torch.testing.assert_close(y, F.conv2d(x, w, padding=1), rtol=1e-4, atol=1e-4)
+    spec = ConvSpec(
+        "fprop", "cuda:0", torch.float32, (1, 4, 6, 6), (4, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1,
+        False, gpu.tf32_allowed(),
+    )  # fmt: skip
+    entry = fastconv.explain(x, w, padding=1)["fprop"]
+    measured = {row.name for row in entry.rows if row.measured is not None}
+    assert "aten" in measured and len(measured) > 2
+    assert select.recorded(spec, torch.get_num_threads(), _C.cpu_isa()) == entry.chosen
+    assert "Pretend H200" in fastconv.autotune.cache_path().read_text()
+
+
+@pytest.mark.parametrize("algorithm", _C.cuda_algorithms())
+def test_selftest_runs_an_instance_of_each_algorithm(algorithm):
+    chosen = [i for i in selftest.instances() if i.algorithm == algorithm][:2]
+    for instance in chosen:
+        outcome = selftest.check(instance, torch.device("cpu"), 1)
+        assert outcome.passed, outcome
+
+
+def test_selftest_sees_a_wrong_kernel(monkeypatch):
+    instance = selftest.instances()[0]
+    real = selftest.launch
+
+    def off(*args):
+        y = real(*args)
+        y.view(-1)[-1] += 1e-3
+        return y
+
+    monkeypatch.setattr(selftest, "launch", off)
+    outcome = selftest.check(instance, torch.device("cpu"), 1)
+    assert not outcome.passed and "times the bound" in outcome.error
+    values = iter(range(2))
+    monkeypatch.setattr(selftest, "launch", lambda *a: real(*a) + 1e-9 * next(values))
+    outcome = selftest.check(instance, torch.device("cpu"), 1)
+    assert outcome.passed or "two runs differ" in outcome.error
+    monkeypatch.setattr(selftest, "launch", lambda *a: real(*a) * float("nan"))
+    assert not selftest.check(instance, torch.device("cpu"), 1).passed
+
+
+def test_selftest_has_problems_for_every_instance():
+    without = [i.name for i in selftest.instances() if not any(True for _ in i.problems())]
+    assert not without
+
+
+def test_selftest_records_and_reports(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    seen = passes(monkeypatch)
+    file = tmp_path / "outcome.json"
+    assert selftest.main(["--json", str(file), "--only", "direct_plain/fprop"]) == 0
+    facts = json.loads(file.read_text())
+    assert [o["instance"] for o in facts["outcomes"]] == seen and facts["capability"] == 90
+    assert trust.error_of("cuda:0", seen[0]) == ""
+    assert f"{len(seen)} of {len(seen)} passed" in capsys.readouterr().out
+    passes(monkeypatch, error="off by 3")
+    assert selftest.main(["--only", "direct_plain/fprop"]) == 1
+    assert trust.error_of("cuda:0", seen[0]) == "off by 3"
