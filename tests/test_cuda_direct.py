@@ -1,0 +1,282 @@
+"""What no sweep over the shared problem list sees of the CUDA direct kernels, run by emulation:
+borders of their tiles, residue classes of strided gradients, filters cut into several steps,
+infinities beside the padding, sums that are the same bits every time, refusals and costs."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import pytest
+import torch
+from cases import ConvCase, conv_case
+from conv_runner import (
+    hash_of,
+    integer_operands,
+    integer_reference,
+    random_operands,
+    reference_conv,
+)
+from emulated import Instance, instances, run_instance
+from test_conv_nonfinite import PADDED, assert_same_nonfinite, padding_multiplied, spoiled
+from torch import Tensor
+
+ALL = tuple(i for i in instances() if i.algorithm in ("direct", "direct_plain"))
+TILED = tuple(i for i in ALL if i.algorithm == "direct")
+
+
+def of(dtype: torch.dtype, *directions: str, among: tuple[Instance, ...] = TILED) -> tuple:
+    return tuple(i for i in among if i.dtype == dtype and i.direction in directions)
+
+
+def by_instance(chosen: tuple[Instance, ...]):
+    assert chosen
+    return pytest.mark.parametrize("instance", chosen, ids=str)
+
+
+def assert_exact(instance: Instance, case: ConvCase, seed: int = 1) -> None:
+    """Small integers are summed exactly, whatever the order."""
+    reason = instance.refusal(case)
+    assert not reason, f"{instance} refuses {case.id}: {reason}"
+    operands = tuple(t.to(instance.dtype) for t in integer_operands(case, instance.direction)[:2])
+    bias = integer_operands(case, instance.direction)[2]
+    bias = None if bias is None else bias.to(instance.dtype)
+    result = run_instance(
+        instance.algorithm, instance.name, case, instance.direction, operands, bias, seed
+    )
+    exact = integer_reference(case, instance.direction).to(instance.dtype)
+    wrong = (result != exact).nonzero()
+    assert not len(wrong), f"{case}: {len(wrong)} differ, first at {wrong[0].tolist()}"
+
+
+# --- tiles -------------------------------------------------------------------------------------
+
+BORDERS = (
+    # One less, as many, one more than a tile, on each axis and in channels and filters.
+    *(conv_case(f"columns_{q}", (1, 3, 2, q), (2, 3, 1, 3), padding=(0, 1)) for q in (31, 32, 33)),
+    *(conv_case(f"columns_{q}", (1, 2, q), (2, 2, 3), padding=1) for q in (127, 128, 129, 257)),
+    *(conv_case(f"rows_{p}", (1, 2, p, 9), (3, 2, 3, 3), padding=1) for p in (7, 8, 9, 15, 17)),
+    *(conv_case(f"filters_{k}", (1, 2, 5, 5), (k, 2, 3, 3), padding=1) for k in (31, 33, 63, 65)),
+    *(conv_case(f"channels_{c}", (1, c, 5, 5), (3, c, 3, 3), padding=1) for c in (31, 33, 65)),
+    conv_case("filters_of_groups", (1, 10, 4, 4), (66, 5, 3, 3), padding=1, groups=2),
+    conv_case("channels_of_groups", (1, 66, 4, 4), (10, 33, 3, 3), padding=1, groups=2),
+    conv_case("aligned_groups", (2, 16, 6, 6), (32, 8, 3, 3), padding=1, groups=2),
+    conv_case("tall", (1, 3, 300, 1), (4, 3, 5, 1), padding=(2, 0)),
+    conv_case("planes", (2, 3, 5, 3, 4), (5, 3, 3, 1, 2), stride=(2, 1, 1), padding=(1, 0, 0)),
+)
+
+
+@pytest.mark.parametrize("case", BORDERS, ids=lambda c: c.id)
+def test_tile_borders(case: ConvCase) -> None:
+    for seed, instance in enumerate(of(torch.float32, "fprop", "dgrad", "wgrad")):
+        assert_exact(instance, case, seed)
+
+
+# Filters too large for one step of shared memory, or for the columns of one block of wgrad.
+LARGE_FILTERS = (
+    conv_case("columns_split", (1, 2, 700), (3, 2, 600), padding=40),
+    conv_case("columns_split_stride3", (1, 3, 900), (2, 3, 500), stride=3, padding=7),
+    conv_case("columns_split_dilated", (2, 1, 1300), (3, 1, 300), dilation=4, padding=2),
+    conv_case("rows_split", (1, 3, 40, 33), (2, 3, 31, 29), padding=(3, 5)),
+    conv_case("rows_split_stride2", (1, 2, 45, 41), (3, 2, 23, 21), stride=2, padding=4),
+    conv_case("taps_81", (1, 5, 12, 11), (4, 5, 9, 9), padding=4),
+    conv_case("taps_of_volume", (1, 2, 9, 10, 11), (3, 2, 5, 7, 9), padding=(2, 3, 4)),
+)
+
+
+@pytest.mark.parametrize("case", LARGE_FILTERS, ids=lambda c: c.id)
+def test_large_filters(case: ConvCase) -> None:
+    for seed, instance in enumerate(of(torch.float32, "fprop", "dgrad", "wgrad")):
+        assert_exact(instance, case, seed)
+    for seed, instance in enumerate(of(torch.float64, "fprop", "dgrad", "wgrad")):
+        assert_exact(instance, case, seed)
+
+
+# --- residue classes ---------------------------------------------------------------------------
+
+
+def random_case(seed: int) -> ConvCase:
+    """Strides to 8 against dilations to 6: classes with few taps or none, uneven and empty."""
+    rng = random.Random(seed)
+    rank = rng.choice((1, 2, 2, 2, 3))
+    groups = rng.choice((1, 1, 2))
+    spatial, kernel, stride, padding, dilation = [], [], [], [], []
+    for _ in range(rank):
+        r, s, d = rng.randint(1, 5), rng.randint(1, 8), rng.randint(1, 6)
+        p = rng.randint(0, 6)
+        reach = d * (r - 1) + 1
+        spatial.append(max(1, reach - 2 * p) + rng.randint(0, 11))
+        kernel.append(r), stride.append(s), padding.append(p), dilation.append(d)
+    return conv_case(
+        f"random_{seed}",
+        (rng.randint(1, 2), groups * rng.randint(1, 4), *spatial),
+        (groups * rng.randint(1, 4), 0, *kernel),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+    )
+
+
+@cache
+def random_cases(count: int) -> tuple[ConvCase, ...]:
+    cases = []
+    for seed in range(count):
+        case = random_case(seed)
+        k, _, *kernel = case.weight_size
+        weight = (k, case.input_size[1] // case.groups, *kernel)
+        params = (case.stride, case.padding, case.dilation, case.groups)
+        cases.append(conv_case(case.id, case.input_size, weight, *params))
+    return tuple(cases)
+
+
+@by_instance(of(torch.float32, "fprop", "dgrad", "wgrad"))
+def test_strides_against_dilations(instance: Instance) -> None:
+    for case in random_cases(60):
+        assert_exact(instance, case, hash_of(case.id) % 5)
+
+
+# --- infinities --------------------------------------------------------------------------------
+
+NONFINITE = (
+    conv_case("3x3", (2, 5, 9, 11), (6, 5, 3, 3), padding=1),
+    conv_case("wide_pad", (1, 3, 4, 5), (4, 3, 3, 3), padding=4),
+    conv_case("stride2", (1, 4, 8, 9), (5, 4, 3, 3), stride=2, padding=1),
+    conv_case("dilated_groups", (1, 6, 9, 9), (8, 3, 3, 3), padding=3, dilation=3, groups=2),
+    conv_case("depthwise", (1, 5, 7, 40), (5, 1, 5, 5), padding=2, groups=5),
+    conv_case("1d", (1, 3, 50), (4, 3, 9), padding=6),
+    conv_case("3d", (1, 2, 4, 5, 6), (3, 2, 3, 3, 3), padding=1),
+)
+
+
+@by_instance(of(torch.float32, "fprop", "dgrad", "wgrad", among=ALL))
+@pytest.mark.parametrize("spoil", ["padded", "other"])
+def test_nonfinite(instance: Instance, spoil: str) -> None:
+    """Infinities and NaNs come out where, and only where, the definition puts them. The tiled
+    weight gradient may also multiply the zeros of the padding with them."""
+    direction = instance.direction
+    which = PADDED[direction] if spoil == "padded" else 1 - PADDED[direction]
+    for case in NONFINITE:
+        operands = [t.float() for t in integer_operands(case, direction)[:2]]
+        operands[which] = spoiled(operands[which], 3)
+        expected, _ = reference_conv(case, direction, tuple(operands))
+        result = run_instance(
+            instance.algorithm, instance.name, case, direction, tuple(operands), None
+        )
+        allowed = None
+        if spoil == "other" and direction == "wgrad" and instance.algorithm == "direct":
+            allowed = padding_multiplied(case, direction, operands)
+        assert_same_nonfinite(result, expected, allowed)
+
+
+# --- repeatability -----------------------------------------------------------------------------
+
+
+REPEATED = conv_case("long_sum", (3, 10, 24, 37), (11, 10, 3, 3), padding=1)
+
+
+def bits(t: Tensor) -> Tensor:
+    return t.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[t.element_size()])
+
+
+@by_instance(ALL)
+def test_same_bits(instance: Instance) -> None:
+    """Whatever the order of threads, the alignment of the operands and the size of the GPU."""
+    a, b, bias = random_operands(REPEATED, instance.direction, instance.dtype)
+    args = (instance.algorithm, instance.name, REPEATED, instance.direction, (a, b), bias)
+    first: dict[str, int] = {}
+    want = run_instance(*args, 1, workers=1, placement="start", statistics=first)
+    if instance.direction == "wgrad":
+        assert first["launches"] == 2, "the sum is not split, so that this shows nothing"
+    for seed, placement, sms in ((2, "end", 132), (3, "end_aligned", 7), (4, "start", 1000)):
+        result = run_instance(*args, seed, placement=placement, sm_count=sms)
+        assert torch.equal(bits(result), bits(want)), f"{seed=} {placement=} {sms=}"
+
+
+# --- refusals, workspaces, costs ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "directions", "reason"),
+    [
+        (conv_case("stride9", (1, 1, 30), (1, 1, 3), stride=9), ("dgrad",), "stride 9 exceeds 8"),
+        (
+            conv_case("stride", (1, 1, 2**22), (1, 1, 3), stride=2**21),
+            ("fprop", "wgrad"),
+            "stride 2097152 exceeds 1048576",
+        ),
+        (
+            conv_case("extent", (1, 1, 2**30), (1, 1, 3), stride=2),
+            ("fprop", "dgrad", "wgrad"),
+            "extent or dilated kernel of 1073741824 exceeds 536870912",
+        ),
+        (
+            conv_case("weight", (1, 2**15, 3, 3), (2**13, 2**15, 3, 3)),
+            ("fprop", "dgrad", "wgrad"),
+            "8192 filters x 32768 channels x 9 taps in 1 groups exceeds 2^30",
+        ),
+        (
+            conv_case("grid", (2**15, 2**12, 16, 16), (2**12, 1, 1, 1), groups=2**12, stride=8),
+            ("dgrad",),
+            "thread blocks, a grid has 2147483647",
+        ),
+        (
+            conv_case("dilation", (1, 1, 30000, 30000), (1, 1, 3, 3), dilation=10000),
+            ("wgrad",),
+            "dilation [10000, 10000] does not fit 98304 bytes",
+        ),
+    ],
+    ids=lambda v: v.id if isinstance(v, ConvCase) else "",
+)
+def test_refusals_name_the_values(case: ConvCase, directions: tuple[str, ...], reason: str) -> None:
+    for instance in of(torch.float32, *directions):
+        assert reason in instance.refusal(case), f"{instance}: {instance.refusal(case)!r}"
+    for instance in of(torch.float32, *directions, among=ALL):
+        if instance.algorithm == "direct_plain":
+            assert not instance.refusal(case)
+
+
+# Of networks in use; none of them is run.
+LAYERS = (
+    conv_case("3x3_narrow", (32, 64, 56, 56), (64, 64, 3, 3), padding=1),
+    conv_case("3x3_deep", (32, 512, 7, 7), (512, 512, 3, 3), padding=1),
+    conv_case("stride2", (32, 128, 56, 56), (128, 128, 3, 3), stride=2, padding=1),
+    conv_case("stem", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3),
+    conv_case("stem_11x11", (32, 3, 224, 224), (64, 3, 11, 11), stride=4, padding=2),
+    conv_case("pointwise", (32, 256, 56, 56), (64, 256, 1, 1)),
+    conv_case("aspp", (4, 256, 65, 65), (256, 256, 3, 3), padding=18, dilation=18),
+    conv_case("depthwise", (32, 192, 56, 56), (192, 1, 3, 3), padding=1, groups=192),
+    conv_case("resnext", (32, 128, 56, 56), (128, 4, 3, 3), padding=1, groups=32),
+    conv_case("3d", (4, 64, 16, 56, 56), (64, 64, 3, 3, 3), padding=1),
+    conv_case("spectrum", (8, 1, 160000), (514, 1, 512), stride=8),
+    conv_case("wavenet", (8, 64, 16000), (128, 64, 2), padding=512, dilation=512),
+)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=lambda c: c.id)
+def test_layers_in_use(case: ConvCase) -> None:
+    """Tiles take them all, faster than the plain twin is thought to, in bounded workspace."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for direction in ("fprop", "dgrad", "wgrad"):
+            tiled = [i for i in of(dtype, direction) if not i.refusal(case)]
+            assert {i.layout for i in tiled} == {"NCHW", "NHWC"}, f"{dtype} {direction}"
+            plain = [i for i in of(dtype, direction, among=ALL) if i.algorithm == "direct_plain"]
+            # One channel and filter per group leave 31 of 32 products of a wgrad tile unused.
+            if case.groups < case.input_size[1] or direction != "wgrad":
+                assert min(i.cost(case) for i in tiled) < min(i.cost(case) for i in plain)
+            for i in (*tiled, *plain):
+                limit = 64 << 20 if i.direction == "wgrad" else 0
+                assert 0 <= i.workspace(case) <= limit, f"{i}: {i.workspace(case)} bytes"
+
+
+def test_dense_layers_are_left_to_tensor_cores() -> None:
+    """A 16-bit layer with many channels costs more here than multiplied by tensor cores."""
+    case = LAYERS[1]
+    for direction in ("fprop", "dgrad", "wgrad"):
+        direct = min(i.cost(case) for i in of(torch.bfloat16, direction))
+        others = [
+            i
+            for i in instances()
+            if i.algorithm == "im2col" and i.dtype == torch.bfloat16 and i.direction == direction
+        ]
+        assert min(i.cost(case) for i in others) < direct
