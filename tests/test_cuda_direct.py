@@ -220,11 +220,6 @@ def test_same_bits(instance: Instance) -> None:
             ("dgrad",),
             "thread blocks, a grid has 2147483647",
         ),
-        (
-            conv_case("dilation", (1, 1, 30000, 30000), (1, 1, 3, 3), dilation=10000),
-            ("wgrad",),
-            "dilation [10000, 10000] does not fit 98304 bytes",
-        ),
     ],
     ids=lambda v: v.id if isinstance(v, ConvCase) else "",
 )
@@ -261,7 +256,7 @@ def test_layers_in_use(case: ConvCase) -> None:
             tiled = [i for i in of(dtype, direction) if not i.refusal(case)]
             assert {i.layout for i in tiled} == {"NCHW", "NHWC"}, f"{dtype} {direction}"
             plain = [i for i in of(dtype, direction, among=ALL) if i.algorithm == "direct_plain"]
-            # One channel and filter per group leave 31 of 32 products of a wgrad tile unused.
+            # Depthwise uses one of the 16 products that a wgrad tile forms.
             if case.groups < case.input_size[1] or direction != "wgrad":
                 assert min(i.cost(case) for i in tiled) < min(i.cost(case) for i in plain)
             for i in (*tiled, *plain):

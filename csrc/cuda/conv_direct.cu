@@ -60,12 +60,13 @@ const ConvInstance kInstances[] = {
     GATHER_ROWS("f16", "k64_q64", DType::kFloat16, GatherTileId::kK64),
     GATHER_ROWS("f16", "k4_q256", DType::kFloat16, GatherTileId::kK4),
     WGRAD_ROWS("f32", "k32_c64", DType::kFloat32, WgradTileId::kK32),
-    WGRAD_ROWS("f32", "k8_c64_slices4", DType::kFloat32, WgradTileId::kK8),
+    WGRAD_ROWS("f32", "k4_c16_slices8", DType::kFloat32, WgradTileId::kK4),
     WGRAD_ROWS("f64", "k32_c64", DType::kFloat64, WgradTileId::kK32),
+    WGRAD_ROWS("f64", "k4_c16_slices8", DType::kFloat64, WgradTileId::kK4),
     WGRAD_ROWS("bf16", "k32_c64", DType::kBFloat16, WgradTileId::kK32),
-    WGRAD_ROWS("bf16", "k8_c64_slices4", DType::kBFloat16, WgradTileId::kK8),
+    WGRAD_ROWS("bf16", "k4_c16_slices8", DType::kBFloat16, WgradTileId::kK4),
     WGRAD_ROWS("f16", "k32_c64", DType::kFloat16, WgradTileId::kK32),
-    WGRAD_ROWS("f16", "k8_c64_slices4", DType::kFloat16, WgradTileId::kK8),
+    WGRAD_ROWS("f16", "k4_c16_slices8", DType::kFloat16, WgradTileId::kK4),
 };
 
 }  // namespace

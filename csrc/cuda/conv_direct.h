@@ -19,7 +19,7 @@ struct GatherInstance {
   static int launch(const ConvCall&);
 };
 
-enum class WgradTileId : int { kK32 = 0, kK8 = 1 };
+enum class WgradTileId : int { kK32 = 0, kK4 = 1 };
 
 // wgrad of `direct` (conv_direct_wgrad.cu).
 template <DType dtype, Layout layout, WgradTileId tile>

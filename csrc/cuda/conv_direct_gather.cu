@@ -22,9 +22,21 @@ struct TileOf<GatherTileId::kK4, acc> {
   using type = GatherTile<4, kPack<acc>, 1, 64>;
 };
 
+// A tap's multiply-adds among its instructions, and a fifth off for latency and the barriers.
 template <class acc, class Tile>
-constexpr GatherShape kShape = {Tile::THREADS, Tile::BLOCK_K, Tile::BLOCK_PIX,
-                                Tile::K_PITCH, kPack<acc>,    static_cast<int>(sizeof(acc))};
+constexpr double multiply_share() {
+  constexpr double multiply = Tile::THREAD_K * Tile::THREAD_PIX * kPack<acc>;
+  return 0.8 * multiply / (multiply + 2 * Tile::THREAD_PIX + Tile::THREAD_K + 12);
+}
+
+template <class acc, class Tile>
+constexpr GatherShape kShape = {Tile::THREADS,
+                                Tile::BLOCK_K,
+                                Tile::BLOCK_PIX,
+                                Tile::K_PITCH,
+                                kPack<acc>,
+                                static_cast<int>(sizeof(acc)),
+                                multiply_share<acc, Tile>()};
 
 double gather_cost(const ConvProblem& p, const Device& device, Direction direction,
                    bool channels_last, const GatherShape& shape, int64_t scalar_bytes) {

@@ -1,6 +1,6 @@
 // How the tiled direct kernels of fprop and dgrad cut a problem: residue classes, the shape of a
-// tile, the steps of the sum. Plain arithmetic of the problem, done again at every call (about a
-// microsecond), so that there is nothing to keep.
+// tile, the steps of the sum. Plain arithmetic of the problem, done again at every call (two
+// microseconds), so that there is nothing to keep.
 #pragma once
 #include <numeric>
 #include <string>
@@ -14,6 +14,7 @@ namespace fastconv::cuda {
 // Of a tile (conv_gather_direct.cuh) and its dtype.
 struct GatherShape {
   int threads, block_k, block_pix, k_pitch, pack, acc_bytes;
+  double multiply_share;  // multiply-adds among the time of the main loop
 };
 
 struct GatherPlan {
@@ -60,19 +61,19 @@ inline GatherStep gather_step(const GatherParams& params, const GatherShape& sha
   return s;
 }
 
-// The most taps per step that leave room for other blocks: whole filters, else groups of rows, else
-// parts of a row. bytes > kHardBytes when nothing fits.
-inline GatherStep gather_step_of_tile(const GatherParams& params, const GatherShape& shape,
-                                      int tile_p, int tile_q, int taps_h, int taps_w) {
+// The most taps per step, up to rows x cols, that leave room for other blocks: groups of rows, else
+// parts of a row; and as many channels. A step of one tap fits in any case.
+inline GatherStep largest_gather_step(const GatherParams& params, const GatherShape& shape,
+                                      int tile_p, int tile_q, int rows, int cols) {
   GatherStep s{};
   for (int parts = 1;; ++parts) {
-    s = gather_step(params, shape, tile_p, tile_q, static_cast<int>(ceil_div(taps_h, parts)),
-                    taps_w, 1);
+    s = gather_step(params, shape, tile_p, tile_q, static_cast<int>(ceil_div(rows, parts)), cols,
+                    1);
     if (s.bytes <= kSoftBytes || s.rows == 1) break;
   }
   for (int parts = 2; s.bytes > kSoftBytes && s.cols > 1; parts += std::max(1, parts / 2))
-    s = gather_step(params, shape, tile_p, tile_q, s.rows,
-                    static_cast<int>(ceil_div(taps_w, parts)), 1);
+    s = gather_step(params, shape, tile_p, tile_q, s.rows, static_cast<int>(ceil_div(cols, parts)),
+                    1);
   while (s.packs < 8 && s.packs * shape.pack < params.channels) {
     const GatherStep wider =
         gather_step(params, shape, tile_p, tile_q, s.rows, s.cols, 2 * s.packs);
@@ -80,6 +81,18 @@ inline GatherStep gather_step_of_tile(const GatherParams& params, const GatherSh
     s = wider;
   }
   return s;
+}
+
+// Thread instructions per plane and channel, of `tiles` tiles.
+inline double gather_work(const GatherShape& shape, const GatherStep& s, double tiles,
+                          const int (&taps)[3]) {
+  const double steps = double(ceil_div(taps[1], s.rows)) * double(ceil_div(taps[2], s.cols));
+  const double multiply = double(taps[1]) * taps[2] * shape.block_k *
+                          (shape.block_pix / shape.multiply_share + kStageWeight);
+  // A row of the box costs up to a sector more than it holds; a step two barriers and set-up.
+  const double stage = kStageInput * s.box_rows * (s.box_cols + 8.0) +
+                       100.0 * shape.threads / (s.packs * shape.pack);
+  return tiles * (multiply + steps * stage);
 }
 
 inline void plan_gather_axes(const ConvProblem& p, Direction direction, GatherPlan& plan,
@@ -155,24 +168,17 @@ inline GatherPlan plan_gather(const ConvProblem& p, Direction direction, bool ch
   int64_t tiles_p = 0, tiles_q = 0;
   for (int log2 = 0; (1 << log2) <= shape.block_pix; ++log2) {
     const int tile_q = 1 << log2, tile_p = shape.block_pix >> log2;
-    const GatherStep s = gather_step_of_tile(params, shape, tile_p, tile_q, taps[1], taps[2]);
-    if (s.bytes > kHardBytes) continue;
     const int64_t across = ceil_div(outputs[2], tile_q), down = ceil_div(outputs[1], tile_p);
-    const double steps = double(ceil_div(taps[1], s.rows)) * double(ceil_div(taps[2], s.cols));
-    // Per plane and channel. A row of the box costs up to a sector more than it holds.
-    const double work =
-        double(across) * double(down) *
-        (double(taps[1]) * taps[2] * shape.block_k * (shape.block_pix / 0.7 + kStageWeight) +
-         kStageInput * steps * s.box_rows * (s.box_cols + 8.0));
-    if (least != 0 && work >= least) continue;
-    least = work, best = s, tiles_p = down, tiles_q = across;
-    params.tile_p = tile_p, params.tile_q = tile_q, params.tile_q_log2 = log2;
-  }
-  if (least == 0) {
-    plan.refusal = "a tile of " + std::to_string(shape.block_pix) + " outputs at stride [" +
-                   std::to_string(p.stride[1]) + ", " + std::to_string(p.stride[2]) +
-                   "] does not fit " + std::to_string(kHardBytes) + " bytes of shared memory";
-    return plan;
+    // Taps far apart are better staged one by one than with all that lies between them.
+    const int most[3][2] = {{taps[1], taps[2]}, {1, taps[2]}, {1, 1}};
+    for (const auto& [rows, cols] : most) {
+      const GatherStep s = largest_gather_step(params, shape, tile_p, tile_q, rows, cols);
+      if (s.bytes > kHardBytes) continue;
+      const double work = gather_work(shape, s, double(across) * double(down), taps);
+      if (least != 0 && work >= least) continue;
+      least = work, best = s, tiles_p = down, tiles_q = across;
+      params.tile_p = tile_p, params.tile_q = tile_q, params.tile_q_log2 = log2;
+    }
   }
 
   params.step_rows = best.rows, params.step_cols = best.cols;

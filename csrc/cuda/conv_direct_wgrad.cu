@@ -8,12 +8,14 @@ namespace {
 
 // Many filters; few per group.
 template <WgradTileId id>
-using TileOf = std::conditional_t<id == WgradTileId::kK32, WgradTile<4, 1>, WgradTile<1, 4>>;
+using TileOf = std::conditional_t<id == WgradTileId::kK32, WgradTile<8, 4, 2, 32, 1>,
+                                  WgradTile<4, 1, 1, 16, 4>>;
 
 template <class acc, class Tile>
-constexpr WgradShape kShape = {
-    Tile::BLOCK_K, Tile::template K_PITCH<acc>,  Tile::COLUMNS, Tile::SLICES, Tile::THREADS,
-    kPack<acc>,    static_cast<int>(sizeof(acc))};
+constexpr WgradShape kShape = {Tile::BLOCK_K, Tile::template K_PITCH<acc>,
+                               Tile::COLUMNS, Tile::SLICES,
+                               Tile::THREADS, Tile::THREAD_K* Tile::THREAD_COLUMNS,
+                               kPack<acc>,    static_cast<int>(sizeof(acc))};
 
 template <DType dtype, Layout layout, WgradTileId id>
 WgradPlan plan_of(const ConvProblem& p) {
@@ -95,11 +97,12 @@ int WgradInstance<dtype, layout, id>::launch(const ConvCall& call) {
   template struct WgradInstance<dtype, Layout::kNHWC, tile>;
 
 WGRAD_TILE(DType::kFloat32, WgradTileId::kK32)
-WGRAD_TILE(DType::kFloat32, WgradTileId::kK8)
+WGRAD_TILE(DType::kFloat32, WgradTileId::kK4)
 WGRAD_TILE(DType::kFloat64, WgradTileId::kK32)
+WGRAD_TILE(DType::kFloat64, WgradTileId::kK4)
 WGRAD_TILE(DType::kBFloat16, WgradTileId::kK32)
-WGRAD_TILE(DType::kBFloat16, WgradTileId::kK8)
+WGRAD_TILE(DType::kBFloat16, WgradTileId::kK4)
 WGRAD_TILE(DType::kFloat16, WgradTileId::kK32)
-WGRAD_TILE(DType::kFloat16, WgradTileId::kK8)
+WGRAD_TILE(DType::kFloat16, WgradTileId::kK4)
 
 }  // namespace fastconv::cuda

@@ -12,7 +12,9 @@ namespace fastconv::cuda {
 
 // Of a tile (conv_wgrad_direct.cuh) and its dtype.
 struct WgradShape {
-  int block_k, k_pitch, columns, slices, threads, pack, acc_bytes;
+  int block_k, k_pitch, columns, slices, threads;
+  int thread_tile;  // filters x columns of a thread
+  int pack, acc_bytes;
 };
 
 struct WgradPlan {
@@ -31,6 +33,7 @@ constexpr int64_t kWgradBlocks = 1056, kChunkPixels = 1 << 14, kPartialBytes = 6
 // What a block stages for a unit of tile_p x tile_q pixels, `packs` packs of channels and
 // rows x cols taps.
 struct WgradUnit {
+  int tile_p, tile_q, packs, rows, cols;
   int unit[2], step[2], tap[2];  // as in GatherStep
   int box_rows, box_cols, run, pitch, slots;
   int64_t bytes;
@@ -42,7 +45,7 @@ inline int64_t padded_to_residue(int64_t n, int64_t residue) {
 
 inline WgradUnit wgrad_unit(const ConvProblem& p, const WgradShape& shape, int tile_p, int tile_q,
                             int packs, int rows, int cols) {
-  WgradUnit u{};
+  WgradUnit u{tile_p, tile_q, packs, rows, cols};
   const int taps[2] = {rows, cols};
   for (int i = 0; i < 2; ++i) {
     const int stride = static_cast<int>(p.stride[1 + i]);
@@ -69,6 +72,30 @@ inline WgradUnit wgrad_unit(const ConvProblem& p, const WgradShape& shape, int t
   return u;
 }
 
+inline int64_t wgrad_tap_blocks(const ConvProblem& p, const WgradUnit& u) {
+  return ceil_div(p.filter[1], u.rows) * ceil_div(p.filter[2], u.cols);
+}
+
+inline int64_t wgrad_c_blocks(const ConvProblem& p, const WgradShape& shape, const WgradUnit& u) {
+  return ceil_div(ceil_div(p.channels_per_group(), shape.pack), u.packs);
+}
+
+// Thread instructions per plane of dy, of all blocks of a group.
+inline double wgrad_work(const ConvProblem& p, const WgradShape& shape, const WgradUnit& u) {
+  const double tiles = double(ceil_div(p.out[1], u.tile_p)) * double(ceil_div(p.out[2], u.tile_q));
+  // A row of a box costs up to a sector more than it holds; a unit two barriers and set-up.
+  const double staged = double(u.box_rows) * (u.box_cols + 8.0) * u.packs * shape.pack +
+                        double(u.tile_p) * (u.tile_q + 8.0) * shape.block_k;
+  // Of a thread and pixel: multiply-adds, and three times their loads, which may bound it.
+  const double multiply = (shape.thread_tile * shape.pack + 12.0) * 1.2;
+  const double work = tiles * (kStageInput * staged + 64.0 * shape.threads) +
+                      multiply * shape.threads / shape.slices * double(p.out[1]) * double(p.out[2]);
+  // Blocks above the soft limit leave an SM half empty.
+  return double(ceil_div(p.filters_per_group(), shape.block_k)) *
+         double(wgrad_c_blocks(p, shape, u)) * double(wgrad_tap_blocks(p, u)) * work *
+         (u.bytes > kSoftBytes ? 1.5 : 1.0);
+}
+
 inline int balanced(int64_t total, int64_t most) {
   return static_cast<int>(ceil_div(total, ceil_div(total, most)));
 }
@@ -80,49 +107,42 @@ inline WgradPlan plan_wgrad(const ConvProblem& p, bool channels_last, const Wgra
   if (!plan.refusal.empty()) return plan;
 
   const int64_t all_packs = ceil_div(p.channels_per_group(), shape.pack);
-  const int64_t k_blocks = ceil_div(p.filters_per_group(), shape.block_k);
-  // Whole filters, else rows of them, else parts of a row.
+  WgradUnit best{};
+  double least = 0;
+  // Taps of a block: whole filters, else rows of them, else parts of a row; or one row, or one tap,
+  // where staging all that lies between taps far apart is the greater cost.
   const int cols = balanced(p.filter[2], shape.columns);
   const int rows =
       cols < p.filter[2] ? 1 : balanced(p.filter[1], std::max(1, shape.columns / cols));
-  const int64_t tap_blocks = ceil_div(p.filter[1], rows) * ceil_div(p.filter[2], cols);
-
-  WgradUnit best{};
-  double least = 0;
-  int64_t tiles_p = 0, tiles_q = 0;
-  int last_packs = 0;
-  for (int64_t most = shape.columns / (rows * cols); most >= 1; most /= 2) {
-    const int packs = balanced(all_packs, most);
-    if (packs == last_packs) continue;
-    last_packs = packs;
-    for (int pixels = 128; pixels >= 16; pixels /= 2)
-      for (int wide = 4; wide <= pixels; wide *= 2) {
-        // A multiple of 4, so that four slices share it.
-        const int tile_q = static_cast<int>(ceil_div(balanced(p.out[2], wide), 4) * 4);
-        const int tile_p = balanced(p.out[1], std::max(1, pixels / tile_q));
-        const WgradUnit u = wgrad_unit(p, shape, tile_p, tile_q, packs, rows, cols);
-        if (u.bytes > kHardBytes) continue;
-        const int64_t down = ceil_div(p.out[1], tile_p), across = ceil_div(p.out[2], tile_q);
-        // Per plane, of all blocks; blocks above the soft limit leave an SM half empty.
-        const double staged = double(u.box_rows) * (u.box_cols + 8.0) * packs * shape.pack +
-                              double(tile_p) * (tile_q + 8.0) * shape.block_k;
-        const double multiply = 64.0 / 0.75 * shape.threads / shape.slices;
-        const double work = double(k_blocks * tap_blocks * ceil_div(all_packs, packs)) *
-                            (double(down * across) * (kStageInput * staged + 64.0 * shape.threads) +
-                             multiply * double(p.out[1]) * double(p.out[2])) *
-                            (u.bytes > kSoftBytes ? 1.5 : 1.0);
-        if (least != 0 && work >= least) continue;
-        least = work, best = u, tiles_p = down, tiles_q = across;
-        params.tile_p = tile_p, params.tile_q = tile_q, params.block_packs = packs;
+  const int taps[3][2] = {{rows, cols}, {1, cols}, {1, 1}};
+  for (int i = 0; i < 3; ++i) {
+    const auto [tap_rows, tap_cols] = taps[i];
+    if (i > 0 && tap_rows == taps[i - 1][0] && tap_cols == taps[i - 1][1]) continue;
+    int last_packs = 0;
+    for (int64_t most = shape.columns / (tap_rows * tap_cols); most >= 1; most /= 2) {
+      const int packs = balanced(all_packs, most);
+      if (packs == last_packs) continue;
+      last_packs = packs;
+      for (int pixels = 128; pixels >= 16; pixels /= 2) {
+        int last_q = 0;
+        for (int wide = pixels; wide >= 4; wide /= 2) {
+          // Slices share its columns evenly.
+          const int tile_q =
+              static_cast<int>(ceil_div(balanced(p.out[2], wide), shape.slices) * shape.slices);
+          if (tile_q == last_q) continue;
+          last_q = tile_q;
+          const int tile_p = balanced(p.out[1], std::max(1, pixels / tile_q));
+          const WgradUnit u = wgrad_unit(p, shape, tile_p, tile_q, packs, tap_rows, tap_cols);
+          if (u.bytes > kHardBytes) continue;
+          const double work = wgrad_work(p, shape, u);
+          if (least != 0 && work >= least) continue;
+          least = work, best = u;
+        }
       }
+    }
   }
-  if (least == 0) {
-    plan.refusal = "a unit of 16 outputs at stride [" + std::to_string(p.stride[1]) + ", " +
-                   std::to_string(p.stride[2]) + "], dilation [" + std::to_string(p.dilation[1]) +
-                   ", " + std::to_string(p.dilation[2]) + "] does not fit " +
-                   std::to_string(kHardBytes) + " bytes of shared memory";
-    return plan;
-  }
+  const int64_t tiles_p = ceil_div(p.out[1], best.tile_p);
+  const int64_t tiles_q = ceil_div(p.out[2], best.tile_q);
 
   const DenseTensor x = dense_x(p, channels_last), y = dense_y(p, channels_last);
   const DenseTensor w = dense_w(p, channels_last);
@@ -139,7 +159,8 @@ inline WgradPlan plan_wgrad(const ConvProblem& p, bool channels_last, const Wgra
     params.padding[i] = static_cast<int>(p.padding[i]);
     params.dilation[i] = static_cast<int>(p.dilation[i]);
   }
-  params.block_rows = rows, params.block_cols = cols;
+  params.tile_p = best.tile_p, params.tile_q = best.tile_q;
+  params.block_packs = best.packs, params.block_rows = best.rows, params.block_cols = best.cols;
   params.slice_q = params.tile_q / shape.slices;
   params.slots = best.slots;
   params.step_slots_h = best.step[0] * best.pitch;
@@ -164,7 +185,9 @@ inline WgradPlan plan_wgrad(const ConvProblem& p, bool channels_last, const Wgra
   while ((1 << yb.packs_log2) < shape.block_k / shape.pack) ++yb.packs_log2;
   yb.by_cols = FastDivmod(params.tile_q), yb.by_phases = FastDivmod(1);
 
-  const int64_t c_blocks = ceil_div(all_packs, params.block_packs);
+  const int64_t k_blocks = ceil_div(p.filters_per_group(), shape.block_k);
+  const int64_t c_blocks = wgrad_c_blocks(p, shape, best);
+  const int64_t tap_blocks = wgrad_tap_blocks(p, best);
   const double units = double(p.N) * double(p.out[0]) * double(tiles_p) * double(tiles_q);
   const double one_chunk = double(k_blocks) * double(c_blocks) * double(tap_blocks) *
                            double(p.filter[0]) * double(p.groups);
@@ -191,8 +214,8 @@ inline WgradPlan plan_wgrad(const ConvProblem& p, bool channels_last, const Wgra
 
   params.by_k_blocks = FastDivmod(static_cast<uint32_t>(k_blocks));
   params.by_c_blocks = FastDivmod(static_cast<uint32_t>(c_blocks));
-  params.by_col_blocks = FastDivmod(static_cast<uint32_t>(ceil_div(p.filter[2], cols)));
-  params.by_row_blocks = FastDivmod(static_cast<uint32_t>(ceil_div(p.filter[1], rows)));
+  params.by_col_blocks = FastDivmod(static_cast<uint32_t>(ceil_div(p.filter[2], best.cols)));
+  params.by_row_blocks = FastDivmod(static_cast<uint32_t>(ceil_div(p.filter[1], best.rows)));
   params.by_slices_t = FastDivmod(static_cast<uint32_t>(p.filter[0]));
   params.by_groups = FastDivmod(static_cast<uint32_t>(p.groups));
   params.by_tiles_q = FastDivmod(static_cast<uint32_t>(tiles_q));

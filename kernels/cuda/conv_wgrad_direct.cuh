@@ -2,23 +2,25 @@
 //
 //   dw[k,c,t,r,s] = sum_{n,o,p,q} dy[n, k, o, p, q] * x[n, c, o*st-pd+t*dl, ...]
 //
-// Mapping   A block makes BLOCK_K filters x up to 64 columns of dw, a column being a pack of
+// Mapping   A block makes BLOCK_K filters x up to COLUMNS columns of dw, a column being a pack of
 //           channels (16 bytes of acc_t) at one tap (r, s); the filter slice t is the block's. Its
 //           sum runs over a chunk of units, a unit being a tile of one output plane: dy [pixel][k]
 //           and x with its halo, channels interleaved in packs, are staged in shared memory in
-//           acc_t. A thread holds 8 filters x 2 columns of sums; per pixel it takes two 16-byte
-//           loads of x, its own, and 8 values of dy, the same for the whole warp, to
-//           8 * 2 * kPack multiply-adds. THREADS_K warps share the filters, SLICES warps the
-//           columns of pixels; slices are added up in shared memory.
+//           acc_t. A thread holds THREAD_K filters x THREAD_COLUMNS columns of sums; per pixel it
+//           takes a 16-byte load of x for each of its columns and THREAD_K values of dy, the same
+//           for all columns, to kPack * THREAD_K * THREAD_COLUMNS multiply-adds. What lanes and
+//           warps are left share the pixels of a row as SLICES, added up in shared memory.
 //           Chunks are written to partial[chunk][dw] and added by conv_wgrad_direct_reduce_kernel;
 //           a lone chunk is written to dw.
 // Layouts   NCHW and NHWC (aligned packs of channels are loaded as vectors).
 // Dtypes    f32, f64, bf16, f16; 16-bit types are summed in fp32.
 // Padding   is staged as zeros; a non-finite dy makes NaN where its tap lies on padding.
-// Cost      2 * macs FLOPs, over the share of the 64 columns in use (63 of 64 at 3x3). Shared
-//           memory: 10 wavefronts for 64 multiply-adds of a warp, 16 issue cycles on sm_90: bound
-//           by the FMA pipe. DRAM: x and dy once (L2 serves the blocks of a chunk), partial sums
-//           2 * chunks * |dw| * sizeof(acc_t) bytes. Not measured on a GPU.
+// Cost      2 * macs FLOPs, over the share of the columns in use (63 of 64 at 3x3). Shared memory,
+//           8 filters x 2 columns: 10 wavefronts for 64 multiply-adds of a warp, 16 issue cycles
+//           on sm_90: bound by the FMA pipe. 4 x 1: 6 for 16, 4 cycles: bound by shared memory, and
+//           still ahead where a group has few channels and filters, as nothing else is in use.
+//           DRAM: x and dy once (L2 serves the blocks of a chunk), partial sums 2 * chunks * |dw| *
+//           sizeof(acc_t) bytes. Not measured on a GPU.
 // Determinism   chunks depend on the problem only; every sum has a fixed order.
 // Source    the definition.
 #pragma once
@@ -26,16 +28,21 @@
 
 namespace fastconv::cuda {
 
-template <int THREADS_K_, int SLICES_>
+// THREADS_K x WARP_SLICES warps. A warp's lanes are COLUMN_LANES columns by as many slices as that
+// leaves; a thread holds THREAD_K filters x THREAD_COLUMNS columns.
+template <int THREAD_K_, int THREADS_K_, int THREAD_COLUMNS_, int COLUMN_LANES_, int WARP_SLICES_>
 struct WgradTile {
-  static constexpr int THREADS_K = THREADS_K_, SLICES = SLICES_;
-  static constexpr int THREADS = 32 * THREADS_K * SLICES;
-  static constexpr int THREAD_K = 8, THREAD_COLUMNS = 2;
+  static constexpr int THREAD_K = THREAD_K_, THREADS_K = THREADS_K_;
+  static constexpr int THREAD_COLUMNS = THREAD_COLUMNS_, COLUMN_LANES = COLUMN_LANES_;
+  static constexpr int LANE_SLICES = 32 / COLUMN_LANES, SLICES = WARP_SLICES_ * LANE_SLICES;
+  static constexpr int THREADS = 32 * THREADS_K * WARP_SLICES_;
   static constexpr int BLOCK_K = THREAD_K * THREADS_K;
-  static constexpr int COLUMNS = 32 * THREAD_COLUMNS;
+  static constexpr int COLUMNS = COLUMN_LANES * THREAD_COLUMNS;
   // A pack more than a power of two: threads that store neighbouring pixels meet different banks.
   template <class acc>
   static constexpr int K_PITCH = BLOCK_K + kPack<acc>;
+  // Up to 128 registers for 64 sums, 80 for 16.
+  static constexpr int MIN_BLOCKS = (THREAD_K * THREAD_COLUMNS > 4 ? 512 : 768) / THREADS;
 };
 
 struct WgradParams {
@@ -76,7 +83,7 @@ __device__ __forceinline__ void store_column(stored_t* __restrict__ to, const Wg
 }
 
 template <class scalar_t, bool channels_last, class Tile>
-__global__ void __launch_bounds__(Tile::THREADS, 512 / Tile::THREADS)
+__global__ void __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS)
     conv_wgrad_direct_kernel(const WgradParams params, const scalar_t* __restrict__ x,
                              const scalar_t* __restrict__ dy, acc_t<scalar_t>* __restrict__ partial,
                              scalar_t* __restrict__ dw) {
@@ -103,7 +110,8 @@ __global__ void __launch_bounds__(Tile::THREADS, 512 / Tile::THREADS)
 
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int thread_k = warp % Tile::THREADS_K * Tile::THREAD_K;
-  const int slice = warp / Tile::THREADS_K;
+  const int first_column = lane % Tile::COLUMN_LANES;
+  const int slice = warp / Tile::THREADS_K * Tile::LANE_SLICES + lane / Tile::COLUMN_LANES;
   const int rows = min(params.block_rows, params.taps[1] - r0);
   const int cols = min(params.block_cols, params.taps[2] - s0);
   const int channels = min(params.block_packs * PACK, params.channels - c0);
@@ -112,7 +120,8 @@ __global__ void __launch_bounds__(Tile::THREADS, 512 / Tile::THREADS)
   int column_slot[Tile::THREAD_COLUMNS];  // a lane without a column reads another's
 #pragma unroll
   for (int j = 0; j < Tile::THREAD_COLUMNS; ++j) {
-    const int column = lane + j * 32 < columns ? lane + j * 32 : 0;
+    const int own = first_column + j * Tile::COLUMN_LANES;
+    const int column = own < columns ? own : 0;
     const int tap = column % (rows * cols), r = tap / cols;
     uint32_t phase;
     const uint32_t slot =
@@ -179,26 +188,28 @@ __global__ void __launch_bounds__(Tile::THREADS, 512 / Tile::THREADS)
   }
 
   if constexpr (Tile::SLICES > 1) {
-    // [slice - 1][thread's sum][filter warp][lane]
+    // [slice - 1][thread's sum][filter warp][column]
     constexpr int SUMS = Tile::THREAD_COLUMNS * PACK * Tile::THREAD_K;
+    constexpr int SUM_STRIDE = Tile::THREADS_K * Tile::COLUMN_LANES;
+    acc* const exchange = x_staged + warp % Tile::THREADS_K * Tile::COLUMN_LANES + first_column;
     __syncthreads();
+    if (slice > 0) {
 #pragma unroll
-    for (int i = 0; i < SUMS; ++i)
-      if (slice > 0)
-        x_staged[(((slice - 1) * SUMS + i) * Tile::THREADS_K + warp % Tile::THREADS_K) * 32 +
-                 lane] = (&sum[0][0][0])[i];
+      for (int i = 0; i < SUMS; ++i)
+        exchange[((slice - 1) * SUMS + i) * SUM_STRIDE] = (&sum[0][0][0])[i];
+    }
     __syncthreads();
     if (slice > 0) return;
     for (int other = 0; other < Tile::SLICES - 1; ++other)
 #pragma unroll
       for (int i = 0; i < SUMS; ++i)
-        (&sum[0][0][0])[i] += x_staged[((other * SUMS + i) * Tile::THREADS_K + warp) * 32 + lane];
+        (&sum[0][0][0])[i] += exchange[(other * SUMS + i) * SUM_STRIDE];
   }
 
   const int k_left = params.filters - k0 - thread_k;
 #pragma unroll
   for (int j = 0; j < Tile::THREAD_COLUMNS; ++j) {
-    const int column = lane + j * 32;
+    const int column = first_column + j * Tile::COLUMN_LANES;
     if (column >= columns) continue;
     const int tap = column % (rows * cols), r = tap / cols;
     const int c = column / (rows * cols) * PACK;
