@@ -19,7 +19,7 @@ PASSED, FAILED, TIMED_OUT, NOT_RUN = "passed", "failed", "timed out", "not run"
 # Ended well, but something that it is for could not be done.
 LIMITED = "limited"
 RC_LIMITED = 77
-GRACE_SECONDS = 5.0  # between asking a stage to end and ending it
+GRACE_SECONDS = 3.0  # between asking a stage to end and ending it
 TAIL_LINES = 25
 
 
@@ -48,6 +48,7 @@ class Result:
     reason: str = ""
     summary: str = ""
     tail: str = ""
+    excused: bool = False  # not run, as planned
 
     @property
     def ok(self) -> bool:
@@ -58,7 +59,8 @@ class Result:
 
 
 def not_run(stage: Stage, reason: str) -> Result:
-    return Result(stage.name, NOT_RUN, stage.required, reason=reason)
+    excused = bool(stage.reason) and reason == stage.reason
+    return Result(stage.name, NOT_RUN, stage.required, reason=reason, excused=excused)
 
 
 class Runner:

@@ -47,7 +47,7 @@ def end_of(case: ConvCase) -> ConvCase:
 def spread(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
     """Zeros but for the first EDGE rows of the first image and the last EDGE of the last."""
     last = torch.channels_last if layout == "NHWC" else torch.contiguous_format
-    t = torch.zeros(size, dtype=dtype, device=DEVICE).contiguous(memory_format=last)
+    t = torch.empty(size, dtype=dtype, device=DEVICE, memory_format=last).zero_()
     for part in (t[:1, :, :EDGE], t[-1:, :, -EDGE:]):
         part.copy_(torch.randn(part.shape, device=DEVICE))
     return t

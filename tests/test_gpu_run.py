@@ -1,0 +1,237 @@
+"""The GPU command without a GPU: its dry run, its time limits, and that it always reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from test_gpu_bench import row
+
+from bench import gpu_report, gpu_run, gpu_sanitize, gpu_stages
+from bench.gpu_stages import FAILED, LIMITED, NOT_RUN, PASSED, TIMED_OUT, Runner, Stage
+from fastconv import _C
+
+ROOT = Path(__file__).resolve().parent.parent
+ON_DEVICE = (
+    "tests: streams, graphs",
+    "tests: functions",
+    "tests: 2^31 elements",
+    "selftest",
+    "benchmark",
+    *(f"compute-sanitizer: {tool}" for tool in gpu_sanitize.TOOLS),
+)
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-c", code
+
+
+def runner(folder: Path, seconds: float = 60.0) -> Runner:
+    return Runner(folder, ROOT, time.monotonic() + seconds, report=lambda text: None)
+
+
+# --- the dry run ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("dry") / "out"
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", str(ROOT / "bench" / "gpu_run.sh"), str(folder), "--dry-run", "--skip-build"],
+        env=environment,
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    return folder, done
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("torch.cuda.is_available()", reason="this is about machines without a GPU")
+def test_dry_run(dry) -> None:
+    folder, done = dry
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in folder.iterdir()} == {"gpu_run.json", "gpu_run.md", "gpu_run.log"}
+    doc = json.loads((folder / "gpu_run.json").read_text())
+    assert doc["dry_run"] and doc["passed"] and doc["failed"] == []
+    stages = {stage["name"]: stage for stage in doc["stages"]}
+    for name in ("machine", "tests: collected", "tests: rehearsal", "sanitized: rehearsal",
+                 "benchmark: rehearsal", "selftest: starts"):  # fmt: skip
+        assert stages[name]["status"] == PASSED, stages[name]
+    for name in (*ON_DEVICE, *(f"tests: {a}" for a in _C.cuda_algorithms())):
+        assert (stages[name]["status"], stages[name]["reason"]) == (NOT_RUN, "no CUDA device")
+    machine = doc["machine"]
+    assert machine["revision"] and machine["torch"] == torch.__version__
+    assert machine["device"] is None and machine["cuda_instances"] == len(_C.cuda_instances())
+    assert machine["wall_seconds"] < 120
+    rows = [row for row in doc["rows"] if row["status"] == "ok"]
+    assert {row["direction"] for row in rows} == {"fprop", "dgrad", "wgrad"}
+    assert all(row["ms"]["median"] > 0 and row["excess"] >= 0 for row in rows)
+    assert doc["overall"] == []
+    page = (folder / "gpu_run.md").read_text()
+    assert gpu_report.DRY in page and "no CUDA device" in page
+    assert done.stdout.rstrip().splitlines()[-2] == "outcome: passed"
+    assert gpu_report.DRY in done.stdout
+
+
+# --- stages -----------------------------------------------------------------------------------
+
+
+def test_stages_report_whatever_becomes_of_them(tmp_path: Path) -> None:
+    stages = [
+        Stage("good", python("print('=== 3 passed, 1 skipped in 0.1s ===')")),
+        Stage("bad", python("print('what went wrong'); raise SystemExit(3)")),
+        Stage("sleeps", python("import time; print('asleep', flush=True); time.sleep(600)"), 1.5),
+        Stage("crashes", python("import os; os.kill(os.getpid(), 11)")),
+        Stage("missing", ("/no/such/program",)),
+        Stage("unneeded", reason="no CUDA device"),
+        Stage("half", python("raise SystemExit(77)"), note="a part"),
+    ]
+    began = time.monotonic()
+    found = {r.name: r for r in runner(tmp_path).run(stages)}
+    assert time.monotonic() - began < 20
+    assert {name: r.status for name, r in found.items()} == {
+        "good": PASSED,
+        "bad": FAILED,
+        "sleeps": TIMED_OUT,
+        "crashes": FAILED,
+        "missing": FAILED,
+        "unneeded": NOT_RUN,
+        "half": LIMITED,
+    }
+    assert found["good"].summary == "3 passed, 1 skipped"
+    assert (found["bad"].reason, found["bad"].tail) == ("exit code 3", "what went wrong")
+    assert "killed after" in found["sleeps"].reason and found["sleeps"].tail == "asleep"
+    assert "SIGSEGV" in found["crashes"].reason
+    assert "/no/such/program" in found["missing"].reason
+    assert found["unneeded"].reason == "no CUDA device"
+
+
+def test_a_stage_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    """Also what ignores a polite request, and what outlives the process that started it."""
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    code = f"""
+import subprocess, sys
+p = subprocess.Popen([sys.executable, "-c", {child!r}])
+open({str(tmp_path / "pid")!r}, "w").write(str(p.pid))
+"""
+    stages = [Stage("leaves", python(code)), Stage("waits", python(code + "p.wait()"), 2.0)]
+    for stage in stages:
+        runner(tmp_path).run([stage])
+        pid = int((tmp_path / "pid").read_text())
+        state = Path(f"/proc/{pid}/stat")
+        # Dead, if not yet buried by whoever inherits it.
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_the_deadline_shortens_and_drops_stages(tmp_path: Path) -> None:
+    sleep = python("import time; time.sleep(600)")
+    r = runner(tmp_path, seconds=5.0)
+    (first,) = r.run([Stage("long", sleep, limit=100, least=1)], later=2.5)
+    assert first.status == TIMED_OUT and first.seconds < 4
+    (second,) = r.run([Stage("kept", python("print('summary: here')"), least=2)])
+    assert (second.status, second.summary) == (PASSED, "here")
+    r.deadline = time.monotonic() + 0.5
+    (third,) = r.run([Stage("late", sleep)])
+    assert (third.status, third.reason) == (NOT_RUN, "no time was left")
+
+
+def test_stages_of_a_group_run_side_by_side_and_know_their_time(tmp_path: Path) -> None:
+    code = "import os, time; time.sleep(2); print('summary:', os.environ['FASTCONV_STAGE_SECONDS'])"
+    began = time.monotonic()
+    found = runner(tmp_path).run([Stage(f"s{i}", python(code), limit=30) for i in range(3)])
+    assert time.monotonic() - began < 5.5
+    assert [r.summary for r in found] == ["30.0"] * 3
+
+
+def run_with(groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, dict]:
+    """A real run's report over other stages."""
+    work = tmp_path / "work"
+    work.mkdir()
+    args = Namespace(folder=tmp_path / "out", dry_run=False, skip_build=True, seconds=60.0)
+    run = gpu_run.GpuRun(args, work)
+    monkeypatch.setattr(run, "groups", lambda: groups(work))
+    return run.run(), json.loads((tmp_path / "out" / "gpu_run.json").read_text())
+
+
+def test_a_failing_stage_fails_the_run_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def groups(work: Path):
+        facts = {"device": "NVIDIA Test", "torch": "2"}
+        rows = json.dumps({"ceilings": {}, "rows": [row("auto@nchw", 1.0, ran="im2col/a")]})
+        write = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
+        return [
+            lambda: [Stage("build", python("raise SystemExit(1)"))],
+            lambda: [Stage("machine", (*python(write), f"{work}/machine.json", json.dumps(facts)))],
+            lambda: [Stage("hangs", python("import time; time.sleep(600)"), 1.0)],
+            lambda: [Stage("benchmark", (*python(write), f"{work}/benchmark.json", rows))],
+            lambda: [Stage("optional", python("raise SystemExit(1)"), required=False)],
+        ]
+
+    passed, doc = run_with(groups, tmp_path, monkeypatch)
+    assert not passed and doc["failed"] == ["build", "hangs"]
+    assert [s["status"] for s in doc["stages"]] == [FAILED, PASSED, TIMED_OUT, PASSED, FAILED]
+    assert doc["machine"]["device"] == "NVIDIA Test" and len(doc["rows"]) == 1
+    page = (tmp_path / "out" / "gpu_run.md").read_text()
+    assert "# GPU run: NVIDIA Test" in page and "FAILED: build, hangs" in page
+    assert "DRY" not in page
+    assert "outcome: FAILED (build, hangs)" in capsys.readouterr().out
+
+
+def test_without_a_device_a_real_run_fails_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = Namespace(folder=tmp_path, dry_run=False, skip_build=True, seconds=60.0)
+    run = gpu_run.GpuRun(args, tmp_path)
+    run.machine = {"device": None}
+    stages = [s for g in (run.device_tests, run.selftest, run.benchmark) for s in g()]
+    assert stages and all(s.reason == "no CUDA device" and s.required for s in stages)
+    results = [gpu_stages.not_run(s, s.reason).as_dict() for s in stages]
+    assert not gpu_report.document(False, {}, results, [], None)["passed"]
+    assert gpu_report.document(True, {}, results, [], None)["passed"]
+
+
+def test_an_interrupted_run_still_reports(tmp_path: Path) -> None:
+    """The wrapper's time limit sends SIGTERM."""
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "bench.gpu_run", str(folder), "--dry-run", "--skip-build"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    lines = []
+    for text in process.stdout:
+        lines.append(text)
+        if text.startswith("machine"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 1, lines
+    doc = json.loads((folder / "gpu_run.json").read_text())
+    reasons = {s["name"]: s["reason"] for s in doc["stages"]}
+    assert reasons["tests: rehearsal"] == "interrupted"
+    assert not doc["passed"] and "tests: rehearsal" in doc["failed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "expected"),
+    [
+        ("sanitized: 9 of 9 instances\n========= ERROR SUMMARY: 0 errors", 0, 0),
+        ("sanitized: 9 of 9 instances\n========= ERROR SUMMARY: 2 errors", 66, 1),
+        ("========= ERROR SUMMARY: 0 errors", 0, 1),  # the program broke off
+        ("sanitized: 9 of 9 instances", 0, 1),  # the tool did not
+        ("sanitized: 1 of 1 instances\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, "
+         "0 warnings)", 0, 0),
+        ("sanitized: 1 of 1 instances\n========= RACECHECK SUMMARY: 3 hazards displayed (3 errors, "
+         "0 warnings)", 66, 1),
+        ("========= Error: Device not supported\n========= ERROR SUMMARY: 1 error", 1, 77),
+    ],
+)  # fmt: skip
+def test_verdict_on_a_sanitizer(text: str, code: int, expected: int) -> None:
+    assert gpu_sanitize.verdict(text, code)[0] == expected
