@@ -131,7 +131,7 @@ def run_instance(
             and the instance's dtype; any strides.
         seed: of the order in which CUDA threads and blocks run. It also decides where the buffers
             lie (against a guard page behind them, before them, or aligned to 16 bytes), unless
-            `placement` does.
+            `placement` does, one of PLACEMENTS or "offset" (operands aligned to one element only).
         workers: OS threads.
         check_accesses: look for races and bounds at every access (three times slower).
         statistics: receives launches, blocks, threads, switches, shared_bytes, workspace.

@@ -47,7 +47,9 @@ GuardedBuffer::GuardedBuffer(std::string name, Role role, size_t bytes, size_t a
   high_ = low_ + inner;
   mprotect(low_, inner, PROT_READ | PROT_WRITE);
   data_ = low_;
-  if (placement != Placement::kStart) {
+  if (placement == Placement::kOffset) {
+    data_ = low_ + alignment;
+  } else if (placement != Placement::kStart) {
     const size_t unit = placement == Placement::kEnd ? 1 : alignment;
     data_ = low_ + (inner - bytes) / unit * unit;
   }

@@ -14,6 +14,7 @@ enum class Placement {
   kEnd,         // its last byte is the last of a page: an access behind it faults at once
   kStart,       // its first byte is the first of a page
   kEndAligned,  // as far back as its alignment allows
+  kOffset,      // one unit of its alignment behind the first byte of a page: aligned to no more
 };
 
 enum class Role { kInput, kOutput };  // a kernel may read an input and nothing else

@@ -128,7 +128,8 @@ inline void bind_common(py::module_& m) {
   py::enum_<Placement>(m, "Placement", py::module_local())
       .value("end", Placement::kEnd)
       .value("start", Placement::kStart)
-      .value("end_aligned", Placement::kEndAligned);
+      .value("end_aligned", Placement::kEndAligned)
+      .value("offset", Placement::kOffset);
   py::class_<Statistics>(m, "Statistics", py::module_local())
       .def_readonly("launches", &Statistics::launches)
       .def_readonly("blocks", &Statistics::blocks)
