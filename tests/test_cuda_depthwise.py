@@ -12,7 +12,14 @@ from conv_runner import (
     random_reference,
     reference_conv,
 )
-from emulated import Instance, find_instance, instances, native_problem, run_instance
+from emulated import (
+    Instance,
+    emulation,
+    find_instance,
+    instances,
+    native_problem,
+    run_instance,
+)
 from test_conv_nonfinite import assert_same_nonfinite, spoiled
 from torch import Tensor
 
@@ -22,7 +29,13 @@ DEPTHWISE = tuple(i for i in instances() if i.algorithm == "depthwise")
 
 
 def check(
-    name: str, case: ConvCase, placement: str = "start", *, seed: int = 1, sm_count: int = 132
+    name: str,
+    case: ConvCase,
+    placement: str = "start",
+    *,
+    seed: int = 1,
+    sm_count: int = 132,
+    check_accesses: bool = True,
 ) -> dict[str, int]:
     """Within tolerance of the reference; returns the launch's statistics."""
     instance = find_instance("depthwise", name)
@@ -40,6 +53,7 @@ def check(
         seed,
         placement=placement,
         sm_count=sm_count,
+        check_accesses=check_accesses,
         statistics=counted,
     )
     note = f"{name} {placement} {seed=}"
@@ -109,12 +123,14 @@ def test_every_width_and_padding(layout, direction, stride, r):
     """Tiles of the row that begin, end or lie outside of the image, for every phase of a tile; in
     strided dgrad every parity of padding and extent."""
     name = spatial_kernel(torch.float32, layout, direction, r, stride)
-    for w in range(1, 12):
-        for pad in range(r + 2):
+    for w in range(1, 11):
+        for pad in (0, 1, r // 2, r - 1, r):
             if w + 2 * pad < r or 4 + 2 * pad < r:
                 continue
+            case = depthwise_case(1, 4, 4 + w % 2, w, r, stride, pad)
             placement = ("start", "end", "offset")[(w + pad) % 3]
-            check(name, depthwise_case(1, 4, 4 + w % 2, w, r, stride, pad), placement)
+            # Races do not depend on the width; what lies outside faults in any case.
+            check(name, case, placement, check_accesses=False)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -228,8 +244,8 @@ def test_splits_depend_on_the_problem_and_the_gpu_only():
     case = depthwise_case(64, 8, 56, 56, 3, 1, 1)
     for layout in ("nhwc", "nchw"):
         instance = find_instance("depthwise", spatial_kernel(torch.float32, layout, "wgrad", 3, 1))
-        problem = native_problem(case)
-        small, large = (instance.native.workspace(problem, 90, sms) for sms in (16, 132))
+        problem, gpu = native_problem(case), emulation().Device
+        small, large = (instance.native.workspace(problem, gpu(90, sms)) for sms in (16, 132))
         assert 0 < small < large < 64 * 2**20
 
 
