@@ -13,23 +13,24 @@ from pathlib import Path
 
 import torch
 
-from fastconv import select
-from fastconv.problem import ConvSpec
+from fastconv import _C, select
+from fastconv.problem import NATIVE_DIRECTIONS, NATIVE_DTYPES, ConvSpec
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BACKENDS = ("cpu", "cuda", "triton")
+_SM_90 = (90, 132)  # capability and SMs; what applies does not depend on them
 # Documents that carry a generated table, relative to the source tree.
 DOCUMENTS = {"README.md": "operations", "kernels/README.md": "algorithms"}
 
 
-def _spec(direction: str, rank: int, dtype: torch.dtype = torch.float32, *, device="cpu", **change):
+def _spec(direction: str, rank: int, dtype: torch.dtype = torch.float32, **change) -> ConvSpec:
     """A mid-sized 3-wide problem of this rank, with changes, to ask the registry about."""
     values = {"kernel": 3, "stride": 1, "padding": 1, "dilation": 1, "groups": 1, **change}
     channels, extent = 32, 14
     return ConvSpec(
         direction=direction,
-        device=device,
+        device="cpu",
         dtype=dtype,
         input_size=(2, channels, *([extent] * rank)),
         weight_size=(64, channels // values["groups"], *([values["kernel"]] * rank)),
@@ -43,7 +44,18 @@ def _spec(direction: str, rank: int, dtype: torch.dtype = torch.float32, *, devi
 
 def _applies(spec: ConvSpec, backend: str) -> dict[str, str | None]:
     """Algorithm name -> None if it runs `spec`, else the reason why not."""
-    return {c.name: c.reason for c in select.candidates(spec) if c.backend == backend}
+    if backend == "cpu":
+        return {c.name: c.reason for c in select.candidates(spec) if c.backend == "cpu"}
+    if backend != "cuda":
+        return {}
+    # In either layout, and whatever device is present.
+    reasons: dict[str, str | None] = dict.fromkeys(_C.cuda_algorithms(), "no kernel")
+    arguments = (spec.native, NATIVE_DTYPES[spec.dtype], NATIVE_DIRECTIONS[spec.direction])
+    for layout in (_C.Layout.NCHW, _C.Layout.NHWC):
+        for name, _, reason, *_ in _C.cuda_candidates(*arguments, layout, True, *_SM_90):
+            if reasons[name] is not None:
+                reasons[name] = reason or None
+    return reasons
 
 
 def operations_table() -> str:
@@ -56,8 +68,7 @@ def operations_table() -> str:
         for direction in DIRECTIONS:
             cells = []
             for backend in BACKENDS:
-                device = "cpu" if backend == "cpu" else "cuda"
-                spec = _spec(direction, rank, device=device)
+                spec = _spec(direction, rank)
                 names = [name for name, reason in _applies(spec, backend).items() if not reason]
                 cells.append(", ".join(f"`{name}`" for name in names) or "—")
             lines.append(f"| `conv{rank}d` | {direction} | {' | '.join(cells)} | `aten` |")
@@ -65,12 +76,13 @@ def operations_table() -> str:
 
 
 def algorithms_table() -> str:
-    """Every CPU algorithm: ranks, directions, dtypes, and the reason it gives for a refusal."""
+    """Every algorithm: ranks, directions, dtypes, and what it refuses."""
     variations = {
         "stride 2": {"stride": 2},
         "dilation 2": {"dilation": 2},
         "groups 4": {"groups": 4},
         "depthwise": {"groups": 32},
+        "dense": {},
         "kernel 1": {"kernel": 1, "padding": 0},
         "kernel 5": {"kernel": 5, "padding": 2},
     }
@@ -78,21 +90,33 @@ def algorithms_table() -> str:
         "| backend | algorithm | ranks | directions | dtypes | refuses |",
         "|---|---|---|---|---|---|",
     ]
-    for name in _applies(_spec("fprop", 2), "cpu"):
-        ranks = [r for r in (1, 2, 3) if _applies(_spec("fprop", r), "cpu")[name] is None]
-        rank = 2 if 2 in ranks else ranks[0]
-        directions = [d for d in DIRECTIONS if _applies(_spec(d, rank), "cpu")[name] is None]
-        dtypes = [t for t in DTYPES if _applies(_spec("fprop", rank, t), "cpu")[name] is None]
-        refused = [
-            label
-            for label, change in variations.items()
-            if _applies(_spec("fprop", rank, **change), "cpu")[name] is not None
-        ]
-        lines.append(
-            f"| cpu | `{name}` | {', '.join(map(str, ranks))} | {', '.join(directions)} |"
-            f" {', '.join(str(t).removeprefix('torch.') for t in dtypes)} |"
-            f" {', '.join(refused) or '—'} |"
-        )
+    for backend in ("cpu", "cuda"):
+        for name in _applies(_spec("fprop", 2), backend):
+            # An algorithm may be for depthwise problems alone.
+            takes: dict = next(
+                change
+                for change in variations.values()
+                if _applies(_spec("fprop", 2, **change), backend)[name] is None
+            )
+
+            def runs(name=name, backend=backend, takes=takes, direction="fprop", rank=2, **change):
+                dtype = change.pop("dtype", torch.float32)
+                spec = _spec(direction, rank, dtype, **{**takes, **change})
+                return _applies(spec, backend)[name] is None
+
+            ranks = [r for r in (1, 2, 3) if runs(rank=r)]
+            directions = [d for d in DIRECTIONS if runs(direction=d)]
+            dtypes = [t for t in DTYPES if runs(dtype=t)]
+            refused = [
+                label
+                for label, change in variations.items()
+                if not runs(**({"groups": 1} if label == "dense" else change))
+            ]
+            lines.append(
+                f"| {backend} | `{name}` | {', '.join(map(str, ranks))} | {', '.join(directions)} |"
+                f" {', '.join(str(t).removeprefix('torch.') for t in dtypes)} |"
+                f" {', '.join(refused) or '—'} |"
+            )
     return "\n".join(lines)
 
 

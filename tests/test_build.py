@@ -189,7 +189,7 @@ def test_install(how, where, fresh_venv, tmp_path):
 
 
 def test_architecture_coverage():
-    from fastconv.info import covers
+    from fastconv.gpu import covers
 
     assert covers(["sm_80"], 8, 6)
     assert not covers(["sm_80"], 7, 5)
