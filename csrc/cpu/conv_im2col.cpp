@@ -57,11 +57,11 @@ double cost(const ConvProblem& p, DType dtype, Direction direction, int threads)
   const double pixels = double(p.N) * double(backward ? p.in_size() : p.out_size());
   const double taps = double(p.filter_size());
   const double columns = wgrad ? channels * taps : pixels;
-  const double waste = (1 + 3 / columns) * std::max(1.0, 4 / filters);
+  const double waste = (1 + 3 / columns) * std::max(1.0, (backward ? 8 : 4) / filters);
   const double wide = dtype == DType::kFloat64 ? 2 : 1;
   const double narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 1.1 : 1;
   double seconds =
-      2 * p.macs() * waste * wide * narrow / flops_per_thread(active_isa()) * (wgrad ? 1.08 : 1.0);
+      2 * p.macs() * waste * wide * narrow / flops_per_thread(active_isa()) * (wgrad ? 1.16 : 1.0);
   const double weights = double(p.K) * double(p.channels_per_group()) * taps;
   if (channels < 12 && taps > 1 && !wgrad)
     seconds += double(p.groups) * channels * taps * pixels * 0.2e-9;
