@@ -206,10 +206,10 @@ int launch_planes(const ConvCall& call) {
   template int launch_planes<dtype, Direction::kDgrad, r, stride>(const ConvCall&); \
   template int launch_planes<dtype, Direction::kWgrad, r, stride>(const ConvCall&); \
   template int64_t planes_wgrad_workspace<dtype, r, stride>(const ConvProblem&, const Device&);
-#define FC_ALL_PLANES(dtype)                                                                  \
-  FC_PLANES(dtype, 3, 1)                                                                      \
-  FC_PLANES(dtype, 3, 2) FC_PLANES(dtype, 5, 1) FC_PLANES(dtype, 5, 2) FC_PLANES(dtype, 7, 1) \
-      FC_PLANES(dtype, 7, 2)
+#define FC_ALL_PLANES(dtype) \
+  FC_PLANES(dtype, 3, 1)     \
+  FC_PLANES(dtype, 3, 2)     \
+  FC_PLANES(dtype, 5, 1) FC_PLANES(dtype, 5, 2) FC_PLANES(dtype, 7, 1) FC_PLANES(dtype, 7, 2)
 FC_ALL_PLANES(DType::kFloat32)
 FC_ALL_PLANES(DType::kBFloat16)
 FC_ALL_PLANES(DType::kFloat16)
