@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -310,7 +311,7 @@ class NinjaBuildExt(build_ext):
     def run(self):
         torch = require_torch()
         nvcc, release = cuda_requested(torch)
-        compilation = Compilation(torch, (ROOT / self.build_temp).resolve())
+        compilation = Compilation(torch, (ROOT / self.object_folder()).resolve())
         compilation.add_cpu()
         if nvcc:
             compilation.add_cuda(nvcc, release)
@@ -323,6 +324,14 @@ class NinjaBuildExt(build_ext):
             target = package / file.name
             target.unlink(missing_ok=True)
             shutil.copy2(file, target)
+
+    def object_folder(self):
+        # An editable install is given a temporary folder, in which everything would be compiled
+        # anew each time; it builds in place, so it shares the objects of the other in-place builds.
+        if not getattr(self, "editable_mode", False):
+            return self.build_temp
+        name = f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        return Path("build") / name
 
     def package_folder(self):
         in_source = self.inplace or getattr(self, "editable_mode", False)
