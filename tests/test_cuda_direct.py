@@ -4,9 +4,12 @@ infinities beside the padding, sums that are the same bits every time, refusals 
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import dataclass, field
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from cases import ConvCase, conv_case
@@ -17,7 +20,14 @@ from conv_runner import (
     random_operands,
     reference_conv,
 )
-from emulated import Instance, instances, run_instance
+from emulated import (
+    Instance,
+    emulation,
+    instances,
+    native_problem,
+    run_instance,
+    source_lines,
+)
 from test_conv_nonfinite import PADDED, assert_same_nonfinite, padding_multiplied, spoiled
 from torch import Tensor
 
@@ -74,13 +84,13 @@ def test_tile_borders(case: ConvCase) -> None:
 
 # Filters too large for one step of shared memory, or for the columns of one block of wgrad.
 LARGE_FILTERS = (
-    conv_case("columns_split", (1, 2, 700), (3, 2, 600), padding=40),
-    conv_case("columns_split_stride3", (1, 3, 900), (2, 3, 500), stride=3, padding=7),
-    conv_case("columns_split_dilated", (2, 1, 1300), (3, 1, 300), dilation=4, padding=2),
-    conv_case("rows_split", (1, 3, 40, 33), (2, 3, 31, 29), padding=(3, 5)),
-    conv_case("rows_split_stride2", (1, 2, 45, 41), (3, 2, 23, 21), stride=2, padding=4),
+    conv_case("columns_split", (1, 2, 390), (2, 2, 350), padding=20),
+    conv_case("columns_split_stride3", (1, 3, 430), (2, 3, 340), stride=3, padding=7),
+    conv_case("columns_split_dilated", (2, 1, 700), (3, 1, 170), dilation=4, padding=2),
+    conv_case("rows_split", (1, 3, 20, 19), (2, 3, 19, 17), padding=(3, 5)),
+    conv_case("rows_split_stride2", (1, 2, 25, 21), (3, 2, 20, 17), stride=2, padding=4),
     conv_case("taps_81", (1, 5, 12, 11), (4, 5, 9, 9), padding=4),
-    conv_case("taps_of_volume", (1, 2, 9, 10, 11), (3, 2, 5, 7, 9), padding=(2, 3, 4)),
+    conv_case("taps_of_volume", (1, 2, 3, 8, 9), (3, 2, 2, 7, 10), padding=(1, 2, 4)),
 )
 
 
@@ -88,7 +98,7 @@ LARGE_FILTERS = (
 def test_large_filters(case: ConvCase) -> None:
     for seed, instance in enumerate(of(torch.float32, "fprop", "dgrad", "wgrad")):
         assert_exact(instance, case, seed)
-    for seed, instance in enumerate(of(torch.float64, "fprop", "dgrad", "wgrad")):
+    for seed, instance in enumerate(of(torch.float64, "fprop")):
         assert_exact(instance, case, seed)
 
 
@@ -132,7 +142,7 @@ def random_cases(count: int) -> tuple[ConvCase, ...]:
 
 @by_instance(of(torch.float32, "fprop", "dgrad", "wgrad"))
 def test_strides_against_dilations(instance: Instance) -> None:
-    for case in random_cases(60):
+    for case in random_cases(30):
         assert_exact(instance, case, hash_of(case.id) % 5)
 
 
@@ -172,7 +182,7 @@ def test_nonfinite(instance: Instance, spoil: str) -> None:
 # --- repeatability -----------------------------------------------------------------------------
 
 
-REPEATED = conv_case("long_sum", (3, 10, 24, 37), (11, 10, 3, 3), padding=1)
+REPEATED = conv_case("long_sum", (2, 6, 12, 21), (5, 6, 3, 3), padding=1)
 
 
 def bits(t: Tensor) -> Tensor:
@@ -188,9 +198,132 @@ def test_same_bits(instance: Instance) -> None:
     want = run_instance(*args, 1, workers=1, placement="start", statistics=first)
     if instance.direction == "wgrad":
         assert first["launches"] == 2, "the sum is not split, so that this shows nothing"
-    for seed, placement, sms in ((2, "end", 132), (3, "end_aligned", 7), (4, "start", 1000)):
+    for seed, placement, sms in ((2, "end", 7), (3, "end_aligned", 1000)):
         result = run_instance(*args, seed, placement=placement, sm_count=sms)
         assert torch.equal(bits(result), bits(want)), f"{seed=} {placement=} {sms=}"
+
+
+# --- tensors beyond 2^31 elements ---------------------------------------------------------------
+
+At = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Huge:
+    """A bfloat16 tensor of which only the given elements are not zero; the rest of its memory is
+    never touched."""
+
+    size: At
+    values: dict[At, int] = field(default_factory=dict)
+
+    def offset(self, at: At, layout: str) -> int:
+        order = (0, 2, 3, 1) if layout == "NHWC" else (0, 1, 2, 3)
+        offset = 0
+        for axis in order:
+            offset = offset * self.size[axis] + at[axis]
+        return offset
+
+    def at(self, offset: int, layout: str) -> At:
+        order = (1, 3, 2, 0) if layout == "NHWC" else (3, 2, 1, 0)
+        found = [0, 0, 0, 0]
+        for axis in order:
+            offset, found[axis] = divmod(offset, self.size[axis])
+        return tuple(found)
+
+    def sparse(self, layout: str) -> tuple[int, list[tuple[int, np.ndarray]]]:
+        content = {v: torch.tensor([v], dtype=torch.bfloat16) for v in self.values.values()}
+        return 2 * math.prod(self.size), [
+            (2 * self.offset(at, layout), content[v].view(torch.uint8).numpy())
+            for at, v in self.values.items()
+        ]
+
+
+def run_huge(
+    instance: Instance,
+    case: ConvCase,
+    operands: tuple[Huge, Huge],
+    places: list[At],
+    block_limit: int = 1 << 40,
+) -> list[float]:
+    """The result's elements at `places` after the first, the last and some other blocks."""
+    sizes = (case.output_size, case.input_size, case.weight_size)
+    result = Huge(sizes[("fprop", "dgrad", "wgrad").index(instance.direction)])
+    assert max(math.prod(size) for size in sizes) > 2**31
+    module = emulation()
+    with source_lines(module):
+        found, *_ = module.run_conv(
+            instance.algorithm,
+            instance.name,
+            native_problem(case),
+            *(t.sparse(instance.layout) for t in operands),
+            None,
+            module.Device(90, 132),
+            peeks=[(2 * result.offset(at, instance.layout), 2) for at in places],
+            seed=1,
+            block_limit=block_limit,
+            check_accesses=False,  # three times faster, and the buffers have their guard pages
+        )
+    return [float(torch.from_numpy(e).view(torch.bfloat16)[0]) for e in found]
+
+
+# 2.7e9 elements of x, of which the 5 x 5 outputs of the strided convolution read a few.
+SIZE, STEP = 30000, 7499
+HUGE_X = conv_case("x", (1, 3, SIZE, SIZE), (2, 3, 3, 3), stride=STEP, padding=1)
+CORNER = 4 * STEP - 1  # what the first tap of the last output reads
+
+
+@by_instance(of(torch.bfloat16, "fprop", among=ALL))
+def test_huge_input(instance: Instance) -> None:
+    x = Huge(HUGE_X.input_size, {(0, c, CORNER + c, CORNER + 2): c + 1 for c in range(3)})
+    w = Huge(HUGE_X.weight_size, {(k, c, c, 2): k + c + 1 for k in range(2) for c in range(3)})
+    places = [(0, 0, 4, 4), (0, 1, 4, 4), (0, 1, 3, 4), (0, 1, 4, 0)]
+    assert run_huge(instance, HUGE_X, (x, w), places) == [14, 20, 0, 0]
+
+
+@by_instance(of(torch.bfloat16, "wgrad", among=ALL))
+def test_huge_input_of_wgrad(instance: Instance) -> None:
+    x = Huge(HUGE_X.input_size, {(0, c, CORNER + c, CORNER + 2): c + 1 for c in range(3)})
+    dy = Huge(HUGE_X.output_size, {(0, 0, 4, 4): 5, (0, 1, 4, 4): 7})
+    places = [(0, 2, 2, 2), (1, 1, 1, 2), (1, 0, 0, 2), (1, 2, 1, 2)]
+    assert run_huge(instance, HUGE_X, (dy, x), places) == [15, 14, 7, 0]
+
+
+# What is 2^31 and a little: threads of the plain twin's first block come by there.
+BEYOND = 2**31 + 5
+
+
+@by_instance(of(torch.bfloat16, "fprop", among=ALL))
+def test_huge_output(instance: Instance) -> None:
+    case = conv_case("y", (1, 1, 36000, 36000), (2, 1, 3, 3), padding=1)
+    y = Huge(case.output_size)
+    plain = instance.algorithm == "direct_plain"
+    place = y.at(BEYOND, instance.layout) if plain else (0, 1, 35999, 35999)
+    x = Huge(case.input_size, {(0, 0, place[2] - 1, place[3]): 3})
+    w = Huge(case.weight_size, {(place[1], 0, 0, 1): 5})
+    assert run_huge(instance, case, (x, w), [place], 4) == [15]
+
+
+@by_instance(of(torch.bfloat16, "dgrad", among=ALL))
+def test_huge_input_gradient(instance: Instance) -> None:
+    case = conv_case("dx", (1, 2, 36000, 36000), (1, 2, 3, 3), stride=2, padding=1)
+    dx = Huge(case.input_size)
+    plain = instance.algorithm == "direct_plain"
+    place = dx.at(BEYOND, instance.layout) if plain else (0, 1, 35999, 35999)
+    _, c, h, v = place
+    # The tap that makes the moved coordinate even, or the last where that is odd.
+    r, s = ((i + 1) % 2 or 2 for i in (h, v))
+    dy = Huge(case.output_size, {(0, 0, (h + 1 - r) // 2, (v + 1 - s) // 2): 3})
+    w = Huge(case.weight_size, {(0, c, r, s): 5})
+    assert run_huge(instance, case, (dy, w), [place], 4) == [15]
+
+
+@by_instance(of(torch.bfloat16, "wgrad", among=ALL))
+def test_huge_output_gradient(instance: Instance) -> None:
+    """The last chunk or slice of the sum alone."""
+    case = conv_case("dy", (1, 1, 6144, 6144), (64, 1, 1, 1))
+    dy = Huge(case.output_size, {(0, 63, 6143, 6143): 3})
+    x = Huge(case.input_size, {(0, 0, 6143, 6143): 5})
+    assert run_huge(instance, case, (dy, x), [(63, 0, 0, 0), (62, 0, 0, 0)], 2) == [15, 0]
 
 
 # --- refusals, workspaces, costs ---------------------------------------------------------------
