@@ -30,7 +30,7 @@ GemmSize gather_size(const Im2colShape& s, const ConvProblem& p) {
   int64_t pixels = p.N, classes = 1;
   for (int axis = 0; axis < 3; ++axis) {
     pixels *= tiles(p.in[axis], p.stride[axis]);
-    classes *= p.stride[axis];
+    classes *= std::min(p.stride[axis], p.in[axis]);
   }
   return {pixels, p.channels_per_group(),
           double(p.filters_per_group()) * double(p.filter_size()) / double(classes),
@@ -214,6 +214,7 @@ ConvGatherParams im2col_gather_params(const Im2colShape& s, const ConvCall& call
     p.padding[axis] = static_cast<int>(c.padding[axis]);
     p.dilation[axis] = static_cast<int>(dilation);
     const int64_t period = dgrad ? stride / std::gcd(stride, dilation) : 1;
+    p.classes[axis] = static_cast<int>(dgrad ? std::min(stride, c.in[axis]) : 1);
     p.tap_period[axis] = static_cast<int>(period);
     p.tap_step[axis] = static_cast<int>(dgrad ? -(period * dilation / stride) : dilation);
     pixels[axis] = static_cast<int>(dgrad ? tiles(c.in[axis], stride) : c.out[axis]);

@@ -53,7 +53,7 @@ struct Im2colConfig {
       Tile::MATH,    static_cast<int>(sizeof(typename Tile::scalar_t)),
       Tile::BLOCK_M, Tile::BLOCK_N,
       Tile::BLOCK_K, VEC_DATA,
-      VEC_OTHER};
+      VEC_OTHER,     TAP_TABLE};
 };
 
 template <class Config>

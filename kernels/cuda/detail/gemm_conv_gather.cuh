@@ -20,6 +20,7 @@ struct ConvGatherParams {
   int64_t images;
   int src_channels, dst_channels, groups;  // channels per group
   int src_extent[3], dst_extent[3], filter[3], stride[3], padding[3], dilation[3];
+  int classes[3];                  // dgrad: residues that have a pixel: at most stride
   int tap_period[3], tap_step[3];  // dgrad: step is -period * dilation / stride; fprop: 1, dilation
   int pixel_tiles, channel_tiles;  // of the largest class, of one group
   bool vec4;                       // see GemmStore
@@ -52,8 +53,8 @@ __device__ __forceinline__ ConvGatherClass conv_gather_class(const ConvGatherPar
       continue;
     }
     const int stride = p.stride[axis], period = p.tap_period[axis];
-    const int first = static_cast<int>(index % stride);
-    index /= stride;
+    const int first = static_cast<int>(index % p.classes[axis]);
+    index /= p.classes[axis];
     // Least tap with tap * dilation = first + padding (mod stride); none: period.
     const int wanted = (first + p.padding[axis]) % stride, add = p.dilation[axis] % stride;
     int tap0 = 0;
