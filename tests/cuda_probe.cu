@@ -3,7 +3,6 @@
 #include <cstring>
 #include <string>
 
-#include "cuda/conv_algorithm.h"
 #include "detail/gemm_batched.cuh"
 #include "guarded_buffers.h"
 #include "scheduler.h"
@@ -55,14 +54,17 @@ extern "C" const char* run_gemm(int index, const void* a, int64_t a_bytes, const
                                 const GemmBatchedParams* params, int element, int out_element,
                                 int seed, int placement) {
   const auto place = static_cast<emu::Placement>(placement);
-  const emu::GuardedBuffer at("A", a_bytes, element, place), bt("B", b_bytes, element, place),
-      ct("C", c_bytes, out_element, place);
+  const emu::GuardedBuffer at("A", emu::Role::kInput, a_bytes, element, element, place);
+  const emu::GuardedBuffer bt("B", emu::Role::kInput, b_bytes, element, element, place);
+  const emu::GuardedBuffer ct("C", emu::Role::kOutput, c_bytes, out_element, out_element, place);
   std::memcpy(at.data(), a, a_bytes);
   std::memcpy(bt.data(), b, b_bytes);
   std::memcpy(ct.data(), c, c_bytes);
   GemmBatchedParams p = *params;
   p.a = at.data(), p.b = bt.data(), p.c = ct.data();
-  emu::begin_run({static_cast<uint64_t>(seed), 2});
+  emu::Settings settings;
+  settings.seed = static_cast<uint64_t>(seed);
+  emu::begin_run(settings);
   const int code = kInstances[index].launch(p, nullptr);
   emu::Statistics statistics;
   error = emu::end_run(&statistics);
@@ -70,29 +72,5 @@ extern "C" const char* run_gemm(int index, const void* a, int64_t a_bytes, const
   if (error.empty() && !(at.margins_intact() && bt.margins_intact() && ct.margins_intact()))
     error = "the kernel wrote outside of a buffer";
   std::memcpy(c, ct.data(), c_bytes);
-  return error.c_str();
-}
-
-// One convolution on the caller's memory, which nothing guards or copies: it may be sparse and
-// larger than the machine's.
-extern "C" const char* run_conv_in_place(const char* algorithm, const char* name,
-                                         const fastconv::ConvProblem* problem, void* x, void* w,
-                                         void* y, void* workspace, int seed) {
-  const ConvAlgorithm* found = find_conv_algorithm(algorithm);
-  const ConvInstance* instance = nullptr;
-  for (int i = 0; found != nullptr && i < found->size; ++i)
-    if (std::strcmp(found->instances[i].name, name) == 0) instance = &found->instances[i];
-  if (instance == nullptr) return "no such instance";
-  error = instance->applicable(*problem);
-  if (!error.empty()) return error.c_str();
-  ConvCall call{};
-  call.problem = *problem;
-  call.x = x, call.w = w, call.y = y, call.workspace = workspace;
-  call.device = {90, 132};
-  emu::begin_run({static_cast<uint64_t>(seed), 2});
-  const int code = instance->launch(call);
-  emu::Statistics statistics;
-  error = emu::end_run(&statistics);
-  if (error.empty() && code != 0) error = "the launcher returned " + std::to_string(code);
   return error.c_str();
 }

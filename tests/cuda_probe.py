@@ -20,18 +20,21 @@ def library() -> ctypes.CDLL:
     Raises:
         CalledProcessError: the compiler's messages are on standard error.
     """
-    folder = build.build("plain").parent
+    folder, variant = build.build("planted").parent, build.VARIANTS["plain"]
     target, fresh = folder / "cuda_probe.so", folder / "cuda_probe.new"
     probe = folder / "cuda_probe.o"
-    objects = [p for p in folder.glob("*_cu*.o") if "register" not in p.name]
-    objects += [p for p in folder.glob("tests_emulator_*.o") if "bindings" not in p.name]
-    objects += list(folder.glob("csrc_common_*.o"))
+    apart = ("bindings", "torch_ops", "planted")
+    objects = [
+        p for p in folder.glob("tests_emulator_*.cpp.o") if not any(a in p.name for a in apart)
+    ]
     compiler = os.environ.get("CXX", "c++")
     with (folder / "cuda_probe.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         sources = [p for pattern in PATTERNS for p in build.ROOT.glob(pattern)]
         if older(probe, sources):
-            flags = f"{build.COMMON_FLAGS} {build.VARIANTS['plain'].flags} {build.KERNEL_FLAGS}"
+            flags = (
+                f"{build.COMMON_FLAGS} {variant.flags} {build.KERNEL_FLAGS} {variant.kernel_flags}"
+            )
             includes = [f"-I{build.ROOT / d}" for d in ("tests/emulator", "csrc", "kernels/cuda")]
             command = [compiler, *flags.split(), *includes, "-c", sources[0], "-o", probe]
             subprocess.run(command, check=True)
@@ -40,7 +43,7 @@ def library() -> ctypes.CDLL:
             subprocess.run(link, check=True)
             os.replace(fresh, target)
     lib = ctypes.CDLL(str(target))
-    for name in ("gemm_instance", "run_gemm", "run_conv_in_place"):
+    for name in ("gemm_instance", "run_gemm"):
         getattr(lib, name).restype = ctypes.c_char_p
     return lib
 
