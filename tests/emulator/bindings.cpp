@@ -64,7 +64,8 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
                             fprop   ? y_bytes
                             : dgrad ? x_bytes
                                     : w_bytes,
-                            16, element, options.placement, sparse);
+                            options.placement == emu::Placement::kOffset ? element : 16, element,
+                            options.placement, sparse);
   const auto scratch = static_cast<size_t>(instance.workspace(problem, device));
   const OutputBuffer workspace("workspace", scratch, 256, element, emu::Placement::kEndAligned,
                                sparse);
