@@ -76,6 +76,19 @@ def strides_channels_last(size: Sequence[Any], stride: Sequence[Any]) -> bool:
     return True
 
 
+def dense_strides(size: Sequence[Any], channels_last: bool) -> list[Any]:
+    """Strides of a dense tensor of this shape, SymInts or not; the twin of the C++ op's rule."""
+    dim = len(size)
+    inner = list(range(dim - 1, 1, -1))
+    order = [1, *inner, 0] if channels_last and dim > 3 else [*inner, 1, 0]
+    strides: list[Any] = [0] * dim
+    step: Any = 1
+    for axis in order:
+        strides[axis] = step
+        step = step * (1 if isinstance(size[axis], int) and size[axis] < 1 else size[axis])
+    return strides
+
+
 def is_channels_last(x: torch.Tensor, w: torch.Tensor) -> bool:
     """The memory format that a convolution of x with w returns.
 

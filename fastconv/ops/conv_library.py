@@ -17,7 +17,7 @@ from torch import Tensor
 from fastconv.ops import conv, conv_vmap
 from fastconv.ops.conv_autograd import sum_to_bias
 from fastconv.ops.conv_run import run_dgrad, run_fprop, run_wgrad
-from fastconv.problem import is_channels_last
+from fastconv.problem import dense_strides, is_channels_last
 
 _lib = torch.library.Library("fastconv", "FRAGMENT")
 _LISTS = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
@@ -30,19 +30,6 @@ _lib.define(
     f"conv_dw(Tensor dy, Tensor x, SymInt[] weight_size, {_LISTS}, bool channels_last, str algo)"
     " -> Tensor"
 )
-
-
-def dense_strides(size: Sequence[Any], channels_last: bool) -> list[Any]:
-    """Strides of a dense tensor of this shape, SymInts or not; the twin of the C++ op's rule."""
-    dim = len(size)
-    inner = list(range(dim - 1, 1, -1))
-    order = [1, *inner, 0] if channels_last and dim > 3 else [*inner, 1, 0]
-    strides: list[Any] = [0] * dim
-    step: Any = 1
-    for axis in order:
-        strides[axis] = step
-        step = step * (1 if isinstance(size[axis], int) and size[axis] < 1 else size[axis])
-    return strides
 
 
 def _promised(t: Tensor, channels_last: bool) -> Tensor:
