@@ -28,7 +28,7 @@ $(VENV)/.run: Makefile
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	@$(PIP) "pytest>=8" pytest-benchmark hypothesis psutil sympy ruff clang-format==19.1.7
+	@$(PIP) "pytest>=8" pytest-xdist pytest-benchmark hypothesis psutil sympy ruff clang-format==19.1.7
 	@touch $@
 
 # The extension is built in place, so that the sources that run are the ones in this tree.
@@ -43,7 +43,7 @@ test: $(VENV)/.dev
 	@cuda=auto; command -v nvcc >/dev/null && cuda=1; \
 	  PATH="$(CURDIR)/$(VENV)/bin:$$PATH" FASTCONV_CUDA=$${FASTCONV_CUDA:-$$cuda} FASTCONV_WIDE_ISA=1 \
 	  $(PY) setup.py -q build_ext --inplace
-	@$(PYTEST) -q $(PYTEST_FLAGS)
+	@$(PYTEST) -q -n auto --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .

@@ -320,10 +320,11 @@ class NinjaBuildExt(build_ext):
         package = self.package_folder()
         package.mkdir(parents=True, exist_ok=True)
         for file in built:
-            # Replaced, not overwritten: a running process may have the old file mapped.
+            # Replaced, not overwritten: a running process may have the old file mapped, and another
+            # may be about to load it.
             target = package / file.name
-            target.unlink(missing_ok=True)
-            shutil.copy2(file, target)
+            shutil.copy2(file, target.with_suffix(".new"))
+            os.replace(target.with_suffix(".new"), target)
 
     def object_folder(self):
         # An editable install is given a temporary folder, in which everything would be compiled
