@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -19,11 +19,17 @@ H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
 
 
 @contextmanager
-def pretend_gpu(device: gpu.Gpu = H200) -> Iterator[None]:
-    """CPU tensors are on "cuda:0", a device of this description with plenty of memory."""
+def pretend_gpu(
+    monkeypatch: pytest.MonkeyPatch | None = None, device: gpu.Gpu = H200
+) -> Iterator[None]:
+    """CPU tensors are on "cuda:0", a device of this description with plenty of memory.
+
+    A test that patches more gives its own `monkeypatch`: two would undo each other's changes in the
+    wrong order.
+    """
     torch.ops.load_library(str(build_ops()))
     ops = torch.ops.fastconv_emulated
-    with pytest.MonkeyPatch.context() as patch:
+    with nullcontext(monkeypatch) if monkeypatch else pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "device_key", lambda d: "cuda:0" if d.type == "cpu" else str(d))
         patch.setattr(gpu, "describe", lambda key: device)
         patch.setattr(gpu, "refusal", lambda key: gpu.uncovered(device))

@@ -23,8 +23,12 @@ pytestmark = pytest.mark.skipif(not _C.build_cuda, reason="built without CUDA ke
 @pytest.fixture(autouse=True)
 def pretended(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pretend_gpu():
+    with pretend_gpu(monkeypatch):
         yield
+    # Undone here, before another test runs, and what the pretence left in the caches with it.
+    monkeypatch.undo()
+    select.forget()
+    trust.reload()
 
 
 def grouped_spec(direction="fprop", dtype=torch.float32, tf32=False, channels_last=False):

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from cases import CONV_CASES, DIRECTIONS, ConvCase, channels_last
+from cases import CONV_CASES, DEPTHWISE_CASES, DIRECTIONS, ConvCase, channels_last
 from conv_runner import native_problem, operand_sizes, refusal, run_conv
 from torch import Tensor
 
@@ -26,7 +26,9 @@ REHEARSAL = os.environ.get("FASTCONV_GPU_REHEARSAL") == "1"
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
 LAYOUTS = ("NCHW", "NHWC")
 # The rehearsal is of the tests, not of the CPU kernels: every eighth problem will do.
-CASES = tuple(c for c in CONV_CASES if "empty" not in c.tags)[:: 8 if REHEARSAL else 1]
+CASES = tuple(c for c in (*CONV_CASES, *DEPTHWISE_CASES) if "empty" not in c.tags)[
+    :: 8 if REHEARSAL else 1
+]
 CASE = {case.id: case for case in CONV_CASES}
 REHEARSED_DTYPES = (torch.float32, torch.bfloat16)
 
