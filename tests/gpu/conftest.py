@@ -15,7 +15,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
-from gpu_runner import poisoned
+from gpu_runner import EMULATED, poisoned
 
 SEED = 20240229
 
@@ -24,10 +24,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; deselected where there is none")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _pretended() -> Iterator[None]:
+    """In the emulated rehearsal the package takes CPU tensors for a GPU's."""
+    if not EMULATED:
+        yield
+        return
+    from pretend_gpu import pretend_gpu
+
+    with pretend_gpu():
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """Every fresh tensor of every test here starts as NaN, workspaces as bytes of 255."""
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every fresh tensor of every test here starts as NaN, workspaces as bytes of 255. float32 is
+    float32: PyTorch's default for convolutions would let `auto` and PyTorch round to TF32."""
     torch.manual_seed(SEED)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     with poisoned():
         yield
 

@@ -1,8 +1,8 @@
 """What the device tests share: the kernel instances, operands on the device, poison and canaries.
 
-`FASTCONV_GPU_REHEARSAL=1` runs the same test bodies on CPU tensors with the CPU algorithms in the
-place of the instances, so that everything but CUDA itself is exercised where there is no GPU. Tests
-of streams, graphs and synchronisation have no rehearsal.
+Where there is no GPU the same test bodies run on CPU tensors: `FASTCONV_GPU_REHEARSAL=cpu` takes
+the CPU algorithms in the place of the instances, which is quick; `=emulated` takes the instances
+themselves, emulated. Tests of streams, graphs and synchronisation have no rehearsal.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor
 from fastconv import _C
 from fastconv.problem import is_channels_last
 
-REHEARSAL = os.environ.get("FASTCONV_GPU_REHEARSAL") == "1"
+REHEARSAL = os.environ.get("FASTCONV_GPU_REHEARSAL", "")
+ON_CPU_KERNELS, EMULATED = REHEARSAL == "cpu", REHEARSAL == "emulated"
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
 LAYOUTS = ("NCHW", "NHWC")
-# The rehearsal is of the tests, not of the CPU kernels: every eighth problem will do.
-CASES = tuple(c for c in (*CONV_CASES, *DEPTHWISE_CASES) if "empty" not in c.tags)[
-    :: 8 if REHEARSAL else 1
-]
+CASES = tuple(c for c in (*CONV_CASES, *DEPTHWISE_CASES) if "empty" not in c.tags)
+# A rehearsal is of the tests, not of the kernels: a few problems will do.
+REHEARSED_CASES = 3
 CASE = {case.id: case for case in CONV_CASES}
 REHEARSED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -69,7 +69,7 @@ class Instance:
 
     def refusal(self, case: ConvCase) -> str:
         """Why it cannot run the case, or why the ops cannot ask it to; empty when it runs."""
-        if REHEARSAL:
+        if ON_CPU_KERNELS:
             reason = refusal(self.algorithm, case, self.direction, self.dtype)
         else:
             reason = _C.cuda_refusal(self.algorithm, self.name, native_problem(case))
@@ -84,13 +84,12 @@ class Instance:
 def instances() -> tuple[Instance, ...]:
     """Every CUDA kernel instance of this build; empty where it has none. Of one algorithm only
     where FASTCONV_GPU_ALGORITHM names it."""
-    if REHEARSAL:
+    if ON_CPU_KERNELS:
         return tuple(
             Instance(algorithm, "", direction, dtype, layout, False)
             for algorithm in _C.cpu_algorithms()
             for direction in DIRECTIONS
-            for dtype in REHEARSED_DTYPES
-            for layout in LAYOUTS
+            for dtype, layout in zip(REHEARSED_DTYPES, LAYOUTS, strict=True)
         )
     only = os.environ.get("FASTCONV_GPU_ALGORITHM")
     return tuple(
@@ -127,8 +126,12 @@ def reaches_layout(case: ConvCase, instance: Instance) -> bool:
     return is_channels_last(x, w) == instance.channels_last
 
 
+@cache
 def applicable_cases(instance: Instance) -> list[ConvCase]:
-    return [case for case in CASES if not instance.refusal(case)]
+    cases = [case for case in CASES if not instance.refusal(case)]
+    if not REHEARSAL:
+        return cases
+    return sorted(cases, key=lambda c: c.gemm_k("fprop") * c.gemm_k("wgrad"))[-REHEARSED_CASES:]
 
 
 def first_cases(instance: Instance, count: int) -> list[ConvCase]:
@@ -147,7 +150,35 @@ def run(
     instance: Instance, case: ConvCase, operands: tuple[Tensor, Tensor], bias: Tensor | None
 ) -> Tensor:
     """Operands as they are, on their device, through the op that the instance is for."""
-    return run_conv(instance.algo, case, instance.direction, operands, bias, instance.channels_last)
+    return run_algo(instance.algo, case, instance.direction, operands, bias, instance.channels_last)
+
+
+def run_algo(
+    algo: str,
+    case: ConvCase,
+    direction: str,
+    operands: tuple[Tensor, Tensor],
+    bias: Tensor | None = None,
+    channels_last: bool = False,
+) -> Tensor:
+    """As `conv_runner.run_conv`, by the emulated ops where they stand for the device's."""
+    if not EMULATED:
+        return run_conv(algo, case, direction, operands, bias, channels_last)
+    a, b = operands
+    ops = emulated_ops()
+    if direction == "fprop":
+        return ops.conv_fprop(a, b, bias, *case.params, algo)
+    if direction == "dgrad":
+        return ops.conv_dgrad(a, b, list(case.input_size), *case.params, channels_last, algo)
+    return ops.conv_wgrad(a, b, list(case.weight_size), *case.params, channels_last, algo)
+
+
+@cache
+def emulated_ops() -> Any:
+    from emulator.build_ops import build_ops
+
+    torch.ops.load_library(str(build_ops()))
+    return torch.ops.fastconv_emulated
 
 
 @contextmanager

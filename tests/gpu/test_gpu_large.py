@@ -11,8 +11,8 @@ from functools import cache
 import pytest
 import torch
 from cases import ConvCase, conv_case
-from conv_runner import reference_conv, refusal, run_conv
-from gpu_runner import DEVICE, REHEARSAL, instances, marks
+from conv_runner import reference_conv, refusal
+from gpu_runner import DEVICE, ON_CPU_KERNELS, REHEARSAL, instances, marks, run_algo
 from torch import Tensor
 
 from fastconv.testing import assert_conv_close
@@ -79,10 +79,10 @@ def compare(
 def forced(algorithm: str, case: ConvCase, direction: str, operands, layout: str) -> Tensor | None:
     """The result, or None where the algorithm says that it does not apply or asks for a workspace
     that is not there."""
-    if REHEARSAL and refusal(algorithm, case, direction, DTYPE):
+    if ON_CPU_KERNELS and refusal(algorithm, case, direction, DTYPE):
         return None
     try:
-        return run_conv(algorithm, case, direction, operands, None, layout == "NHWC")
+        return run_algo(algorithm, case, direction, operands, None, layout == "NHWC")
     except torch.OutOfMemoryError:
         return None
     except RuntimeError as error:
