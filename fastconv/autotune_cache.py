@@ -56,7 +56,7 @@ def cache_path() -> Path:
 
 def entry_key(spec: ConvSpec, threads: int, isa: str) -> str:
     """The key of a problem in the file."""
-    if spec.device == "cpu":
+    if not gpu.is_cuda(spec.device):
         return f"{isa} threads {threads} {spec}"
     return f"{gpu.describe(spec.device).identity} {spec}"
 
