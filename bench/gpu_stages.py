@@ -63,11 +63,16 @@ def not_run(stage: Stage, reason: str) -> Result:
     return Result(stage.name, NOT_RUN, stage.required, reason=reason, excused=excused)
 
 
+def say(text: str) -> None:
+    """At once, also into a pipe: whoever reads it may have to act on it."""
+    print(text, flush=True)
+
+
 class Runner:
     """Runs groups of stages side by side, all of them before `deadline` (of time.monotonic)."""
 
     def __init__(
-        self, folder: Path, root: Path, deadline: float, report: Callable[[str], None] = print
+        self, folder: Path, root: Path, deadline: float, report: Callable[[str], None] = say
     ) -> None:
         self.folder, self.root, self.deadline, self.report = folder, root, deadline, report
         self.results: list[Result] = []
