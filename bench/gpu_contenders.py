@@ -125,6 +125,8 @@ def _forced(algo: str, problem: Problem) -> Callable[[], Tensor]:
 
 def _compiled(problem: Problem) -> Callable[[], Tensor]:
     """torch.compile of the plain convolution; its search runs at the first call."""
+    # One code object serves every problem: after a few of them it would silently stay uncompiled.
+    torch._dynamo.reset()
     layer, direction = problem.layer, problem.direction
     compiled = torch.compile(
         lambda x, w, dy: correctness.convolution(layer, direction, x, w, dy), mode=COMPILE_MODE

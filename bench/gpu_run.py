@@ -34,7 +34,7 @@ LOG_BYTES = 1 << 20  # of each stage's log
 FEW_THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
 PYTHON = sys.executable
 PYTEST = (
-    *(PYTHON, "-m", "pytest", "-q", "-rf", "--tb=short", "--maxfail=20", "--color=no"),
+    *(PYTHON, "-m", "pytest", "-q", "-rf", "--tb=short", "--maxfail=200", "--color=no"),
     *("--confcutdir", "tests/gpu", "-p", "no:cacheprovider"),
 )
 

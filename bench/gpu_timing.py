@@ -30,7 +30,7 @@ class CudaTimer:
     device = "cuda"
 
     def __init__(self) -> None:
-        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=self.device)
         self.how: dict[str, str] = {}
 
     def prepare(self, name: str, run: Callable[[], object]) -> Callable[[], None]:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import gpu_bench, gpu_contenders, gpu_report, gpu_stages
+from bench import (
+    gpu_bench,
+    gpu_ceilings,
+    gpu_check,
+    gpu_contenders,
+    gpu_report,
+    gpu_stages,
+    gpu_timing,
+)
 from bench.gpu_layers import rehearsed_layers, timed_layers
 from bench.gpu_stages import PASSED
 from fastconv import _C, gpu
@@ -149,6 +161,112 @@ def test_time_that_is_up_is_reported(tmp_path: Path) -> None:
         list(gpu_bench.work(rehearsed_layers()))
     )
     assert b.state.data["rows"] == []
+
+
+class PretendedCuda:
+    """The calls of torch.cuda that the timer makes, in a log; time passes by one per replay."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.clock = 0.0
+        self.refuses_capture = False
+
+    @contextmanager
+    def graph(self, graph) -> Iterator[None]:
+        if self.refuses_capture:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.log.append("capture")
+        yield
+        self.log.append("captured")
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing: bool = False) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = cuda.clock
+                cuda.log.append("record")
+
+            def elapsed_time(self, other: Event) -> float:
+                return other.at - self.at
+
+        class Graph:
+            def replay(self) -> None:
+                cuda.clock += 1.0
+                cuda.log.append("replay")
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "graph": self.graph,
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda s: nullcontext(),
+            "synchronize": lambda: self.log.append("wait"),
+            "_sleep": lambda cycles: self.log.append("pause"),
+        }.items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(gpu_timing.CudaTimer, "device", "cpu")
+        patch.setattr(gpu_timing, "FLUSH_BYTES", 64)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_cuda_timer(capturable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warmed up outside the capture; a sample has nothing but the call between its events."""
+    cuda = PretendedCuda()
+    cuda.refuses_capture = not capturable
+    cuda.patch(monkeypatch)
+
+    def run() -> None:
+        cuda.clock += 3.0
+        cuda.log.append("run")
+
+    timer = gpu_timing.CudaTimer()
+    ready = {"a": timer.prepare("a", run), "slow": timer.once("slow", run)}
+    if capturable:
+        assert cuda.log == ["run", "run", "wait", "capture", "run", "captured"]
+        assert timer.how == {"a": "graph", "slow": "launches (slow)"}
+    else:
+        assert cuda.log == ["run", "run", "wait", "wait"]
+        assert timer.how["a"].startswith("launches (operation not permitted")
+    cuda.log.clear()
+    timer.flush.fill_(1)
+    assert timer.samples({"a": ready["a"]}, 1) == {"a": [1.0 if capturable else 3.0]}
+    call = ["record", "replay", "record"] if capturable else ["pause", "record", "run", "record"]
+    assert cuda.log == [*call, "wait"] and not timer.flush.any()
+    found = gpu_timing.timings(timer, ready, seconds=0.1)
+    assert found["slow"].median == 3.0 and found["slow"].samples >= gpu_timing.MIN_SAMPLES
+    # What takes longer than all of its time is sampled once.
+    assert gpu_timing.timings(timer, ready, seconds=0.002)["slow"].samples == 1
+    assert timer.rate_samples(run, 4) == [3.0] * gpu_timing.BATCHES
+
+
+def test_ceilings_and_floor() -> None:
+    found = gpu_ceilings.measured(gpu_timing.HostTimer())
+    assert all(value > 0 for value in found.values())
+    rates = {"triad_bytes_per_s": 4e12, "gemm_bfloat16_flops": 8e14}
+    assert gpu_ceilings.floor_ms(4e11, 4e9, "bfloat16", rates) == pytest.approx(1.0)
+    assert gpu_ceilings.floor_ms(4e12, 4e9, "bfloat16", rates) == pytest.approx(10.0)
+    assert gpu_ceilings.floor_ms(4e12, 4e9, "float64", rates) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
+def test_the_compiled_contender_traces_whole(
+    direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the search would see it, with the graph run as it is."""
+    whole = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(gpu_contenders.torch, "compile", lambda f, mode: whole(f))
+    for item in rehearsed_layers():
+        problem = gpu_bench.make_problem(item, direction, "float32", "cpu")
+        with torch.inference_mode():
+            run, ran = gpu_contenders.call(gpu_contenders.COMPILED, problem)
+            answer = gpu_check.exact(problem)
+            assert gpu_check.excess(run(), answer, ran, problem, False) <= 1.0
 
 
 @pytest.fixture

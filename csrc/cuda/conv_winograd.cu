@@ -42,6 +42,24 @@ std::string applicable(const ConvProblem& p) {
 }
 
 template <int kTileOut>
+std::string nonfused_applicable(const ConvProblem& p) {
+  const std::string reason = applicable<kTileOut>(p);
+  if (!reason.empty()) return reason;
+  const int64_t C = p.channels_per_group(), K = p.filters_per_group();
+  const std::string got = std::to_string(C) + " and " + std::to_string(K);
+  // A matrix product per group and point, in blocks of 128 x 64.
+  if (p.groups > 1 && std::min(C, K) < 8)
+    return "non-fused Winograd needs at least 8 channels and filters per group, got " + got;
+  // 32-bit numbers of a matrix's elements, over all groups, for 256 tiles and for one tap.
+  if (std::max(p.C, p.K) > int64_t{1} << 22 || p.groups * C * K > int64_t{1} << 30)
+    return "non-fused Winograd needs at most 2^22 channels and filters and 2^30 weights per tap, "
+           "got " +
+           std::to_string(p.C) + ", " + std::to_string(p.K) + " and " +
+           std::to_string(p.groups * C * K);
+  return "";
+}
+
+template <int kTileOut>
 using WinogradOf = std::conditional_t<kTileOut == 4, WinogradF4x4_3x3, WinogradF2x2_3x3>;
 
 template <int kTileOut, class scalar_t, DType dtype, Layout layout, Direction direction>
@@ -70,27 +88,50 @@ struct Fused {
   }
 };
 
+template <int kTileOut, class scalar_t, DType dtype, Layout layout, Direction direction>
+struct NonFused {
+  static constexpr bool kTensorCores = sizeof(scalar_t) == 2;
+
+  static int64_t workspace(const ConvProblem& p, const Device&) {
+    const Plan plan = make_plan(p, direction, layout, kTileOut, sizeof(scalar_t));
+    return matrices_of(plan, direction, kTileOut).bytes();
+  }
+  static double cost(const ConvProblem& p, const Device& device) {
+    return nonfused_cost(p, direction, sizeof(scalar_t), kTileOut, kTensorCores, device);
+  }
+  static int launch(const ConvCall& call) {
+    return launch_nonfused<WinogradOf<kTileOut>, scalar_t, layout, kTensorCores>(call, direction);
+  }
+  static constexpr ConvInstance instance(const char* name) {
+    return {name,      direction, dtype, layout, false, nonfused_applicable<kTileOut>,
+            workspace, cost,      launch};
+  }
+};
+
 // clang-format off
-#define FC_FUSED_ROWS(scalar_t, dtype, names, suffix)                                              \
-  Fused<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kFprop>::instance(                    \
-      "fprop_" names "_nchw_fused_" suffix),                                                       \
-  Fused<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kFprop>::instance(                    \
-      "fprop_" names "_nhwc_fused_" suffix),                                                       \
-  Fused<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kDgrad>::instance(                    \
-      "dgrad_" names "_nchw_fused_" suffix),                                                       \
-  Fused<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kDgrad>::instance(                    \
-      "dgrad_" names "_nhwc_fused_" suffix),                                                       \
-  Fused<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kWgrad>::instance(                    \
-      "wgrad_" names "_nchw_fused_" suffix),                                                       \
-  Fused<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kWgrad>::instance(                    \
-      "wgrad_" names "_nhwc_fused_" suffix)
+#define FC_WINOGRAD_ROWS(Mechanism, scalar_t, dtype, names, suffix)                                \
+  Mechanism<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kFprop>::instance(                \
+      "fprop_" names "_nchw_" suffix),                                                             \
+  Mechanism<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kFprop>::instance(                \
+      "fprop_" names "_nhwc_" suffix),                                                             \
+  Mechanism<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kDgrad>::instance(                \
+      "dgrad_" names "_nchw_" suffix),                                                             \
+  Mechanism<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kDgrad>::instance(                \
+      "dgrad_" names "_nhwc_" suffix),                                                             \
+  Mechanism<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kWgrad>::instance(                \
+      "wgrad_" names "_nchw_" suffix),                                                             \
+  Mechanism<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kWgrad>::instance(                \
+      "wgrad_" names "_nhwc_" suffix)
 
 template <int kTileOut>
 struct Table {
   static constexpr ConvInstance kInstances[] = {
-      FC_FUSED_ROWS(float, DType::kFloat32, "f32", "fma"),
-      FC_FUSED_ROWS(__nv_bfloat16, DType::kBFloat16, "bf16", "tf32"),
-      FC_FUSED_ROWS(__half, DType::kFloat16, "f16", "tf32"),
+      FC_WINOGRAD_ROWS(Fused, float, DType::kFloat32, "f32", "fused_fma"),
+      FC_WINOGRAD_ROWS(Fused, __nv_bfloat16, DType::kBFloat16, "bf16", "fused_tf32"),
+      FC_WINOGRAD_ROWS(Fused, __half, DType::kFloat16, "f16", "fused_tf32"),
+      FC_WINOGRAD_ROWS(NonFused, float, DType::kFloat32, "f32", "nonfused_fma"),
+      FC_WINOGRAD_ROWS(NonFused, __nv_bfloat16, DType::kBFloat16, "bf16", "nonfused_tf32"),
+      FC_WINOGRAD_ROWS(NonFused, __half, DType::kFloat16, "f16", "nonfused_tf32"),
   };
   static constexpr int kSize = sizeof(kInstances) / sizeof(kInstances[0]);
 };

@@ -11,8 +11,9 @@ namespace fastconv::cuda::winograd {
 inline int64_t blocks_of(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 constexpr int64_t points_of(int tile_out) { return (tile_out + 2) * (tile_out + 2); }
 
-// Scratch beyond this is avoided by working in pieces, as far as one piece fits.
-constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
+// Scratch beyond this is avoided by working in pieces, as far as one piece fits. A variable, so
+// that tests can have small problems worked on in pieces.
+inline int64_t workspace_limit = int64_t{256} << 20;
 
 // fprop and dgrad: out[n,k,p,q] = sum_{c,r,s} in[n,c,p+r-pad_h,q+s-pad_w] filter[k,c,r,s], where
 // dgrad has in = dy, out = dx, K and C exchanged, the filter flipped and transposed. wgrad:
@@ -88,7 +89,7 @@ inline Slabs slabs_of(const Plan& plan, int tile_out) {
   s.per_group = blocks_of(plan.K, kWinogradBlock);
   s.total = s.per_group * plan.groups;
   s.bytes = blocks_of(plan.C, kWinogradDepth) * points_of(tile_out) * kWinogradPoint * 4;
-  const int64_t most = std::min(kWorkspaceBytes / s.bytes,
+  const int64_t most = std::min(workspace_limit / s.bytes,
                                 INT32_MAX / blocks_of(plan.tiles, int64_t{kWinogradBlock}));
   s.at_a_time = std::clamp<int64_t>(most, 1, s.total);
   return s;
@@ -113,10 +114,49 @@ inline Splits splits_of(const Plan& plan, int tile_out) {
   const int64_t blocks = tile_out == 4 ? 264 : 528;
   const int64_t split = 9 * plan.groups * plan.K * plan.C * 4;
   int64_t wanted = std::max(blocks_of(blocks, s.slabs), blocks_of(s.steps, 1024));
-  wanted = std::min({wanted, blocks_of(s.steps, 4), kWorkspaceBytes / split});
+  wanted = std::min({wanted, blocks_of(s.steps, 4), workspace_limit / split, INT32_MAX / s.slabs});
   s.steps_per_split = blocks_of(s.steps, std::max<int64_t>(wanted, 1));
   s.splits = blocks_of(s.steps, s.steps_per_split);
   s.bytes = s.splits * split;
+  return s;
+}
+
+// --- non-fused: matrices in the workspace, of as many tiles at a time as fit ---------------------
+
+struct Matrices {
+  int64_t C, K;           // of a group, rounded up to 4
+  int64_t count;          // groups times points
+  int64_t tiles, chunks;  // of a chunk, a multiple of 32
+  int64_t splits;         // wgrad: of a chunk's tiles, in one batched product
+  // Floats: transformed filters (wgrad: dy), inputs, products, and wgrad's sums over the chunks.
+  int64_t u, v, m, total;
+
+  int64_t bytes() const { return (u + v + m + total) * 4; }
+};
+
+inline Matrices matrices_of(const Plan& plan, Direction direction, int tile_out) {
+  Matrices s{};
+  const bool wgrad = direction == Direction::kWgrad;
+  s.C = blocks_of(plan.C, 4) * 4;
+  s.K = blocks_of(plan.K, 4) * 4;
+  s.count = plan.groups * points_of(tile_out);
+  const int64_t filters = s.count * s.K * s.C, tile = s.count * (s.C + s.K);
+  const int64_t all_tiles = blocks_of(plan.tiles, 32) * 32;
+  if (wgrad) {
+    // Enough blocks of 128 x 64 for a large GPU, of at least 256 tiles each. Of the problem alone,
+    // as everything here, so that the bits are the same on every GPU.
+    const int64_t blocks = s.count * blocks_of(s.K, 128) * blocks_of(s.C, 64);
+    s.splits = std::max<int64_t>(std::min(264 / blocks, all_tiles / 256), 1);
+  }
+  const int64_t fixed = wgrad ? s.splits * filters + 9 * plan.groups * plan.K * plan.C : filters;
+  const int64_t most = std::min((workspace_limit / 4 - fixed) / tile, int64_t{1} << 20);
+  s.chunks = blocks_of(plan.tiles, std::max<int64_t>(most / 32 * 32, 256));
+  s.tiles = blocks_of(blocks_of(plan.tiles, s.chunks), 32) * 32;
+  s.chunks = blocks_of(plan.tiles, s.tiles);
+  s.u = wgrad ? s.count * s.K * s.tiles : filters;
+  s.v = s.count * s.C * s.tiles;
+  s.m = wgrad ? s.splits * filters : s.count * s.K * s.tiles;
+  s.total = wgrad && s.chunks > 1 ? 9 * plan.groups * plan.K * plan.C : 0;
   return s;
 }
 
@@ -127,6 +167,8 @@ template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
 int launch_fused(const ConvCall&, Direction);  // fprop and dgrad
 template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
 int launch_wgrad_fused(const ConvCall&);
+template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
+int launch_nonfused(const ConvCall&, Direction);  // all three
 
 // One instantiation per dtype and layout; the engine follows from the dtype.
 #define FC_WINOGRAD_INSTANTIATE(launch, Wino, ...)                            \

@@ -1,6 +1,7 @@
 // Estimated times of the Winograd kernels, from counts and published rates. Not measured on a GPU.
 #pragma once
 #include <cmath>
+#include <limits>
 
 #include "conv_winograd.h"
 #include "device_rates.h"
@@ -30,8 +31,15 @@ inline double blocks_seconds(double blocks, double steps, double tiles, int tile
   return std::max(std::ceil(blocks / device.sm_count), 1.0) * (steps * step + epilogue);
 }
 
+// GPUs of these capabilities have 99 KB of shared memory to a block, where F(4x4) needs 144.
+inline bool fits(int tile_out, const Device& device) {
+  const bool small = device.capability == 86 || device.capability == 89 || device.capability >= 120;
+  return tile_out != 4 || !small;
+}
+
 inline double fused_cost(const ConvProblem& p, Direction direction, int64_t scalar_bytes,
                          int tile_out, bool tensor_cores, const Device& device) {
+  if (!fits(tile_out, device)) return std::numeric_limits<double>::infinity();
   const DeviceRates rates = device_rates(device);
   const Plan plan = make_plan(p, direction, Layout::kNCHW, tile_out, scalar_bytes);
   const double images = images_bytes(p, scalar_bytes) / rates.bytes_per_s;
@@ -48,6 +56,30 @@ inline double fused_cost(const ConvProblem& p, Direction direction, int64_t scal
   const double filters = 2.0 * s.total * s.bytes / rates.bytes_per_s;
   return 2 * std::ceil(double(s.total) / s.at_a_time) * rates.launch_s + filters +
          std::max(compute, images);
+}
+
+inline double nonfused_cost(const ConvProblem& p, Direction direction, int64_t scalar_bytes,
+                            int tile_out, bool tensor_cores, const Device& device) {
+  const DeviceRates rates = device_rates(device);
+  const Plan plan = make_plan(p, direction, Layout::kNCHW, tile_out, scalar_bytes);
+  const Matrices s = matrices_of(plan, direction, tile_out);
+  const bool wgrad = direction == Direction::kWgrad;
+  // Every matrix is written once and read once.
+  const double tiles = double(s.tiles) * s.chunks;
+  double floats = 2.0 * s.count * tiles * (s.C + s.K);
+  floats += wgrad ? 2.0 * s.m * s.chunks : 2.0 * s.u;
+  const double memory = (floats * 4 + images_bytes(p, scalar_bytes)) / rates.bytes_per_s;
+  // Blocks of 128 x 64, the sides as conv_winograd_nonfused.cu lays them; half or less of an SM
+  // each, so that a wave is two per SM.
+  const double rows = wgrad ? s.K : s.tiles, columns = wgrad ? s.C : s.K;
+  const double depth = wgrad ? blocks_of(s.tiles, s.splits) : s.C;
+  const double blocks =
+      s.count * std::ceil(rows / 128) * std::ceil(columns / 64) * std::max<int64_t>(s.splits, 1);
+  const double rate = (tensor_cores ? rates.tensor_tf32_flops * 0.5 : rates.fma_flops * 0.75);
+  const double block = 2.0 * 128 * 64 * std::max(depth, 32.0) * 2 * device.sm_count / rate;
+  const double products = std::max(std::ceil(blocks / (2 * device.sm_count)), 1.0) * block;
+  const double launches = s.chunks * (wgrad ? 4 : 3) + (wgrad ? 0 : 1);
+  return launches * rates.launch_s + memory + products * s.chunks;
 }
 
 }  // namespace fastconv::cuda::winograd

@@ -1,8 +1,10 @@
-// Fused Winograd kernels of F(2x2,3x3), fprop and dgrad.
+// Fused Winograd kernels of F(2x2,3x3), and of F(3x3,2x2) for wgrad.
 #include "conv_winograd_fused.h"
+#include "conv_winograd_fused_wgrad.h"
 
 namespace fastconv::cuda::winograd {
 
 FC_WINOGRAD_INSTANTIATE(launch_fused, WinogradF2x2_3x3, const ConvCall&, Direction)
+FC_WINOGRAD_INSTANTIATE(launch_wgrad_fused, WinogradF2x2_3x3, const ConvCall&)
 
 }  // namespace fastconv::cuda::winograd

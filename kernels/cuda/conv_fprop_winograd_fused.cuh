@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
       scalar_t* to = byte_offset(y, k_of_slab * p.out.stride_c + t.n * p.out.stride_n +
                                         y0 * static_cast<int64_t>(p.out.stride_h) +
                                         x0 * static_cast<int64_t>(p.out.stride_w));
-      store_tile<kOut, !kNhwc>(p.out, to, p.out.height - y0, p.out.width - x0, values);
+      store_tile<kOut>(p.out, !kNhwc, to, p.out.height - y0, p.out.width - x0, values);
     }
   }
 }

@@ -165,34 +165,38 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
   }
 }
 
-// dw = the sum of `splits` partial sums [split][9][K][C], in their order. One thread per (k, c).
-// Bytes: 36 splits K C in. Bound by memory.
+// dw = the sum of `splits` partial sums [split][9][K][C], in their order. One thread per (k, c),
+// ceil(C / 128) blocks per k. Bytes: 36 splits K C in. Bound by memory.
 struct WinogradWgradReduceParams {
-  int64_t filters, C;  // of all groups; of one
+  int64_t filters;  // of all groups
+  int32_t C;        // of one
   int32_t splits;
-  int64_t stride_k, stride_c, stride_r, stride_s;  // of dw
+  FastDivmod blocks_per_filter;
+  int64_t stride_k, stride_c, stride_r, stride_s;  // of dw, elements
 };
 
-constexpr int kWinogradReduceThreads = 256;
+constexpr int kWinogradReduceThreads = 128;
 
 template <class scalar_t>
 __global__ void __launch_bounds__(kWinogradReduceThreads)
     conv_wgrad_winograd_reduce_kernel(const WinogradWgradReduceParams p,
                                       const float* __restrict__ partial,
                                       scalar_t* __restrict__ dw) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(kWinogradReduceThreads) + threadIdx.x;
+  uint32_t block;
+  const uint32_t k = p.blocks_per_filter.divmod(blockIdx.x, block);
+  const int32_t c = block * kWinogradReduceThreads + threadIdx.x;
+  if (c >= p.C) return;
   const int64_t taps = p.filters * p.C;
-  if (i >= taps) return;
   float sums[9] = {};
-  const float* from = partial + i;
+  partial += static_cast<int64_t>(k) * p.C + c;
+#pragma unroll 1
   for (int32_t split = 0; split < p.splits; ++split)
 #pragma unroll
-    for (int t = 0; t < 9; ++t, from += taps) sums[t] += *from;
-  const int64_t k = i / p.C, c = i % p.C;
-  scalar_t* const to = dw + k * p.stride_k + c * p.stride_c;
+    for (int t = 0; t < 9; ++t, partial += taps) sums[t] += *partial;
+  dw += k * p.stride_k + c * p.stride_c;
 #pragma unroll
   for (int t = 0; t < 9; ++t)
-    to[t / 3 * p.stride_r + t % 3 * p.stride_s] = from_acc<scalar_t>(sums[t]);
+    dw[t / 3 * p.stride_r + t % 3 * p.stride_s] = from_acc<scalar_t>(sums[t]);
 }
 
 }  // namespace fastconv::cuda

@@ -105,8 +105,7 @@ __device__ __forceinline__ WinogradWindow<scalar_t> winograd_window(const Winogr
           exists};
 }
 
-// A pixel on its way from memory, not yet widened: a conversion would wait for it. 16-bit types as
-// full registers, since the compiler needs more of them for halves.
+// A pixel on its way from memory, not yet widened: a conversion would wait for it.
 __device__ __forceinline__ float raw_pixel(float v) { return v; }
 __device__ __forceinline__ uint32_t raw_pixel(__half v) { return __half_as_ushort(v); }
 __device__ __forceinline__ uint32_t raw_pixel(__nv_bfloat16 v) { return __bfloat16_as_ushort(v); }
@@ -140,11 +139,11 @@ __device__ __forceinline__ void load_window(const WinogradImages& images, const 
   }
 }
 
-// y[i][j] = values[i][j] for the rows and columns that exist: the first `rows` and `columns`. A
-// whole row that is aligned goes out in one store.
-template <int kExtent, bool kUnitStride, class scalar_t>
-__device__ __forceinline__ void store_tile(const WinogradImages& images, scalar_t* y, int32_t rows,
-                                           int32_t columns,
+// y[i][j] = values[i][j] for the rows and columns that exist: the first `rows` and `columns`. With
+// unit_stride a whole row that is aligned goes out in one store.
+template <int kExtent, class scalar_t>
+__device__ __forceinline__ void store_tile(const WinogradImages& images, bool unit_stride,
+                                           scalar_t* y, int32_t rows, int32_t columns,
                                            const float (&values)[kExtent][kExtent]) {
   struct alignas(kExtent * sizeof(scalar_t)) Row {
     scalar_t v[kExtent];
@@ -153,7 +152,7 @@ __device__ __forceinline__ void store_tile(const WinogradImages& images, scalar_
   for (int i = 0; i < kExtent; ++i) {
     if (i >= rows) break;
     scalar_t* row = byte_offset(y, i * images.stride_h);
-    if (kUnitStride && columns >= kExtent && reinterpret_cast<uintptr_t>(row) % sizeof(Row) == 0) {
+    if (unit_stride && columns >= kExtent && reinterpret_cast<uintptr_t>(row) % sizeof(Row) == 0) {
       Row packed;
 #pragma unroll
       for (int j = 0; j < kExtent; ++j) packed.v[j] = from_acc<scalar_t>(values[i][j]);
@@ -161,9 +160,7 @@ __device__ __forceinline__ void store_tile(const WinogradImages& images, scalar_
     } else {
 #pragma unroll
       for (int j = 0; j < kExtent; ++j)
-        if (j < columns)
-          *(kUnitStride ? row + j : byte_offset(row, j * images.stride_w)) =
-              from_acc<scalar_t>(values[i][j]);
+        if (j < columns) *byte_offset(row, j * images.stride_w) = from_acc<scalar_t>(values[i][j]);
     }
   }
 }

@@ -1,5 +1,5 @@
 // The launcher of the fused Winograd wgrad kernels, to be instantiated once per tile
-// (conv_winograd_wgrad_f*.cu).
+// (conv_winograd_fused_f*.cu).
 #pragma once
 #include <type_traits>
 
@@ -35,12 +35,17 @@ int launch_wgrad_fused(const ConvCall& call) {
       conv_wgrad_winograd_fused_kernel < Wino, Engine, scalar_t, layout == Layout::kNHWC >, config,
       params, static_cast<const scalar_t*>(call.x), static_cast<const scalar_t*>(call.y), partial);
   if (error != 0) return error;
-  const WinogradWgradReduceParams reduce{
-      plan.groups * plan.K, plan.C,        static_cast<int32_t>(splits.splits),
-      plan.filter_k,        plan.filter_c, plan.filter_r,
-      plan.filter_s};
-  const int64_t blocks = blocks_of(plan.groups * plan.K * plan.C, kWinogradReduceThreads);
-  const LaunchConfig reduce_config{dim3(static_cast<unsigned>(blocks)),
+  const int64_t filters = plan.groups * plan.K;
+  const int64_t blocks_per_filter = blocks_of(plan.C, kWinogradReduceThreads);
+  const WinogradWgradReduceParams reduce{filters,
+                                         static_cast<int32_t>(plan.C),
+                                         static_cast<int32_t>(splits.splits),
+                                         FastDivmod(static_cast<uint32_t>(blocks_per_filter)),
+                                         plan.filter_k,
+                                         plan.filter_c,
+                                         plan.filter_r,
+                                         plan.filter_s};
+  const LaunchConfig reduce_config{dim3(static_cast<unsigned>(filters * blocks_per_filter)),
                                    dim3(kWinogradReduceThreads), 0, call.stream};
   return launch_kernel(conv_wgrad_winograd_reduce_kernel<scalar_t>, reduce_config, reduce,
                        static_cast<const float*>(partial), static_cast<scalar_t*>(call.w));
