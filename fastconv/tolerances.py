@@ -71,10 +71,24 @@ def accumulate_tolerance(
 # several powers of two can exceed these on images of a few pixels, where a term that no output
 # contains is large and cancels.
 #
+# The CUDA kernels, measured by emulation on 10 shapes from 3x3 to 64x64 pixels and 1 to 1024
+# channels, the larger of fused and non-fused; fp32 in the same units, bf16 and fp16 in units of
+# TF32's roundoff, 2^-11, to which the operands of their products are rounded (the error beyond
+# rounding the result):
+#
+#                               fp32: fprop   dgrad   wgrad   TF32: fprop   dgrad   wgrad
+#     F(2x2,3x3)  normal              3.1     3.3     5.6           1.5     1.4     3.2
+#                 uniform 0..1       19.9    13.3    21.6           1.3     1.4     1.6
+#     F(4x4,3x3)  normal             17.3    18.6    23.6          10.1     8.3    10.2
+#                 uniform 0..1       26.5    22.9    15.3           4.6     6.6     6.7
+#
+# They add up channels (wgrad: tiles) one after the other, where the CPU adds up blocks of 64: for
+# positive operands, whose partial sums grow, the error grows with the root of their number.
+#
 # About twice the largest value above.
 ERROR_CONSTANT = {"winograd_f2x2_3x3": 24.0, "winograd_f4x4_3x3": 48.0}
 # As above in units of TF32's roundoff, for the CUDA kernels that round transformed operands to it.
-TF32_ERROR_CONSTANT = {"winograd_f2x2_3x3": 2.5, "winograd_f4x4_3x3": 12.0}
+TF32_ERROR_CONSTANT = {"winograd_f2x2_3x3": 6.0, "winograd_f4x4_3x3": 20.0}
 
 
 def winograd_tolerance(
