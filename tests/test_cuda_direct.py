@@ -5,9 +5,12 @@ infinities beside the padding, sums that are the same bits every time, refusals 
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,7 +207,7 @@ def test_same_bits(instance: Instance) -> None:
         assert torch.equal(bits(result), bits(want)), f"{seed=} {placement=} {sms=}"
 
 
-# --- tensors beyond 2^31 elements ---------------------------------------------------------------
+# --- tensors beyond 2^31 elements --------------------------------------------------------------
 
 At = tuple[int, int, int, int]
 
@@ -412,3 +415,50 @@ def test_dense_layers_are_left_to_tensor_cores() -> None:
             if i.algorithm == "im2col" and i.dtype == torch.bfloat16 and i.direction == direction
         ]
         assert min(i.cost(case) for i in others) < direct
+
+
+# --- division by launch-time constants ---------------------------------------------------------
+
+DIVISIONS = r"""
+#include "detail/fast_divmod.cuh"
+#include <cstdio>
+
+int main() {
+  const uint64_t top = 0x7fffffff;
+  uint64_t state = 1;
+  const auto random = [&] {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return state >> 33;
+  };
+  const auto check = [](uint64_t d, uint64_t n) {
+    uint32_t rest;
+    const fastconv::cuda::FastDivmod by(static_cast<uint32_t>(d));
+    const uint64_t quotient = by.divmod(static_cast<uint32_t>(n), rest);
+    if (quotient == n / d && rest == n % d) return true;
+    std::printf("%lu / %lu gave %lu rest %u\n", n, d, quotient, rest);
+    return false;
+  };
+  for (int i = 0; i < 300000; ++i) {
+    const uint64_t d = i < 4000 ? i + 1 : (random() >> random() % 31) + 1, n = random();
+    if (d > top) continue;
+    const uint64_t multiple = n / d * d;
+    if (!check(d, n) || !check(d, multiple) || !check(d, top) || !check(d, top / d * d)) return 1;
+    if (multiple > 0 && !check(d, multiple - 1)) return 1;
+  }
+  return !check(top, top) || !check(top, top - 1) || !check(1, 0);
+}
+"""
+
+
+def test_fast_divmod(tmp_path: Path) -> None:
+    """Every kind of divisor and dividend below 2^31, borders of each quotient among them."""
+    root = Path(__file__).parents[1]
+    source = tmp_path / "divisions.cpp"
+    source.write_text(DIVISIONS)
+    folders = [f"-I{root / name}" for name in ("tests/emulator", "csrc", "kernels/cuda")]
+    program = tmp_path / "divisions"
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, "-std=c++17", "-O1", "-DFC_EMULATE", *folders, source, "-o", program]
+    subprocess.run(command, check=True)
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
