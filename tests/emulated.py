@@ -33,10 +33,10 @@ CAPABILITY, SM_COUNT = 90, 132
 
 
 @cache
-def emulation(module: str = "kernels") -> ModuleType:
+def emulation(module: str = "kernels", variant: str = "plain") -> ModuleType:
     """The compiled module (`kernels` or `planted`), brought up to date first."""
-    name, path = build.module_name(module, "plain"), build.build(module)
-    spec = importlib.util.spec_from_file_location(name, path)
+    path = build.build(module, variant)
+    spec = importlib.util.spec_from_file_location(build.module_name(module), path)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
@@ -146,7 +146,7 @@ def run_instance(
     found = find_instance(algorithm, instance)
     assert found.direction == direction, f"{found} is for {found.direction}"
     module = emulation()
-    a, b = (_to_bytes(t, found) for t in operands)
+    a, b = (operand_bytes(t, found) for t in operands)
     with source_lines(module):
         result, counted, workspace = module.run_conv(
             algorithm,
@@ -154,7 +154,7 @@ def run_instance(
             native_problem(case),
             a,
             b,
-            None if bias is None else _to_bytes(bias, found),
+            None if bias is None else operand_bytes(bias, found),
             module.Device(capability, sm_count),
             seed=seed,
             workers=workers,
@@ -197,7 +197,8 @@ def _source_line(module: ModuleType, address: str) -> str:
     return "(" + " in ".join(dict.fromkeys(places)) + ")"
 
 
-def _to_bytes(t: Tensor, instance: Instance) -> np.ndarray:
+def operand_bytes(t: Tensor, instance: Instance) -> np.ndarray:
+    """As the kernel gets it: dense in the instance's layout."""
     assert t.dtype == instance.dtype, f"{instance} computes in {instance.dtype}, got {t.dtype}"
     if instance.layout == "NHWC" and t.dim() > 1:
         t = t.movedim(1, -1)

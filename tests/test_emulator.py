@@ -43,6 +43,12 @@ def rows_of_31_reversed(x: Floats) -> Floats:
     return y
 
 
+def handed_over(x: Floats) -> Floats:
+    y = np.full_like(x, np.nan)
+    y[:64] = reversed_blocks(32)(x[:64])
+    return y
+
+
 def product_of_matrices(x: Floats) -> Floats:
     y = np.full_like(x, np.nan)
     y[:128] = (x[:256].reshape(16, 16) @ x[256:].reshape(16, 8)).reshape(-1)
@@ -112,6 +118,7 @@ PLANTED = {
     "named_barrier_thread_count": Planted(
         lambda x: np.concatenate([x[63::-1], x[64:]]), "deadlock: 64 threads wait in named barrier"
     ),
+    "named_barrier_hand_over": Planted(handed_over, f"{RACE}|deadlock|more arrivals than", 128),
     # Memory.
     "global_read_behind": Planted(
         plus_neighbour(1), "out of bounds: read of 0 bytes behind the end of x", 200

@@ -2,7 +2,7 @@
 
     python tests/emulator/build.py [variant ...]
 
-One ninja file per variant, in build/emulator/<variant>; only what changed is compiled again.
+Everything lands in build/emulator, through one ninja file; only what changed is compiled again.
 Needs a C++17 compiler, ninja and pybind11; no CUDA toolkit.
 """
 
@@ -19,69 +19,74 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests/emulator"
-KERNEL_FLAGS = "-x c++ -Wno-unknown-pragmas"  # .cu files; `#pragma unroll` means nothing here
+OUT = ROOT / "build/emulator"
+# The registered kernels, and the planted bugs that test the emulation.
+MODULES = ("kernels", "planted")
+
 COMMON_FLAGS = (
-    # Default visibility and no unique symbols: an error names the kernel by its symbol, and several
-    # variants live in one process.
-    "-std=c++17 -g1 -fPIC -fno-gnu-unique -Wall -DFC_EMULATE"
+    # An error names the kernel by its symbol, hence default visibility; no unique symbols, because
+    # several modules live in one process.
+    f"-std=c++17 -g1 -fPIC -fno-gnu-unique -Wall -DFC_EMULATE -I{HERE} -I{ROOT / 'csrc'}"
+    f" -I{ROOT / 'kernels/cuda'}"
 )
+KERNEL_FLAGS = "-x c++ -Wno-unknown-pragmas"  # .cu files; `#pragma unroll` means nothing here
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compile everything; kernel_flags are for launchers and kernels only."""
+
+    flags: str
+    kernel_flags: str = ""
+    link_flags: str = ""
+
+
+# Loads and stores of kernel code call access_checks.cpp; no sanitizer library is linked.
+CHECKED = "-fsanitize=thread,alignment --param tsan-instrument-func-entry-exit=0"
+# The first error ends the process. The sanitizers' library has to be preloaded.
+SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
+VARIANTS = {
+    "plain": Variant("-O2", CHECKED),
+    # Not optimised: that compiles four times as fast, and hides nothing.
+    "sanitized": Variant(f"-O0 {SANITIZED}", link_flags=SANITIZED),
+    # The switch between fibers that works on any processor.
+    "ucontext": Variant("-O2 -DFC_EMULATE_UCONTEXT", CHECKED),
+}
 
 
 class BuildError(RuntimeError):
     """The compiler's message."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to compile everything. kernel_flags: for launchers and kernels only."""
-
-    name: str
-    flags: str
-    kernel_flags: str = ""
-    link_flags: str = ""
-
-
-VARIANTS = {
-    # Loads and stores of kernel code call access_checks.cpp; no sanitizer library is linked.
-    "plain": Variant(
-        "plain",
-        "-O2",
-        "-fsanitize=thread,alignment --param tsan-instrument-func-entry-exit=0",
-    ),
-}
-
-
-# What is built in each variant: the registered kernels, and the planted bugs that test the
-# emulation.
-MODULES = ("kernels", "planted")
-
-
-def module_path(module: str, variant: str) -> Path:
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    return folder(variant) / f"{module_name(module, variant)}{suffix}"
-
-
-def module_name(module: str, variant: str) -> str:
-    return f"emulated_{module}_{variant}"
+def compiler() -> str:
+    return os.environ.get("CXX", "c++")
 
 
 def folder(variant: str) -> Path:
-    return ROOT / "build/emulator" / variant
+    """Where the objects of a variant are."""
+    return OUT / variant
+
+
+def module_name(module: str) -> str:
+    return f"emulated_{module}"
+
+
+def module_path(module: str, variant: str) -> Path:
+    return folder(variant) / f"{module_name(module)}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def build(module: str = "kernels", variant: str = "plain", verbose: bool = False) -> Path:
-    """Brings one module up to date and returns its path. Safe to call from several
-    processes at once. Raises BuildError with the compiler's output."""
-    out = folder(variant)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "lock").open("w") as lock:
+    """Brings one module up to date and returns its path. Safe to call from several processes at
+    once. Raises BuildError with the compiler's output."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    with (OUT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        text = ninja_text(VARIANTS[variant])
-        ninja_file = out / "build.ninja"
+        text = ninja_text()
+        ninja_file = OUT / "build.ninja"
         if not ninja_file.exists() or ninja_file.read_text() != text:
             ninja_file.write_text(text)
         target = module_path(module, variant)
-        command = [ninja(), "-C", str(out), f"-j{jobs()}", target.name]
+        command = [ninja(), "-C", str(OUT), f"-j{jobs()}", str(target.relative_to(OUT))]
         result = subprocess.run(command, stdout=None if verbose else subprocess.PIPE, text=True)
         if result.returncode != 0:
             raise BuildError(f"building the CUDA emulation failed\n{result.stdout or ''}")
@@ -119,42 +124,58 @@ def bindings_source(module: str) -> Path:
     return {"kernels": HERE / "bindings.cpp", "planted": HERE / "planted/bindings.cpp"}[module]
 
 
-def ninja_text(variant: Variant) -> str:
+def ninja_text() -> str:
     import pybind11
 
-    cxx = os.environ.get("CXX", "c++")
-    includes = f"-I{HERE} -I{ROOT / 'csrc'} -I{ROOT / 'kernels/cuda'}"
     python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
-    flags = f"{COMMON_FLAGS} {variant.flags} {includes}"
+    # The table of where the no-ops of __launch_bounds__ are: nobody reads it, and it does not survive
+    # linking two files that instantiate one kernel.
+    objcopy = shutil.which("objcopy")
+    strip = f" && {objcopy} -R __patchable_function_entries $out" if objcopy else ""
     lines = [
         "ninja_required_version = 1.5",
         "rule cxx",
-        f"  command = {cxx} -MMD -MF $out.d {flags} $flags -c $in -o $out",
+        f"  command = {compiler()} -MMD -MF $out.d {COMMON_FLAGS} $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule kernel",
+        f"  command = {compiler()} -MMD -MF $out.d {COMMON_FLAGS} $flags -c $in -o $out{strip}",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {cxx} -shared -Wl,-Bsymbolic -o $out $in -ldl -lpthread {variant.link_flags}",
+        f"  command = {compiler()} -shared -Wl,-Bsymbolic -o $out $in -ldl -lpthread $flags",
     ]
-    known = set()
+
+    def compile_edge(source: Path, folder: str, flags: str, rule: str = "cxx") -> str:
+        target = f"{folder}/{str(source.relative_to(ROOT)).replace('/', '_')}.o"
+        edge = f"build {target}: {rule} {source}\n  flags = {flags}"
+        if edge not in lines:
+            lines.append(edge)
+        return target
+
     for module in MODULES:
-        name = module_name(module, variant.name)
-        edges = [
-            *((p, "") for p in host_sources(module)),
-            *((p, f"{KERNEL_FLAGS} {variant.kernel_flags}") for p in kernel_sources(module)),
-            (bindings_source(module), f"{python} -fvisibility=hidden -DFC_MODULE_NAME={name}"),
-        ]
-        objects = []
-        for source, extra in edges:
-            target = str(source.relative_to(ROOT)).replace("/", "_") + ".o"
-            objects.append(target)
-            if target not in known:
-                lines += [f"build {target}: cxx {source}", f"  flags = {extra}"]
-            known.add(target)
-        lines.append(f"build {module_path(module, variant.name).name}: link {' '.join(objects)}")
+        # pybind11 takes long to compile and no kernel runs in it: once for all variants.
+        bindings = compile_edge(
+            bindings_source(module),
+            "common",
+            f"-O1 -fvisibility=hidden {python} -DFC_MODULE_NAME={module_name(module)}",
+        )
+        for name, variant in VARIANTS.items():
+            kernel_flags = f"{KERNEL_FLAGS} {variant.flags} {variant.kernel_flags}"
+            objects = [
+                bindings,
+                *(compile_edge(p, name, variant.flags) for p in host_sources(module)),
+                *(compile_edge(p, name, kernel_flags, "kernel") for p in kernel_sources(module)),
+            ]
+            target = module_path(module, name).relative_to(OUT)
+            lines += [
+                f"build {target}: link {' '.join(objects)}",
+                f"  flags = {variant.link_flags}",
+            ]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or VARIANTS:
+    for wanted in sys.argv[1:] or ("plain", "sanitized"):
         for part in MODULES:
             print(build(part, wanted, verbose=True))

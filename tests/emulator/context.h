@@ -61,6 +61,13 @@ inline void prepare_context(Context& context, char* stack_low, size_t stack_byte
 #endif
 }
 
+// The first thing that `entry` calls: `from` is where the switch came from.
+inline void entered_from([[maybe_unused]] Context& from) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &from.stack_low, &from.stack_bytes);
+#endif
+}
+
 inline void switch_context(Context& from, Context& to) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&from.fake_stack, to.stack_low, to.stack_bytes);

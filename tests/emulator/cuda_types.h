@@ -16,10 +16,14 @@
 #define __align__(n) alignas(n)
 #define __grid_constant__
 #define __builtin_assume(condition) static_cast<void>(0)
-// So many padding bytes in front of the kernel's entry, and a table of where they start: the launch
-// reads the bound back from there (launch_bounds.cpp) and refuses larger blocks.
+// So many no-ops in front of the kernel's entry: the launch counts them (launch_checks.cpp) and
+// refuses larger blocks.
+#if defined(__clang__)  // takes no value that depends on a template
+#define FC_LAUNCH_BOUNDS(threads, ...)
+#else
 #define FC_LAUNCH_BOUNDS(threads, ...) \
   __attribute__((patchable_function_entry((threads) + 0, (threads) + 0)))
+#endif
 #define __launch_bounds__(...) FC_LAUNCH_BOUNDS(__VA_ARGS__, 0)
 
 // --- vectors ------------------------------------------------------------------------------------

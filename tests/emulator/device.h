@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "half_types.h"
-#include "scheduler.h"
+#include "kernel_interface.h"
 
 #define threadIdx (::emu::thread_index())
 #define blockIdx (::emu::block_index())
@@ -33,7 +33,7 @@ inline int __syncthreads_and(int predicate, FC_CALLER) {
 inline void __syncwarp(uint32_t mask = 0xFFFFFFFFu, FC_CALLER) {
   emu::warp_barrier(mask, {file, line});
 }
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_block() {}
 
 // Any subset of the lanes that could be active is a possible answer on a GPU; the least helpful one

@@ -3,12 +3,10 @@
 #pragma once
 #include <tuple>
 
-#include "async_engine.h"
 #include "cuda_types.h"
 #include "device.h"
 #include "half_types.h"
-#include "matrix_engine.h"
-#include "shared_memory.h"
+#include "kernel_interface.h"
 
 // The function-local constant is what tells one declaration (and instantiation) from another; all
 // threads of the block that come by get the same memory.

@@ -1,11 +1,13 @@
-// cp.async, ldmatrix and mma.sync; see the two headers for what they promise.
+// cp.async, ldmatrix and mma.sync (kernel_interface.h says what they promise), with fragments as
+// the PTX ISA defines them (section "Matrix multiply-accumulate operation using mma instruction").
+// Products are exact and added to the accumulator one by one in fp32, gemm_k ascending; the order
+// inside a tensor core is not documented, and tolerances leave room for it.
 #include <cstdio>
 #include <string>
 
 #include "access_checks.h"
-#include "async_engine.h"
 #include "half_types.h"
-#include "matrix_engine.h"
+#include "scheduler.h"
 #include "shared_memory.h"
 
 namespace emu {

@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "shared_memory.h"
+#include "worker.h"
 
 namespace emu {
 
 namespace {
-constexpr size_t kPageBytes = 4096;
 // Address space only. An offset that wrapped around in 32 bits is wrong by 2^32 elements; even of
 // fp64 it must hit no other buffer. A quarter of it where there is no room (39-bit address spaces).
 constexpr size_t kGuardBytes = size_t(1) << 35, kSmallGuardBytes = size_t(1) << 33;
@@ -34,8 +34,8 @@ void* reserve(size_t bytes, int protection) {
 GuardedBuffer::GuardedBuffer(std::string name, Role role, size_t bytes, size_t alignment,
                              size_t element_bytes, Placement placement, Fill fill)
     : name_(std::move(name)), bytes_(bytes), place_bytes_(std::min<size_t>(element_bytes, 4)) {
-  const size_t pages = (bytes + alignment + kPageBytes - 1) / kPageBytes;
-  const size_t inner = std::max<size_t>(pages, 1) * kPageBytes;
+  const size_t pages = (bytes + alignment + kPage - 1) / kPage;
+  const size_t inner = std::max<size_t>(pages, 1) * kPage;
   map_ = nullptr;
   for (const size_t guard : {kGuardBytes, kSmallGuardBytes}) {
     mapped_ = inner + 2 * guard;

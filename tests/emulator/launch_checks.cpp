@@ -5,14 +5,10 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "shared_memory.h"
 #include "worker.h"
-
-// Where the padding in front of each kernel with __launch_bounds__ starts (cuda_types.h); the
-// linker provides the ends. Weak, because a module may have none.
-extern "C" const uintptr_t __start___patchable_function_entries[] __attribute__((weak));
-extern "C" const uintptr_t __stop___patchable_function_entries[] __attribute__((weak));
 
 namespace emu {
 
@@ -42,18 +38,22 @@ std::string kernel_name(const void* kernel) {
 }
 
 namespace {
-// The kernel's __launch_bounds__, or 0 when it has none.
+// The kernel's __launch_bounds__, or 0 when it has none (or none of a multiple of 32). Alignment
+// may have put a few no-ops more in front of those that say it.
 unsigned launch_bound(const void* kernel) {
-  const auto entry = reinterpret_cast<uintptr_t>(kernel);
-  uintptr_t nearest = 0;
-  for (const uintptr_t* p = __start___patchable_function_entries;
-       p < __stop___patchable_function_entries; ++p)
-    if (*p <= entry && *p > nearest) nearest = *p;
-  const uintptr_t padding = entry - nearest;
-  if (nearest == 0 || padding > kMaxThreads) return 0;
-  for (uintptr_t p = nearest; p < entry; ++p)
-    if (*reinterpret_cast<const unsigned char*>(p) != 0x90) return 0;  // another kernel's
-  return static_cast<unsigned>(padding);
+#if defined(__x86_64__)
+  const std::string no_op = "\x90";
+#elif defined(__aarch64__)
+  const std::string no_op("\x1f\x20\x03\xd5", 4);
+#else
+  const std::string no_op;
+#endif
+  const auto* const entry = static_cast<const char*>(kernel);
+  unsigned count = 0;
+  while (!no_op.empty() && count < kMaxThreads &&
+         std::memcmp(entry - (count + 1) * no_op.size(), no_op.data(), no_op.size()) == 0)
+    ++count;
+  return count / 32 * 32;
 }
 }  // namespace
 

@@ -25,7 +25,7 @@ struct sigaction previous_actions[3];
 // The handler may do what any code may, because what it interrupts is kernel code, never the middle
 // of an allocation; and it leaves as any failing fiber does, after which the signal stack is free
 // for the next fault (SA_NODEFER: the signal is not blocked while the handler runs).
-void on_fault(int signal, siginfo_t* info, void* state) {
+[[maybe_unused]] void on_fault(int signal, siginfo_t* info, void* state) {
   if (signal == kTimeSignal) {
     if (current != nullptr) fail("still running when its time was up: an endless loop?");
     return;
@@ -47,7 +47,7 @@ void on_fault(int signal, siginfo_t* info, void* state) {
     const char* const guard = current->block->worker->stacks + i * kStackStride;
     const auto* const at = static_cast<const char*>(info->si_addr);
     if (at >= guard && at < guard + kPage)
-      fail("stack overflow (a CUDA thread has " + std::to_string(kStackStride / 1024) +
+      fail("stack overflow (a CUDA thread has " + std::to_string(kStackBytes / 1024) +
            " KiB here)" + code_address(pc));
   }
   fail("invalid access at " + describe_address(info->si_addr) + code_address(pc));

@@ -28,6 +28,8 @@ std::string coordinates(const uint3& v) {
 
 // --- errors -------------------------------------------------------------------------------------
 
+void fail(const char* what) { fail(std::string(what)); }
+
 void fail(const std::string& what) {
   Fiber& self = *current;
   record(*self.block, &self, what);

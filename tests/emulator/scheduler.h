@@ -31,7 +31,7 @@
 #include <vector>
 
 #include "context.h"
-#include "cuda_types.h"
+#include "kernel_interface.h"
 
 namespace emu {
 
@@ -43,12 +43,6 @@ struct Block;
 struct Fiber;
 struct Warp;
 struct Worker;
-
-// A place in a kernel's source, for messages and to tell barriers apart.
-struct Site {
-  const char* file;
-  int line;
-};
 
 // --- what a fiber is ----------------------------------------------------------------------------
 
@@ -187,23 +181,9 @@ struct Statistics {
 void begin_run(const Settings&);
 std::string end_run(Statistics* statistics);
 
-// Runs the kernel on every block of the grid; returns a cudaError_t.
-int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_t argument_bytes,
-               dim3 grid, dim3 block, size_t dynamic_bytes);
+// --- what engines call, on a fiber
+// ----------------------------------------------------------------
 
-// --- what kernels see ---------------------------------------------------------------------------
-
-// Constant for as long as a kernel's function runs, which the compiler may use. Functions, because
-// a read of `current` in kernel code would be checked as an access of the kernel's.
-__attribute__((const)) uint3 thread_index();
-__attribute__((const)) uint3 block_index();
-__attribute__((const)) dim3 block_extent();
-__attribute__((const)) dim3 grid_extent();
-__attribute__((const)) unsigned lane_index();
-
-// --- what engines and device functions call, on a fiber -----------------------------------------
-
-// Ends the launch with a message that names kernel, block and thread. Does not return.
 [[noreturn]] void fail(const std::string& what);
 
 // Gives the processor away until somebody calls `wake`.
@@ -213,24 +193,5 @@ void wake(Fiber& fiber);
 // Meets the other lanes of `mask` at the same collective; the last one to arrive runs `exchange`
 // for all. `argument` must stay valid until then: it may point to the fiber's stack.
 void warp_collective(const char* name, uint32_t mask, void* argument, Exchange exchange, Site site);
-
-// Orders the memory accesses of the warp's lanes before and after it.
-void warp_barrier(uint32_t mask, Site site);
-
-// The value of lane `source` (of `bytes` bytes, in place), NaN if that lane takes no part.
-void warp_shuffle(const char* name, uint32_t mask, void* value, unsigned bytes, unsigned source,
-                  Site site);
-
-// The lanes whose predicate is true.
-uint32_t warp_vote(const char* name, uint32_t mask, bool predicate, Site site);
-
-// Returns how many threads came with a true predicate; `arrived`: how many came at all.
-unsigned block_barrier(const char* kind, bool predicate, Site site, unsigned* arrived = nullptr);
-
-// Barriers 1 to 15, for `threads` threads (a multiple of 32) of the block.
-void named_barrier(unsigned id, unsigned threads, bool wait, Site site);
-
-// A random number of the block's own sequence.
-uint32_t random_bits();
 
 }  // namespace emu

@@ -39,11 +39,11 @@ bool is_poison(const void* p, size_t bytes) {
 }
 
 SharedMemory::SharedMemory() {
-  void* map = mmap(nullptr, kSpan + 2 * kPage, PROT_NONE,
+  void* map = mmap(nullptr, kSpan + 2 * kGapBytes, PROT_NONE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED) throw std::bad_alloc();
-  statics_ = static_cast<unsigned char*>(map) + kPage;
-  dynamics_ = statics_ + kStaticBytes + kPage;
+  statics_ = static_cast<unsigned char*>(map) + kGapBytes;
+  dynamics_ = statics_ + kStaticBytes + kGapBytes;
   mprotect(statics_, kStaticBytes, PROT_READ | PROT_WRITE);
   mprotect(dynamics_, kDynamicBytes, PROT_READ | PROT_WRITE);
 }

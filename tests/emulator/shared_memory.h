@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "kernel_interface.h"
+
 namespace emu {
 
 // Sixteen bits that are a NaN as fp16, bf16 and, repeated, as fp32 and fp64; as an index it is far
@@ -14,17 +16,6 @@ namespace emu {
 constexpr uint16_t kPoison = 0xFFED;
 void fill_poison(void* p, size_t bytes);
 bool is_poison(const void* p, size_t bytes);
-
-// --- for kernels ------------------------------------------------------------------------------
-
-// One per FC_SHARED and template instantiation.
-struct SharedSite {
-  const char* name;
-  size_t bytes, alignment;
-};
-
-void* shared_array(const SharedSite& site);
-void* dynamic_shared();
 
 // For messages: "tile+132 (of 128 bytes)", or an address that is "not in shared memory".
 const char* describe_shared(const void* p, char (&text)[96]);
@@ -39,8 +30,9 @@ constexpr size_t kStaticLimit = 48 * 1024, kSharedLimit = 227 * 1024;
 // The dynamic part ends at most 255 bytes before the page that cannot be touched.
 class SharedMemory {
  public:
-  static constexpr size_t kStaticBytes = 64 * 1024, kDynamicBytes = 232 * 1024;
-  static constexpr size_t kSpan = kStaticBytes + 4096 + kDynamicBytes;
+  static constexpr size_t kStaticBytes = 64 * 1024, kDynamicBytes = 256 * 1024;
+  static constexpr size_t kGapBytes = 64 * 1024;  // pages that cannot be touched
+  static constexpr size_t kSpan = kStaticBytes + kGapBytes + kDynamicBytes;
 
   SharedMemory();
   SharedMemory(const SharedMemory&) = delete;

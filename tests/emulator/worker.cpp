@@ -43,6 +43,7 @@ unsigned nth_from(uint32_t mask, unsigned start) {
 }
 
 void fiber_main() {
+  entered_from(current->block->worker->home);
   for (;;) {  // once per block
     Fiber& self = *current;
     Launch& launch = *self.block->launch;
@@ -80,8 +81,8 @@ Worker::Worker() : fibers(kMaxThreads), warps(kMaxThreads / kWarpSize) {
 void Worker::reset_fibers() {
   for (unsigned i = 0; i < kMaxThreads; ++i) {
     const size_t colour = i % 16 * 192;
-    prepare_context(fibers[i].context, stacks + i * kStackStride + kPage,
-                    kStackStride - kPage - colour, fiber_main);
+    prepare_context(fibers[i].context, stacks + i * kStackStride + kPage, kStackBytes - colour,
+                    fiber_main);
     fibers[i].copies = CopyQueue();
   }
   fresh = true;

@@ -6,8 +6,17 @@
 
 namespace emu {
 
+#if defined(__x86_64__)
 constexpr size_t kPage = 4096;
-constexpr size_t kStackStride = 64 * 1024;
+#else
+constexpr size_t kPage = 64 * 1024;  // the largest in use
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kStackBytes = 512 * 1024;  // not optimised, and with redzones around everything
+#else
+constexpr size_t kStackBytes = 64 * 1024;
+#endif
+constexpr size_t kStackStride = kStackBytes + kPage;  // one page of it cannot be touched
 
 struct Worker {
   Worker();

@@ -8,12 +8,23 @@ namespace planted {
 
 namespace {
 
-const ScenarioList* const kLists[] = {&barriers, &warps, &memory, &copies, &matrices, &launches};
+const std::vector<const ScenarioList*> kBugs = {&barriers, &warps,    &memory,
+                                                &copies,   &matrices, &launches};
+const std::vector<const ScenarioList*> kSanitized = {&undefined};
+const std::vector<const ScenarioList*> kValues = {&values};
+
+std::vector<std::string> names_of(const std::vector<const ScenarioList*>& lists) {
+  std::vector<std::string> names;
+  for (const ScenarioList* list : lists)
+    for (int i = 0; i < list->size; ++i) names.emplace_back(list->data[i].name);
+  return names;
+}
 
 const Scenario& find_scenario(const std::string& name) {
-  for (const ScenarioList* list : kLists)
-    for (int i = 0; i < list->size; ++i)
-      if (list->data[i].name == name) return list->data[i];
+  for (const std::vector<const ScenarioList*>& lists : {kBugs, kSanitized, kValues})
+    for (const ScenarioList* list : lists)
+      for (int i = 0; i < list->size; ++i)
+        if (list->data[i].name == name) return list->data[i];
   throw std::invalid_argument("no scenario " + name);
 }
 
@@ -60,12 +71,9 @@ auto elementwise(Function f) {
 PYBIND11_MODULE(FC_MODULE_NAME, m) {
   using namespace planted;
   emu::bind_common(m);
-  m.def("scenarios", [] {
-    std::vector<std::string> names;
-    for (const ScenarioList* list : kLists)
-      for (int i = 0; i < list->size; ++i) names.emplace_back(list->data[i].name);
-    return names;
-  });
+  m.def("scenarios", [] { return names_of(kBugs); });
+  // What only the sanitizers see.
+  m.def("sanitized_scenarios", [] { return names_of(kSanitized); });
   m.def(
       "run",
       [](const std::string& name, bool bug, const py::object& x, size_t outputs,

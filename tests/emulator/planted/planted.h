@@ -2,9 +2,11 @@
 // sees that every bug is caught and every twin passes.
 #pragma once
 #include <cstdint>
+#include <iterator>
 
 #include "detail/async_copy.cuh"
 #include "detail/mma.cuh"
+#include "detail/named_barrier.cuh"
 #include "detail/platform.cuh"
 
 namespace planted {
@@ -28,7 +30,7 @@ struct ScenarioList {
   const Scenario* data;
   int size;
 };
-extern const ScenarioList barriers, warps, memory, copies, matrices, launches;
+extern const ScenarioList barriers, warps, memory, copies, matrices, launches, undefined, values;
 
 // One launch with 128 threads a block unless said otherwise; both twins take the same arguments.
 template <class... Params, class... Args>

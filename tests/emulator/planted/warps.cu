@@ -81,8 +81,27 @@ __global__ void named_barrier_thread_count(const float* x, float* y, int64_t) {
     return;
   }
   tile[threadIdx.x] = x[threadIdx.x];
-  emu::named_barrier(1, kBug ? 96 : 64, true, {__FILE__, __LINE__});
+  fastconv::cuda::named_barrier_sync(1, kBug ? 96 : 64);
   y[threadIdx.x] = tile[63 - threadIdx.x];
+}
+
+// Warp 0 produces for warp 1 through a full and an empty barrier, twice; the others idle.
+template <bool kBug>
+__global__ void named_barrier_hand_over(const float* x, float* y, int64_t) {
+  using namespace fastconv::cuda;
+  FC_SHARED(float, tile, [32]);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  for (int step = 0; step < 2; ++step) {
+    if (warp == 0) {
+      if (step > 0 && !kBug) named_barrier_sync(2, 64);  // empty
+      tile[lane] = x[step * 32 + lane];
+      named_barrier_arrive(1, 64);  // full
+    } else if (warp == 1) {
+      named_barrier_sync(1, 64);
+      y[step * 32 + lane] = tile[31 - lane];
+      if (step == 0 && !kBug) named_barrier_arrive(2, 64);
+    }
+  }
 }
 
 static const Scenario kScenarios[] = {
@@ -90,6 +109,7 @@ static const Scenario kScenarios[] = {
     FC_TWINS(different_masks, 1, 128),         FC_TWINS(different_collectives, 1, 128),
     FC_TWINS(exited_lane_in_mask, 1, 128),     FC_TWINS(shuffle_from_inactive_lane, 1, 128),
     FC_TWINS(activemask_as_full_mask, 1, 128), FC_TWINS(named_barrier_thread_count, 1, 128),
+    FC_TWINS(named_barrier_hand_over, 1, 128),
 };
 extern const ScenarioList warps{kScenarios, std::size(kScenarios)};
 

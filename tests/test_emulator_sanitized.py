@@ -1,0 +1,114 @@
+"""The kernels under the address and undefined-behaviour sanitizers, in processes of their own:
+every registered instance on a few small problems, and planted bugs that only they see."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CONV_CASES, ConvCase
+from conv_runner import hash_of, random_operands
+from emulated import CAPABILITY, SM_COUNT, Instance, emulation, instances, operand_bytes
+from emulator import build
+from emulator.sanitized_run import run_jobs
+from test_emulator import PLANTED, planted_input
+
+# scenario of tests/emulator/planted/undefined.cu: the report
+UNDEFINED = {
+    "local_array_out_of_bounds": r"index 4 out of bounds for type 'float \[4\]'",
+    "row_overrun": r"index \d+ out of bounds for type 'float \[33\]'",
+    "signed_overflow": "signed integer overflow: 65536 \\* 65536 cannot be represented",
+    "shift_too_far": "shift exponent 32 is too large",
+    "shared_overrun": "AddressSanitizer: use-after-poison",
+}
+# Of the others, some that the sanitizers see as well.
+ALSO_SEEN = {
+    "global_read_behind": "AddressSanitizer: SEGV",
+    "global_write_behind": "AddressSanitizer: SEGV",
+    "misaligned_vector": "misaligned address",
+    "deadlock": "deadlock: 16 threads wait",
+}
+
+
+def planted_job(name: str, bug: bool, seed: int = 1) -> dict[str, Any]:
+    planted = PLANTED.get(name)
+    x = np.arange(1, 129, dtype=np.float32) if planted is None else planted_input(planted)
+    return {
+        "name": f"{name} {bug}",
+        "call": "run",
+        "args": [name, bug, x, x.size],
+        "options": {"seed": seed},
+    }
+
+
+def test_every_sanitized_scenario_has_its_test() -> None:
+    assert set(emulation("planted").sanitized_scenarios()) == set(UNDEFINED)
+
+
+def test_correct_twins_are_clean() -> None:
+    module = build.build("planted", "sanitized")
+    slow = {"dynamic_shared_too_large", "too_many_threads", "grid_y_too_large"}
+    names = [*UNDEFINED, *(name for name in PLANTED if name not in slow)]
+    outcome = run_jobs(module, [planted_job(name, False) for name in names])
+    assert outcome.stdout.endswith("all done\n"), outcome.stdout[-200:] + outcome.stderr[:4000]
+
+
+@pytest.mark.parametrize("name", [*UNDEFINED, *ALSO_SEEN])
+def test_planted_bug_is_reported(name: str) -> None:
+    module = build.build("planted", "sanitized")
+    outcome = run_jobs(module, [planted_job(name, True)])
+    assert outcome.returncode != 0
+    expected = {**UNDEFINED, **ALSO_SEEN}[name]
+    assert re.search(expected, outcome.stderr), outcome.stderr[:4000]
+
+
+CASES_PER_INSTANCE = 3
+LARGEST = 100_000  # multiply-adds: some 20 seconds of the sanitized build for all instances
+
+
+def macs(case: ConvCase) -> int:
+    return int(np.prod(case.output_size) * np.prod(case.weight_size[1:]))
+
+
+def chosen_cases(instance: Instance) -> list[ConvCase]:
+    """Small ones that differ from instance to instance."""
+    cases = [c for c in CONV_CASES if "empty" not in c.tags and not instance.refusal(c)]
+    small = [c for c in cases if macs(c) <= LARGEST] or sorted(cases, key=macs)[:1]
+    return sorted(small, key=lambda c: hash_of(c.id + instance.name))[:CASES_PER_INSTANCE]
+
+
+def conv_job(instance: Instance, case: ConvCase, seed: int) -> dict[str, Any]:
+    a, b, bias = random_operands(case, instance.direction, instance.dtype)
+    args = [
+        instance.algorithm,
+        instance.name,
+        [case.input_size, case.weight_size, *case.params],
+        operand_bytes(a, instance),
+        operand_bytes(b, instance),
+        None if bias is None else operand_bytes(bias, instance),
+        [CAPABILITY, SM_COUNT],
+    ]
+    return {
+        "name": f"{instance} {case.id}",
+        "call": "run_conv",
+        "args": args,
+        "options": {"seed": seed},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", sorted({i.algorithm for i in instances()}))
+def test_instances_are_clean(algorithm: str) -> None:
+    module = build.build("kernels", "sanitized")
+    mine = [instance for instance in instances() if instance.algorithm == algorithm]
+    jobs = [
+        conv_job(instance, case, seed)
+        for instance in mine
+        for seed, case in enumerate(chosen_cases(instance), start=1)
+    ]
+    assert {job["args"][1] for job in jobs} == {instance.name for instance in mine}
+    outcome = run_jobs(module, jobs)
+    last = outcome.stdout.splitlines()[-1] if outcome.stdout else "nothing ran"
+    assert last == "all done", f"{last}\n{outcome.stderr[:6000]}"
