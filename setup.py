@@ -265,10 +265,13 @@ class Compilation:
         self.facts.update(FC_BUILD_CUDA=release, FC_BUILD_ARCHS=",".join(names))
         self.ninja.rule(
             "nvcc",
+            # What ptxas says of every kernel is kept beside the object for the static checks.
             f"{quote(nvcc)} -MMD -MF $out.d -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr"
+            " -Xptxas -v"
             f" -ccbin {self.cxx.split()[0]} -Xcompiler -fPIC,-fvisibility=hidden"
             f" -I{quote(ROOT / 'csrc')} -I{quote(ROOT / 'kernels/cuda')} {' '.join(gencode)}"
-            " -c $in -o $out",
+            " -c $in -o $out 2> $out.log || { cat $out.log >&2; exit 1; };"
+            " grep -i warning $out.log >&2 || true",
             "gcc",
         )
         for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):

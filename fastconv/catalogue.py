@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BACKENDS = ("cpu", "cuda", "triton")
 _SM_90 = (90, 132)  # capability and SMs; what applies does not depend on them
 # Documents that carry a generated table, relative to the source tree.
-DOCUMENTS = {"README.md": "operations", "kernels/README.md": "algorithms"}
+DOCUMENTS = {"README.md": ("operations",), "kernels/README.md": ("algorithms", "resources")}
+# What every CUDA kernel uses, written and checked by the static checks.
+BUDGETS = Path("tests/static/budgets.json")
 
 
 def _spec(direction: str, rank: int, dtype: torch.dtype = torch.float32, **change) -> ConvSpec:
@@ -120,7 +123,44 @@ def algorithms_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"operations": operations_table, "algorithms": algorithms_table}
+def _range(values: list[float], unit: str = "") -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}{unit}" if low == high else f"{low:g}–{high:g}{unit}"
+
+
+def resources_table(root: Path = Path(__file__).resolve().parent.parent) -> str:
+    """CUDA kernels by family: what ptxas gave their instances, and the occupancy that follows."""
+    families: dict[str, list[dict]] = {}
+    for row in json.loads((root / BUDGETS).read_text())["kernels"]:
+        families.setdefault(row["kernel"].split("<")[0], []).append(row)
+    lines = [
+        "| kernel | instances | threads | shared KiB | registers sm_80 | sm_90a"
+        " | occupancy sm_80 | sm_90a |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in sorted(families.items()):
+        newest = [row["sm_90a"] for row in rows]
+        launched = [r for r in newest if "occupancy" in r]
+        shared = [round((r["shared"] + r["dynamic_shared"]) / 1024, 1) for r in launched]
+        cells = [
+            f"`{name}`",
+            str(len(rows)),
+            _range([r["threads"] for r in launched]) if launched else "—",
+            _range(shared) if launched else "—",
+        ]
+        for what, scale, unit in (("registers", 1, ""), ("occupancy", 100, "%")):
+            for arch in ("sm_80", "sm_90a"):
+                values = [round(row[arch][what] * scale) for row in rows if what in row[arch]]
+                cells.append(_range(values, unit) if values else "—")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "operations": operations_table,
+    "algorithms": algorithms_table,
+    "resources": resources_table,
+}
 
 
 def fill(text: str, name: str, table: str) -> str:
@@ -135,9 +175,10 @@ def fill(text: str, name: str, table: str) -> str:
 def stale_documents(root: Path, write: bool = False) -> list[str]:
     """Documents whose table differs from the registry's; with `write`, they are brought up."""
     stale = []
-    for path, name in DOCUMENTS.items():
-        text = (root / path).read_text()
-        fresh = fill(text, name, TABLES[name]())
+    for path, names in DOCUMENTS.items():
+        text = fresh = (root / path).read_text()
+        for name in names:
+            fresh = fill(fresh, name, TABLES[name]())
         if fresh != text:
             stale.append(path)
             if write:
@@ -155,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
         stale = stale_documents(arguments.root, arguments.write)
         print("\n".join(f"{'written' if arguments.write else 'stale'}: {p}" for p in stale))
         return 1 if stale and not arguments.write else 0
-    print(f"{operations_table()}\n\n{algorithms_table()}")
+    print("\n\n".join(table() for table in TABLES.values()))
     return 0
 
 

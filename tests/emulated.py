@@ -11,6 +11,7 @@ The emulation (tests/emulator) is compiled when something it is made of has chan
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import shutil
 import subprocess
@@ -170,6 +171,32 @@ def run_instance(
         "wgrad": case.weight_size,
     }[direction]
     return _from_bytes(result, size, found)
+
+
+def planned_launches(
+    instance: Instance, case: ConvCase, placement: str = "start", capability: int = CAPABILITY
+) -> list[Any]:
+    """What the instance launches for a problem of any size: (kernel, blocks, threads per block,
+    dynamic_bytes) each. Nothing is run, and no memory is touched."""
+    module, element = emulation(), instance.dtype.itemsize
+    first, second = {
+        "fprop": (case.input_size, case.weight_size),
+        "dgrad": (case.output_size, case.weight_size),
+        "wgrad": (case.output_size, case.input_size),
+    }[instance.direction]
+    _, counted, _ = module.run_conv(
+        instance.algorithm,
+        instance.name,
+        native_problem(case),
+        (math.prod(first) * element, []),
+        (math.prod(second) * element, []),
+        None,
+        module.Device(capability, SM_COUNT),
+        [],
+        block_limit=0,
+        placement=getattr(module.Placement, placement),
+    )
+    return counted.records
 
 
 def _device() -> Any:

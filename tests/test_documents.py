@@ -18,8 +18,8 @@ def test_tables_match_the_registry():
 
 
 def test_a_stale_table_is_seen(tmp_path):
-    for path, name in catalogue.DOCUMENTS.items():
-        text = catalogue.fill((ROOT / path).read_text(), name, "| made up |")
+    for path, names in catalogue.DOCUMENTS.items():
+        text = catalogue.fill((ROOT / path).read_text(), names[-1], "| made up |")
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
     assert catalogue.main(["--check", "--root", str(tmp_path)]) == 1

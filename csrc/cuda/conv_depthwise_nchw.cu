@@ -30,6 +30,7 @@ PlanesPlan plan_planes(const ConvProblem& p, bool dgrad, int r, int stride) {
   const int64_t(&in)[3] = dgrad ? p.out : p.in;
   const int64_t(&out)[3] = dgrad ? p.in : p.out;
   const bool gathered = dgrad && stride == 2;
+  const int64_t across = gathered ? 1 : kPlaneColumns<scalar_t>;  // columns of a thread
   g.mirrored = dgrad && stride == 1;
   g.C = static_cast<int>(p.C);
   g.plane_count = p.N * p.C;
@@ -50,7 +51,7 @@ PlanesPlan plan_planes(const ConvProblem& p, bool dgrad, int r, int stride) {
   g.walk = static_cast<int>(ceil_div(rows, ceil_div(rows, gathered ? 6 : 8)));
   int64_t tile_rows = rows, tile_columns = out[2], planes = 1;
   if (size <= budget) {
-    const int64_t items = out[2] * ceil_div(rows, g.walk);
+    const int64_t items = ceil_div(out[2], across) * ceil_div(rows, g.walk);
     planes = std::min({budget / size, ceil_div(kItems, items), kMaxPlanes, g.plane_count});
   } else {
     if (in_rows(std::min<int64_t>(g.walk, rows)) * in[2] > budget) {
@@ -63,7 +64,7 @@ PlanesPlan plan_planes(const ConvProblem& p, bool dgrad, int r, int stride) {
                               : inputs_of(tile_columns, r, stride, gathered) + kPiece<scalar_t>;
     tile_rows = g.walk;
     while (tile_rows + g.walk <= rows && in_rows(tile_rows + g.walk) * width <= budget &&
-           tile_columns * tile_rows < kItems * g.walk)
+           ceil_div(tile_columns, across) * tile_rows < kItems * g.walk)
       tile_rows += g.walk;
   }
   g.planes = static_cast<int>(planes);
@@ -77,8 +78,8 @@ PlanesPlan plan_planes(const ConvProblem& p, bool dgrad, int r, int stride) {
   g.row_tiles = FastDivmod(static_cast<uint32_t>(row_tiles));
   g.column_tiles = FastDivmod(static_cast<uint32_t>(column_tiles));
   g.walks = FastDivmod(static_cast<uint32_t>(ceil_div(tile_rows, g.walk)));
-  g.columns = FastDivmod(static_cast<uint32_t>(tile_columns));
-  const int64_t items = planes * tile_columns * ceil_div(tile_rows, g.walk);
+  g.columns = FastDivmod(static_cast<uint32_t>(ceil_div(tile_columns, across)));
+  const int64_t items = planes * ceil_div(tile_columns, across) * ceil_div(tile_rows, g.walk);
   plan.threads =
       static_cast<int>(std::min<int64_t>(kDepthwisePlaneThreads, ceil_div(items, 32) * 32));
   plan.blocks = ceil_div(g.plane_count, planes) * row_tiles * column_tiles;

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (R == 3 ? 12 : 8))
   const int first_row = g.pad_h / 2;
   const int p0 = max(tile.row + first_row - kTail, 0);
   const int p1 = min(tile.row_end + first_row, g.in_h);
-  const bool full = g.columns.divisor >= static_cast<uint32_t>(g.out_w);
+  const bool full = g.tile_columns >= g.out_w;
   const int q0 = full ? 0 : max((tile.column + g.pad_w) / 2 - kTail, 0);
   const int q1 = full ? g.in_w : min((tile.column_end - 1 + g.pad_w) / 2 + 1, g.in_w);
   const int64_t in_size = static_cast<int64_t>(g.in_h) * g.in_w;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (R == 3 ? 12 : 8))
   const int items = tile.planes * static_cast<int>(g.walks.divisor * g.columns.divisor);
 #pragma unroll 1
   for (int item = threadIdx.x; item < items; item += blockDim.x) {
-    const PlaneWalk walk = plane_walk(g, tile, item);
+    const PlaneWalk walk = plane_walk<1>(g, tile, item);
     if (!walk.any) continue;
     const int parity = (walk.column + g.pad_w) & 1;
     const int column = (walk.column + g.pad_w - parity) / 2;  // of dy, for tap s = parity

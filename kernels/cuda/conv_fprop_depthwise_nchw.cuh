@@ -6,14 +6,15 @@
 //
 // Mapping   a block has a box of x in shared memory: whole neighbouring planes (n,c) where they are
 //           small, else a strip of rows (of columns too, if a row is very long) with its halo. A
-//           thread has one column q and the R*R weights in registers and walks down P: per input
-//           row it loads R neighbours from shared memory and adds them to the (R-1)/st+1 outputs
-//           that the row meets, which slide along in registers.
+//           thread has one column q (two of a 16-bit type, whose bytes are half as many per
+//           instruction) and the R*R weights in registers and walks down P: per input row it loads
+//           the R neighbours from shared memory and adds them to the (R-1)/st+1 outputs that the
+//           row meets, which slide along in registers.
 // Loads     16-byte cp.async whatever the alignment of a row (detail/plane_rows.cuh); stores of
 //           neighbouring threads are neighbours.
 // Layouts   x [N,C,H,W], w [C,R,S], y [N,C,P,Q]. Dtypes f32, bf16, f16, summed in fp32.
-// Padding   a row outside is skipped. A column outside counts as a zero times a weight set to zero:
-//           it adds exactly nothing.
+// Padding   never read. A row outside is skipped. A column outside is multiplied as a zero where
+//           all weights are finite, which adds exactly nothing; else every tap is guarded.
 // Bytes     |x| + |y| + |w|; halo rows of strips are read twice, from L2. 2*R*R FLOPs per output.
 //           Bound by memory but for 16-bit 7x7. Not measured on a GPU.
 // Determinism   one thread per output, rows in order: bitwise repeatable.
@@ -23,10 +24,30 @@
 
 namespace fastconv::cuda {
 
+// Columns of `out` that a thread walks down.
+template <class scalar_t>
+constexpr int kPlaneColumns = sizeof(scalar_t) == 2 ? 2 : 1;
+
 template <int R>
 constexpr int kPlaneBlocksPerSm = R == 3   ? 12
-                                  : R == 5 ? 8
+                                  : R == 5 ? 7
                                            : 5;
+
+// One output by its definition, from the staged box: for weights that are not finite.
+template <int R, class scalar_t>
+__device__ __forceinline__ float guarded_sum(const scalar_t* in, int row_pitch, const float* taps,
+                                             int h, int h_end, int column, int in_w) {
+  float sum = taps[R * R];
+#pragma unroll 1
+  for (int r = 0; r < R; ++r) {
+    if (h + r < 0 || h + r >= h_end) continue;
+#pragma unroll 1
+    for (int s = 0; s < R; ++s)
+      if (static_cast<unsigned>(column + s) < static_cast<unsigned>(in_w))
+        sum += taps[r * R + s] * to_acc(in[r * row_pitch + s]);
+  }
+  return sum;
+}
 
 template <class scalar_t, int R, int STRIDE>
 __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>))
@@ -35,7 +56,9 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>)
                                      const scalar_t* __restrict__ bias, scalar_t* __restrict__ y) {
   constexpr int kTaps = R * R;
   constexpr int kTail = (R - 1) / STRIDE;  // outputs beyond the newest that an input row meets
-  FC_DYN_SHARED(float, filter);            // [planes][kTaps + 1], then the box of x
+  constexpr int kColumns = kPlaneColumns<scalar_t>;
+  constexpr int kValues = (kColumns - 1) * STRIDE + R;
+  FC_DYN_SHARED(float, filter);  // [planes][kTaps + 1], then the box of x
   scalar_t* const staged =
       reinterpret_cast<scalar_t*>(filter + (g.planes * (kTaps + 1) + 3) / 4 * 4);
 
@@ -43,7 +66,7 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>)
   const int h0 = max(tile.row * STRIDE - g.pad_h, 0);
   const int h1 = min((tile.row_end - 1) * STRIDE - g.pad_h + R, g.in_h);
   // Whole rows where the tile is as wide as the plane: they are one run.
-  const bool full = g.columns.divisor >= static_cast<uint32_t>(g.out_w);
+  const bool full = g.tile_columns >= g.out_w;
   const int w0 = full ? 0 : max(tile.column * STRIDE - g.pad_w, 0);
   const int w1 = full ? g.in_w : min((tile.column_end - 1) * STRIDE - g.pad_w + R, g.in_w);
   const int64_t in_size = static_cast<int64_t>(g.in_h) * g.in_w;
@@ -52,56 +75,77 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>)
   copy_box(staged, box, from, in_size, g.in_w, tile.planes, h1 - h0, w1 - w0, threadIdx.x,
            blockDim.x);
   cp_async_commit();
-  stage_plane_filters<kTaps>(filter, w, bias, tile, g.C, g.mirrored);
+  bool finite = stage_plane_filters<kTaps>(filter, w, bias, tile, g.C, g.mirrored);
   cp_async_wait<0>();
-  __syncthreads();
+  finite = __syncthreads_or(!finite) == 0;
 
   const int items = tile.planes * static_cast<int>(g.walks.divisor * g.columns.divisor);
 #pragma unroll 1
   for (int item = threadIdx.x; item < items; item += blockDim.x) {
-    const PlaneWalk walk = plane_walk(g, tile, item);
+    const PlaneWalk walk = plane_walk<kColumns>(g, tile, item);
     if (!walk.any) continue;
     const int column = walk.column * STRIDE - g.pad_w;
+    const int columns =
+        tile.column_end - walk.column;  // of them kColumns at most are this thread's
     const float* const taps = filter + walk.plane * (kTaps + 1);
-    float weight[R][R];
-#pragma unroll
-    for (int s = 0; s < R; ++s) {
-      const bool inside = static_cast<unsigned>(column + s) < static_cast<unsigned>(g.in_w);
-#pragma unroll
-      for (int r = 0; r < R; ++r) weight[r][s] = inside ? taps[r * R + s] : 0.f;
-    }
-    const float start = taps[kTaps];
-    float acc[kTail + 1];
-#pragma unroll
-    for (int j = 0; j <= kTail; ++j) acc[j] = start;
-
-    scalar_t* out = y + ((tile.plane + walk.plane) * g.out_h + walk.row) * g.out_w + walk.column;
-    // After the input rows of step i, output row walk.row + i - kTail is complete.
     int h = walk.row * STRIDE - g.pad_h;
     const scalar_t* in = staged + box.at(walk.plane, h - h0, column - w0);
+    scalar_t* out = y + ((tile.plane + walk.plane) * g.out_h + walk.row) * g.out_w + walk.column;
+    if (!finite) {
+#pragma unroll 1
+      for (int row = walk.row; row < walk.row_end; ++row) {
+#pragma unroll 1
+        for (int k = 0; k < kColumns && k < columns; ++k)
+          out[k] = from_acc<scalar_t>(guarded_sum<R>(in + k * STRIDE, box.row_pitch, taps, h, h1,
+                                                     column + k * STRIDE, g.in_w));
+        h += STRIDE;
+        in += STRIDE * box.row_pitch;
+        out += g.out_w;
+      }
+      continue;
+    }
+
+    float weight[R][R];
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int s = 0; s < R; ++s) weight[r][s] = taps[r * R + s];
+    const float start = taps[kTaps];
+    float acc[kColumns][kTail + 1];
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k)
+#pragma unroll
+      for (int j = 0; j <= kTail; ++j) acc[k][j] = start;
+    // After the input rows of a step, output row `row` is complete.
 #pragma unroll 1
     for (int row = walk.row - kTail; row < walk.row_end; ++row) {
 #pragma unroll
       for (int step = 0; step < STRIDE; ++step, ++h, in += box.row_pitch) {
         if (h < 0 || h >= h1) continue;
-        float value[R];
+        float value[kValues];
 #pragma unroll
-        for (int s = 0; s < R; ++s)
-          value[s] = static_cast<unsigned>(column + s) < static_cast<unsigned>(g.in_w)
-                         ? to_acc(in[s])
-                         : 0.f;
+        for (int v = 0; v < kValues; ++v)
+          value[v] = column + v >= 0 && column + v < w1 ? to_acc(in[v]) : 0.f;
 #pragma unroll
         for (int r = step; r < R; r += STRIDE)
 #pragma unroll
-          for (int s = 0; s < R; ++s) acc[kTail - r / STRIDE] += weight[r][s] * value[s];
+          for (int s = 0; s < R; ++s)
+#pragma unroll
+            for (int k = 0; k < kColumns; ++k)
+              acc[k][kTail - r / STRIDE] += weight[r][s] * value[k * STRIDE + s];
       }
       if (row >= walk.row) {
-        *out = from_acc<scalar_t>(acc[0]);
+#pragma unroll
+        for (int k = 0; k < kColumns; ++k)
+          if (k == 0 || k < columns) out[k] = from_acc<scalar_t>(acc[k][0]);
         out += g.out_w;
       }
 #pragma unroll
-      for (int j = 0; j < kTail; ++j) acc[j] = acc[j + 1];
-      acc[kTail] = start;
+      for (int k = 0; k < kColumns; ++k) {
+#pragma unroll
+        for (int j = 0; j < kTail; ++j) acc[k][j] = acc[k][j + 1];
+        acc[k][kTail] = start;
+      }
     }
   }
 }

@@ -125,6 +125,11 @@ std::string guarded_run(const RunOptions& options, Statistics* statistics, const
 }
 
 inline void bind_common(py::module_& m) {
+  py::class_<LaunchRecord>(m, "LaunchRecord", py::module_local())
+      .def_readonly("kernel", &LaunchRecord::kernel)
+      .def_readonly("blocks", &LaunchRecord::blocks)
+      .def_readonly("threads", &LaunchRecord::threads)
+      .def_readonly("dynamic_bytes", &LaunchRecord::dynamic_bytes);
   py::enum_<Placement>(m, "Placement", py::module_local())
       .value("end", Placement::kEnd)
       .value("start", Placement::kStart)
@@ -135,7 +140,8 @@ inline void bind_common(py::module_& m) {
       .def_readonly("blocks", &Statistics::blocks)
       .def_readonly("threads", &Statistics::threads)
       .def_readonly("switches", &Statistics::switches)
-      .def_readonly("shared_bytes", &Statistics::shared_bytes);
+      .def_readonly("shared_bytes", &Statistics::shared_bytes)
+      .def_property_readonly("records", [](const Statistics& s) { return s.records; });
 }
 
 }  // namespace emu

@@ -91,6 +91,9 @@ int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_
   r.workers[0]->run(launch);
   for (std::thread& other : others) other.join();
 
+  r.statistics.records.push_back({launch.kernel, launch.blocks,
+                                  static_cast<uint64_t>(block.x) * block.y * block.z,
+                                  dynamic_bytes});
   ++r.statistics.launches;
   r.statistics.blocks += launch.limit;
   r.statistics.threads += threads;

@@ -171,9 +171,17 @@ struct Settings {
   uint64_t block_limit = ~uint64_t(0);
 };
 
+// What one launch asked for.
+struct LaunchRecord {
+  std::string kernel;
+  uint64_t blocks, threads;  // of the grid, and of one block
+  uint64_t dynamic_bytes;
+};
+
 struct Statistics {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
   uint64_t shared_bytes = 0;  // the most that one block used, static and dynamic
+  std::vector<LaunchRecord> records;
 };
 
 // A run is what happens between these two: launches of one test. The first error is kept, later

@@ -1,0 +1,69 @@
+"""What the launchers ask for on problems of usual size, planned by the emulation, not run: threads
+per block and dynamic shared memory, which no object file has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cases import ConvCase, conv_case
+from emulated import instances, planned_launches
+
+from . import occupancy
+from .toolchain import readable
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way that a kernel is launched."""
+
+    threads: int
+    dynamic_shared: int
+
+
+def _square(name: str, n: int, c: int, k: int, h: int, r: int, stride: int = 1, groups: int = 1):
+    size = (n, c, h, h), (k, c // groups, r, r)
+    return conv_case(name, *size, stride, r // 2, groups=groups)
+
+
+# Layers of usual networks, and what reaches the fallbacks: odd channel counts, a multiplier.
+TYPICAL: tuple[ConvCase, ...] = (
+    *(
+        _square(f"{r}x{r}_s{stride}_c{c}", 32, c, c, h, r, stride)
+        for c, h in ((64, 56), (256, 14), (512, 7))
+        for r in (1, 3, 5)
+        for stride in (1, 2)
+    ),
+    _square("stem", 32, 3, 64, 224, 7, 2),
+    _square("odd_channels", 32, 37, 61, 28, 3),
+    _square("odd_channels_s2", 32, 37, 61, 28, 3, 2),
+    _square("groups32", 32, 128, 128, 56, 3, groups=32),
+    _square("groups2", 32, 96, 256, 27, 5, groups=2),
+    *(
+        _square(f"depthwise{r}_s{stride}_c{c}", 32, c, c, h, r, stride, c)
+        for c, h in ((96, 112), (144, 56), (960, 7), (147, 28))
+        for r in (3, 4, 5, 7)
+        for stride in (1, 2)
+    ),
+    _square("multiplier2", 32, 64, 128, 28, 3, groups=64),
+    conv_case("dilated", (8, 256, 64, 64), (256, 256, 3, 3), 1, 2, 2),
+    conv_case("1d", (16, 256, 1000), (256, 256, 9), padding=4),
+    conv_case("1d_depthwise", (16, 256, 1000), (256, 1, 31), padding=15, groups=256),
+    conv_case("3d", (4, 64, 16, 28, 28), (64, 64, 3, 3, 3), padding=1),
+    conv_case("3d_depthwise", (4, 64, 16, 28, 28), (64, 1, 3, 3, 3), padding=1, groups=64),
+)
+
+
+def typical_launches() -> dict[str, set[Launch]]:
+    """Kernel -> how the typical problems launch it, on sm_80 and sm_90, from operands aligned to 16
+    bytes and from ones that are not."""
+    found: dict[str, set[Launch]] = {}
+    for instance in instances():
+        for case in TYPICAL:
+            if instance.refusal(case):
+                continue
+            for placement in ("start", "offset"):
+                for capability in occupancy.SHARED:
+                    for record in planned_launches(instance, case, placement, capability):
+                        launch = Launch(record.threads, record.dynamic_bytes)
+                        found.setdefault(readable(record.kernel), set()).add(launch)
+    return found

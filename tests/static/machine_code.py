@@ -1,0 +1,175 @@
+"""Looks at a kernel's instructions: loops, wide accesses, tensor cores, atomics, local memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import pairwise
+
+from .build import Instruction
+
+
+def opcode(text: str) -> str:
+    """`@!P0 LDG.E.128.CONSTANT R8, desc[UR8][R12.64]` -> LDG.E.128.CONSTANT"""
+    return re.sub(r"^@!?U?P[T\d]+\s+", "", text).split(" ", 1)[0]
+
+
+class Code:
+    """The instructions of one kernel, its basic blocks and its loops."""
+
+    def __init__(self, instructions: list[Instruction]) -> None:
+        self.instructions = instructions
+        self.opcodes = [opcode(text) for _, text in instructions]
+
+    def matching(self, pattern: str, within: Iterable[int] | None = None) -> list[str]:
+        """Instructions whose opcode matches from its start."""
+        places = range(len(self.opcodes)) if within is None else within
+        return [self.instructions[i][1] for i in places if re.match(pattern, self.opcodes[i])]
+
+    # --- blocks: instruction ranges, and where they go ------------------------------------------
+
+    @cached_property
+    def blocks(self) -> list[range]:
+        index = {address: i for i, (address, _) in enumerate(self.instructions)}
+        starts = {0}
+        for i, (_, text) in enumerate(self.instructions):
+            if self._target(text) in index:
+                starts.add(index[self._target(text)])
+            if self._jumps(i) and i + 1 < len(self.instructions):
+                starts.add(i + 1)
+        ordered = [*sorted(starts), len(self.instructions)]
+        return [range(a, b) for a, b in pairwise(ordered)]
+
+    def _jumps(self, i: int) -> bool:
+        return re.match(r"(BRA|BRX|JMP|JMX|EXIT|RET)\b", self.opcodes[i]) is not None
+
+    @staticmethod
+    def _target(text: str) -> int | None:
+        if not re.match(r"(BRA|JMP)\b", opcode(text)):
+            return None
+        found = re.findall(r"0x([0-9a-f]+)", text)
+        return int(found[-1], 16) if found else None
+
+    @cached_property
+    def successors(self) -> list[list[int]]:
+        start_of = {self.instructions[block[0]][0]: b for b, block in enumerate(self.blocks)}
+        found = []
+        for b, block in enumerate(self.blocks):
+            last = block[-1]
+            text = self.instructions[last][1]
+            to = []
+            target = self._target(text)
+            if target in start_of:
+                to.append(start_of[target])
+            # BRA with a predicate as its operand is as conditional as one under a guard.
+            conditional = text.startswith("@") or re.search(r"\bU?P\d\b", text) is not None
+            if (not self._jumps(last) or conditional) and b + 1 < len(self.blocks):
+                to.append(b + 1)
+            found.append(to)
+        return found
+
+    # --- loops ------------------------------------------------------------------------------------
+
+    @cached_property
+    def loops(self) -> list[frozenset[int]]:
+        """Natural loops, as sets of blocks: a jump back to a block that all ways lead through.
+        Out-of-line code that jumps back into the middle is none."""
+        dominators = self._dominators()
+        predecessors: list[list[int]] = [[] for _ in self.blocks]
+        for b, to in enumerate(self.successors):
+            for t in to:
+                predecessors[t].append(b)
+        merged: dict[int, set[int]] = {}
+        for b, to in enumerate(self.successors):
+            for head in to:
+                if b not in dominators or head not in dominators[b]:
+                    continue
+                body = merged.setdefault(head, {head})
+                pending = [b]
+                while pending:
+                    block = pending.pop()
+                    if block not in body:
+                        body.add(block)
+                        pending += predecessors[block]
+        return [frozenset(body) for body in merged.values()]
+
+    def _dominators(self) -> dict[int, set[int]]:
+        """Of every block that can be reached."""
+        order, seen, pending = [], {0}, [0]
+        while pending:
+            block = pending.pop()
+            order.append(block)
+            for to in self.successors[block]:
+                if to not in seen:
+                    seen.add(to)
+                    pending.append(to)
+        predecessors: dict[int, list[int]] = {b: [] for b in order}
+        for b in order:
+            for to in self.successors[b]:
+                predecessors[to].append(b)
+        found = {b: set(order) for b in order}
+        found[0] = {0}
+        changed = True
+        while changed:
+            changed = False
+            for b in sorted(order):
+                if b == 0:
+                    continue
+                new = set.intersection(*(found[p] for p in predecessors[b])) | {b}
+                if new != found[b]:
+                    found[b], changed = new, True
+        return found
+
+    def main_loops(self) -> list[list[int]]:
+        """Instructions of the innermost loops that multiply and add: where the time goes."""
+        found = []
+        for loop in self.loops:
+            if any(other < loop for other in self.loops):
+                continue
+            places = [i for b in sorted(loop) for i in self.blocks[b]]
+            if sum(re.match(r"(FFMA|HMMA|HGMMA|DFMA|DMMA)\b", self.opcodes[i]) is not None
+                   for i in places) >= 4:  # fmt: skip
+                found.append(places)
+        return found
+
+
+# --- what must hold -------------------------------------------------------------------------------
+
+# Claim -> instruction that shows it.
+EVIDENCE = {
+    "load128": r"LDG\.(\w+\.)*128",
+    "store128": r"STG\.(\w+\.)*128",
+    "shared128": r"LDS\.(\w+\.)*128",
+    "async_copy": r"LDGSTS",
+    "async_copy128": r"LDGSTS\.(\w+\.)*128",
+    "ldmatrix": r"LDSM",
+    "tensor": r"HMMA",
+    "tensor_tf32": r"HMMA\.\d+\.F32\.TF32",
+    "tensor_f16": r"HMMA\.\d+\.F32$",
+    "tensor_bf16": r"HMMA\.\d+\.F32\.BF16",
+}
+
+
+# Global (RED, REDG, ATOM, ATOMG) and shared (ATOMS, with its compare-and-swap loops), and TMA's.
+ATOMICS = r"(REDG?|ATOM[GS]?|UTMAREDG|UBLKRED)(\.|$)"
+
+
+def complaints(code: Code, claims: frozenset[str], divides: bool = False) -> list[str]:
+    """What the instructions of one kernel do that they should not, or lack that they should have.
+
+    Args:
+        claims: keys of EVIDENCE.
+        divides: an integer division in the main loop is known and meant.
+    """
+    found = [f"claims {claim}, has no {EVIDENCE[claim]}" for claim in sorted(claims)
+             if not code.matching(EVIDENCE[claim])]  # fmt: skip
+    # Also integer atomics: what they count in could only be an order, and that is not repeatable.
+    found += [f"atomic: {text}" for text in code.matching(ATOMICS)[:3]]
+    found += [f"local memory: {text}" for text in code.matching(r"(LDL|STL)(\.|$)")[:3]]
+    if not divides:
+        for loop in code.main_loops():
+            # A 32-bit division starts with a reciprocal, a 64-bit one is a call.
+            slow = code.matching(r"(MUFU\.RCP|CALL)(\.|$)", loop)
+            found += [f"division in a main loop: {text}" for text in slow[:1]]
+    return found

@@ -1,0 +1,159 @@
+"""The machine code of every kernel of the build: what its family claims is there, and nothing that
+no kernel may have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from . import build
+from .build import ARCHS
+from .families import family_of
+from .machine_code import Code, complaints, opcode
+
+
+@pytest.mark.cuda_build
+@pytest.mark.parametrize("arch", ARCHS)
+def test_instructions(arch):
+    if arch not in build.built_archs():
+        return  # a build for one of the two is compared with its half
+    code = build.machine_code(arch)
+    assert code, f"no kernels for {arch} in {build.LIBRARY}"
+    found = defaultdict(list)
+    for kernel, instructions in code.items():
+        family = family_of(kernel)
+        if family is None:
+            found[kernel].append("is in no row of families.FAMILIES")
+            continue
+        found[kernel] += complaints(Code(instructions), family.claims, bool(family.divides))
+    bad = {kernel: lines for kernel, lines in found.items() if lines}
+    assert not bad, "\n".join(f"{name} ({arch}): {line}" for name in bad for line in bad[name])
+
+
+# --- the looking itself ---------------------------------------------------------------------------
+
+
+def parsed(text: str) -> Code:
+    """One instruction a line, 16 bytes apart; a label `name:` stands for the next address."""
+    labels, lines = {}, []
+    for line in text.strip().splitlines():
+        if line.strip().endswith(":"):
+            labels[line.strip()[:-1]] = len(lines) * 16
+        else:
+            lines.append(line.strip())
+    for name, address in labels.items():
+        lines = [line.replace(f"@{name}", hex(address)) for line in lines]
+    return Code([(16 * i, line) for i, line in enumerate(lines)])
+
+
+LOOP = """
+MOV R0, RZ
+S2R R1, SR_TID.X
+head:
+LDG.E.128 R4, [R2.64]
+FFMA R8, R4, R5, R8
+FFMA R9, R4, R5, R9
+FFMA R10, R4, R5, R10
+FFMA R11, R4, R5, R11
+{inside}
+@P0 BRA @head
+{outside}
+STG.E.128 [R2.64], R8
+EXIT
+"""
+
+
+def test_a_loop_is_found():
+    code = parsed(LOOP.format(inside="NOP", outside="NOP"))
+    (places,) = code.main_loops()
+    assert [code.opcodes[i] for i in places][:2] == ["LDG.E.128", "FFMA"]
+    assert len(places) == 7
+
+
+def test_division_counts_inside_of_the_loop_only():
+    inside = parsed(LOOP.format(inside="MUFU.RCP R3, R4", outside="NOP"))
+    outside = parsed(LOOP.format(inside="NOP", outside="MUFU.RCP R3, R4"))
+    assert complaints(inside, frozenset()) == ["division in a main loop: MUFU.RCP R3, R4"]
+    assert complaints(inside, frozenset(), divides=True) == []
+    assert complaints(outside, frozenset()) == []
+
+
+def test_a_jump_into_the_middle_is_no_loop():
+    """Rare paths are placed behind the end and jump back."""
+    code = parsed(
+        """
+        @P0 BRA @rare
+        back:
+        FFMA R0, R1, R2, R0
+        EXIT
+        rare:
+        MUFU.RCP R3, R4
+        BRA @back
+        """
+    )
+    assert code.loops == []
+
+
+def test_nested_loops_count_the_inner():
+    code = parsed(
+        """
+        outer:
+        MUFU.RCP R3, R4
+        inner:
+        FFMA R0, R1, R2, R0
+        FFMA R1, R1, R2, R0
+        FFMA R2, R1, R2, R0
+        FFMA R3, R1, R2, R0
+        @P0 BRA @inner
+        @P1 BRA @outer
+        EXIT
+        """
+    )
+    assert len(code.loops) == 2
+    (places,) = code.main_loops()
+    assert "MUFU.RCP" not in {code.opcodes[i] for i in places}
+
+
+@pytest.mark.parametrize(
+    ("instruction", "bad"),
+    [
+        ("RED.E.ADD.F32.FTZ.RN.STRONG.GPU [R2.64], R4", True),
+        ("REDG.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR4][R2.64], R4", True),
+        ("ATOMG.E.ADD.F32 PT, R0, [R2.64], R4", True),
+        ("ATOMS.ADD R0, [R2], R4", True),
+        ("REDUX.SUM UR4, R0", False),
+        ("STL [R1], R4", True),
+        ("LDL.128 R4, [R1]", True),
+        ("LDS.128 R4, [R1]", False),
+    ],
+)
+def test_atomics_and_local_memory(instruction, bad):
+    code = parsed(LOOP.format(inside=instruction, outside="NOP"))
+    assert bool(complaints(code, frozenset())) == bad
+
+
+@pytest.mark.parametrize(
+    ("claim", "instruction"),
+    [
+        ("load128", "LDG.E.128.CONSTANT R8, desc[UR8][R12.64]"),
+        ("store128", "@!P0 STG.E.128 desc[UR8][R12.64], R8"),
+        ("async_copy", "LDGSTS.E.BYPASS.LTC128B.128 [R5], desc[UR4][R2.64]"),
+        ("async_copy128", "LDGSTS.E.BYPASS.128 [R5], [R2.64]"),
+        ("tensor", "HMMA.16816.F32.BF16 R4, R8, R2, R4"),
+        ("tensor_bf16", "HMMA.16816.F32.BF16 R4, R8, R2, R4"),
+        ("tensor_f16", "HMMA.16816.F32 R4, R8, R2, R4"),
+        ("tensor_tf32", "HMMA.1688.F32.TF32 R4, R8, R2, R4"),
+        ("ldmatrix", "LDSM.16.M88.4 R4, [R1]"),
+    ],
+)
+def test_claims_need_their_instruction(claim, instruction):
+    without = parsed("LDG.E R0, [R2.64]\nEXIT")
+    (found,) = complaints(without, frozenset({claim}))
+    assert found.startswith(f"claims {claim}")
+    assert complaints(parsed(f"{instruction}\nEXIT"), frozenset({claim})) == []
+
+
+def test_opcodes():
+    assert opcode("@!UP0 LDG.E.128 R8, [R2.64]") == "LDG.E.128"
+    assert opcode("EXIT") == "EXIT"
