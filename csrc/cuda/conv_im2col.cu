@@ -203,7 +203,6 @@ ConvGatherParams im2col_gather_params(const Im2colShape& s, const ConvCall& call
   p.src_channels = static_cast<int>(dgrad ? c.filters_per_group() : c.channels_per_group());
   p.dst_channels = static_cast<int>(dgrad ? c.channels_per_group() : c.filters_per_group());
   p.groups = static_cast<int>(c.groups);
-  int pixels[3], taps[3];  // of the largest class
   bool dense_rows = true;  // the pixels of a class are neighbours in dst
   for (int axis = 0; axis < 3; ++axis) {
     const int64_t stride = c.stride[axis], dilation = c.dilation[axis];
@@ -214,30 +213,35 @@ ConvGatherParams im2col_gather_params(const Im2colShape& s, const ConvCall& call
     p.padding[axis] = static_cast<int>(c.padding[axis]);
     p.dilation[axis] = static_cast<int>(dilation);
     const int64_t period = dgrad ? stride / std::gcd(stride, dilation) : 1;
-    p.classes[axis] = static_cast<int>(dgrad ? std::min(stride, c.in[axis]) : 1);
     p.tap_period[axis] = static_cast<int>(period);
     p.tap_step[axis] = static_cast<int>(dgrad ? -(period * dilation / stride) : dilation);
-    pixels[axis] = static_cast<int>(dgrad ? tiles(c.in[axis], stride) : c.out[axis]);
-    taps[axis] = static_cast<int>(tiles(c.filter[axis], period));
+    p.most_pixels[axis] = static_cast<int>(dgrad ? tiles(c.in[axis], stride) : c.out[axis]);
+    p.most_taps[axis] = static_cast<int>(tiles(c.filter[axis], period));
     if (dgrad && stride > 1) dense_rows = false;
   }
   const GemmSize size = gather_size(s, c);
-  p.pixel_tiles = static_cast<int>(tiles(size.pixels, s.nhwc() ? s.block_m : s.block_n));
-  p.channel_tiles = static_cast<int>(tiles(size.channels, s.nhwc() ? s.block_n : s.block_m));
+  const auto divisor = [](int64_t d) {  // what is empty is never divided by
+    return FastDivmod(static_cast<uint32_t>(std::max<int64_t>(d, 1)));
+  };
+  p.pixel_tiles = divisor(tiles(size.pixels, s.nhwc() ? s.block_m : s.block_n));
+  p.channel_tiles = divisor(tiles(size.channels, s.nhwc() ? s.block_n : s.block_m));
+  p.group_count = divisor(c.groups);
   *blocks = gather_blocks(s, c);
   const int64_t dst_size = dgrad ? c.in_size() : c.out_size();
   p.vec4 = reinterpret_cast<uintptr_t>(p.dst) % (4 * s.scalar_bytes) == 0 &&
            (s.nhwc() ? p.dst_channels % 4 == 0 : dense_rows && dst_size % 4 == 0);
-  p.channels = FastDivmod(p.src_channels);
-  const auto divisor = [](int64_t d) {  // what is empty is never divided by
-    return FastDivmod(static_cast<uint32_t>(std::max<int64_t>(d, 1)));
-  };
+  p.channels = divisor(p.src_channels);
+  for (int axis = 0; axis < 3; ++axis) {
+    p.class_count[axis] = divisor(dgrad ? std::min(c.stride[axis], c.in[axis]) : 1);
+    p.stride_by[axis] = divisor(p.stride[axis]);
+    p.period_by[axis] = divisor(p.tap_period[axis]);
+  }
   for (int variant = 0; variant < 8; ++variant) {
     int64_t n[3], t[3];
     for (int axis = 0; axis < 3; ++axis) {
       const int less = variant & (4 >> axis) ? 0 : 1;
-      n[axis] = pixels[axis] - less;
-      t[axis] = taps[axis] - less;
+      n[axis] = p.most_pixels[axis] - less;
+      t[axis] = p.most_taps[axis] - less;
     }
     p.image[variant] = divisor(n[0] * n[1] * n[2]);
     p.taps[variant] = divisor(t[0] * t[1] * t[2]);

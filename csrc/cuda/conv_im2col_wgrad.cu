@@ -24,9 +24,8 @@ ConvWgradParams wgrad_params(const Im2colShape& s, const ConvCall& call) {
     p.padding[axis] = static_cast<int>(c.padding[axis]);
     p.dilation[axis] = static_cast<int>(c.dilation[axis]);
   }
-  p.m_tiles = static_cast<int>(split.m_tiles);
-  p.n_tiles = static_cast<int>(split.n_tiles);
   p.splits = static_cast<int>(split.splits);
+  p.split_count = FastDivmod(static_cast<uint32_t>(split.splits));
   p.split_tiles = split.split_tiles;
   const int64_t gemm_n = c.channels_per_group() * c.filter_size();
   const int out_bytes = split.splits > 1 ? 4 : s.scalar_bytes;
@@ -42,11 +41,14 @@ ConvWgradParams wgrad_params(const Im2colShape& s, const ConvCall& call) {
 }
 
 template <class Config>
-int launch_tiles(const ConvCall& call, const ConvWgradParams& p) {
+int launch_tiles(const ConvCall& call, ConvWgradParams p) {
   using Tile = typename Config::Tile;
-  const int64_t blocks = int64_t{p.groups} * p.splits * p.m_tiles * p.n_tiles;
+  const int gemm_n = p.channels * static_cast<int>(call.problem.filter_size());
+  p.m_tiles = FastDivmod((p.filters + Tile::BLOCK_M - 1) / Tile::BLOCK_M);
+  p.n_tiles = FastDivmod((gemm_n + Tile::BLOCK_N - 1) / Tile::BLOCK_N);
+  const int64_t blocks = int64_t{p.groups} * p.splits * p.m_tiles.divisor * p.n_tiles.divisor;
   const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::NUM_THREADS),
-                            conv_gather_shared_bytes<Tile>(), call.stream};
+                            gemm_shared_bytes<Tile>(), call.stream};
   constexpr bool nhwc = Config::shape.layout == Layout::kNHWC;
   return launch_kernel(conv_wgrad_im2col_kernel<Tile, nhwc, Config::VEC_DATA, Config::VEC_OTHER>,
                        config, p);
@@ -60,21 +62,13 @@ int launch_conv_im2col(const ConvCall& call) {
   using scalar_t = typename Tile::scalar_t;
   // The number of splits, and with it the workspace, is the shape's own also where the bases'
   // alignment makes another configuration do the work.
-  ConvWgradParams p = wgrad_params(Config::shape, call);
-  int error = 0;
-  bool launched = false;
-  if constexpr (!std::is_void_v<typename Config::Fallback>) {
-    if (!im2col_aligned(Config::shape, call)) {
-      using Fallback = typename Config::Fallback;
-      p.m_tiles = (p.filters + Fallback::Tile::BLOCK_M - 1) / Fallback::Tile::BLOCK_M;
-      const int64_t gemm_n = call.problem.channels_per_group() * call.problem.filter_size();
-      p.n_tiles =
-          static_cast<int>((gemm_n + Fallback::Tile::BLOCK_N - 1) / Fallback::Tile::BLOCK_N);
-      error = launch_tiles<Fallback>(call, p);
-      launched = true;
-    }
-  }
-  if (!launched) error = launch_tiles<Config>(call, p);
+  const ConvWgradParams p = wgrad_params(Config::shape, call);
+  int error;
+  if constexpr (std::is_void_v<typename Config::Fallback>)
+    error = launch_tiles<Config>(call, p);
+  else
+    error = im2col_aligned(Config::shape, call) ? launch_tiles<Config>(call, p)
+                                                : launch_tiles<typename Config::Fallback>(call, p);
   if (error != 0 || p.splits == 1) return error;
   const int64_t weights =
       call.problem.K * call.problem.channels_per_group() * call.problem.filter_size();

@@ -24,11 +24,12 @@ struct ConvWgradParams {
   int64_t pixels;                 // N O P Q
   int channels, filters, groups;  // channels and filters per group
   int in[3], filter[3], out_extent[3], stride[3], padding[3], dilation[3];
-  int m_tiles, n_tiles, splits;
-  int64_t split_tiles;                   // tiles of BLOCK_K to a split
-  bool vec4;                             // see GemmStore
-  FastDivmod image, plane, row;          // by O P Q, P Q, Q
-  FastDivmod inner, tap_plane, tap_row;  // by C/g (NHWC) or T R S (NCHW), by R S, by S
+  int splits;
+  FastDivmod m_tiles, n_tiles, split_count;  // of the block's index
+  int64_t split_tiles;                       // tiles of BLOCK_K to a split
+  bool vec4;                                 // see GemmStore
+  FastDivmod image, plane, row;              // by O P Q, P Q, Q
+  FastDivmod inner, tap_plane, tap_row;      // by C/g (NHWC) or T R S (NCHW), by R S, by S
 };
 
 // grid.x: groups x splits x gemm_m tiles x gemm_n tiles, the last fastest: blocks that run side by
@@ -39,13 +40,13 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, Tile::MIN_BLOCKS)
   using scalar_t = typename Tile::scalar_t;
   constexpr int BLOCK_K = Tile::BLOCK_K, THREADS = Tile::NUM_THREADS;
   FC_DYN_SHARED(unsigned char, shared);
-  unsigned index = blockIdx.x;
-  const int n0 = static_cast<int>(index % p.n_tiles) * Tile::BLOCK_N;
-  index /= p.n_tiles;
-  const int m0 = static_cast<int>(index % p.m_tiles) * Tile::BLOCK_M;
-  index /= p.m_tiles;
-  const int split = static_cast<int>(index % p.splits);
-  const int group = static_cast<int>(index / p.splits);
+  uint32_t m_tile, n_tile, split_index;
+  uint32_t index = p.n_tiles.divmod(blockIdx.x, n_tile);
+  index = p.m_tiles.divmod(index, m_tile);
+  const int group = static_cast<int>(p.split_count.divmod(index, split_index));
+  const int m0 = static_cast<int>(m_tile) * Tile::BLOCK_M;
+  const int n0 = static_cast<int>(n_tile) * Tile::BLOCK_N;
+  const int split = static_cast<int>(split_index);
 
   const int64_t start = split * p.split_tiles * BLOCK_K;
   int64_t left = p.pixels - start;
@@ -105,22 +106,24 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, Tile::MIN_BLOCKS)
   DyLoader load_dy(dy, dy_filters, dy_pixels, box, 0, tables);
   XLoader load_x(x, x_taps, x_pixels, box, Tile::STAGE_B, tables + DyLoader::TABLE_BYTES);
   __syncthreads();
+  load_dy.start();
+  load_x.start();
   GemmWarp<Tile, !NHWC, !NHWC> warp;
   gemm_mainloop<Tile>(warp, load_dy, load_x, k_tiles, shared);
 
   const StrideMap rows{gemm_n, p.filters - m0}, columns{1, gemm_n - n0};
   const int64_t out = static_cast<int64_t>(filter0) * gemm_n + n0;
-  float* tile = reinterpret_cast<float*>(shared);
   if (p.splits > 1) {
     float* partial =
         static_cast<float*>(p.out) + static_cast<int64_t>(split) * y_all * gemm_n + out;
     gemm_epilogue<Tile>(
         warp, GemmStore<float, StrideMap, StrideMap>{partial, rows, columns, p.vec4, nullptr},
-        tile);
+        shared);
   } else {
     scalar_t* dw = static_cast<scalar_t*>(p.out) + out;
     gemm_epilogue<Tile>(
-        warp, GemmStore<scalar_t, StrideMap, StrideMap>{dw, rows, columns, p.vec4, nullptr}, tile);
+        warp, GemmStore<scalar_t, StrideMap, StrideMap>{dw, rows, columns, p.vec4, nullptr},
+        shared);
   }
 }
 

@@ -23,39 +23,32 @@ __device__ __forceinline__ void gemm_mainloop(Warp& warp, LoaderA& a, LoaderB& b
   using scalar_t = typename Tile::scalar_t;
   constexpr int STAGES = Tile::NUM_STAGES;
   scalar_t* const stages = reinterpret_cast<scalar_t*>(ring);
+  const auto next = [](int& slot) {  // and how far it is to there
+    slot = slot + 1 == STAGES ? 0 : slot + 1;
+    return slot == 0 ? Tile::STAGE * (1 - STAGES) : Tile::STAGE;
+  };
+  int read = 0, write = 0;
+  // The first STAGES - 1 rounds only fill.
 #pragma unroll 1
-  for (int slot = 0; slot < STAGES - 1; ++slot) {
-    if (slot < k_tiles) {
-      a.fetch(stages);
-      b.fetch(stages);
-      a.store(stages);
-      b.store(stages);
+  for (int k_tile = 1 - STAGES; k_tile < k_tiles; ++k_tile) {
+    if (k_tile >= 0) {
+      cp_async_wait<STAGES - 2>();
+      __syncthreads();
     }
-    a.move(Tile::STAGE);
-    b.move(Tile::STAGE);
-    cp_async_commit();  // an empty group keeps the count that the waits below rely on
-  }
-  int read = 0, write = STAGES - 1;
-#pragma unroll 1
-  for (int k_tile = 0; k_tile < k_tiles; ++k_tile) {
-    cp_async_wait<STAGES - 2>();
-    __syncthreads();
     const bool more = k_tile + STAGES - 1 < k_tiles;
     if (more) {
       a.fetch(stages);
       b.fetch(stages);
     }
-    cp_async_commit();
-    warp.multiply(stages);
+    cp_async_commit();  // an empty group keeps the count that the wait relies on
+    if (k_tile >= 0) {
+      warp.multiply(stages);
+      warp.move(next(read));
+    }
     if (more) {
       a.store(stages);
       b.store(stages);
     }
-    const auto next = [](int& slot) {
-      slot = slot + 1 == STAGES ? 0 : slot + 1;
-      return slot == 0 ? Tile::STAGE * (1 - STAGES) : Tile::STAGE;
-    };
-    warp.move(next(read));
     const int step = next(write);
     a.move(step);
     b.move(step);
@@ -77,27 +70,49 @@ struct GemmStore {
   bool vec4;
   const out_t* bias;  // of the tile's first row or column; may be null
 
+  // Offsets of the rows, then of the columns, < 0 where there is none: [BLOCK_M + BLOCK_N] in
+  // shared memory. Holds those that cost more than a multiplication; a barrier must follow.
+  template <class Tile>
+  __device__ __forceinline__ void fill(int* table) const {
+    const auto put = [&](const auto& map, int* to, int extent) {
+      if constexpr (!std::decay_t<decltype(map)>::CHEAP) {
+        for (int i = threadIdx.x; i < extent; i += Tile::NUM_THREADS) {
+          const Coordinate c = map.at(i);
+          to[i] = c.d < 0 ? -1 : c.offset;
+        }
+      }
+    };
+    put(rows, table, Tile::BLOCK_M);
+    put(columns, table + Tile::BLOCK_M, Tile::BLOCK_N);
+  }
+  template <class Map>
+  static __device__ __forceinline__ int offset(const Map& map, const int* table, int i) {
+    if constexpr (!Map::CHEAP) return table[i];
+    const Coordinate c = map.at(i);
+    return c.d < 0 ? -1 : c.offset;
+  }
+
   // Four columns, the same for all the rows that a thread writes.
   struct Columns {
-    int offset[4];  // < 0: there is none
+    int offset[4];
     float bias[4];
   };
-  __device__ __forceinline__ Columns at(int n) const {
+  __device__ __forceinline__ Columns at(int n, const int* column_table) const {
     Columns c;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const Coordinate column = columns.at(n + e);
-      c.offset[e] = column.d < 0 ? -1 : column.offset;
+      c.offset[e] = offset(columns, column_table, n + e);
       c.bias[e] = 0.0f;
-      if (BIAS == GemmBias::kPerColumn && bias != nullptr && column.d >= 0)
+      if (BIAS == GemmBias::kPerColumn && bias != nullptr && c.offset[e] >= 0)
         c.bias[e] = to_acc(bias[n + e]);
     }
     return c;
   }
 
-  __device__ __forceinline__ void operator()(int m, const Columns& c, float4 v) const {
-    const Coordinate row = rows.at(m);
-    if (row.d < 0) return;
+  __device__ __forceinline__ void operator()(int m, const int* row_table, const Columns& c,
+                                             float4 v) const {
+    const int row = offset(rows, row_table, m);
+    if (row < 0) return;
     float add = 0.0f;
     if (BIAS == GemmBias::kPerRow && bias != nullptr) add = to_acc(bias[m]);
     float values[4] = {v.x, v.y, v.z, v.w};
@@ -105,7 +120,7 @@ struct GemmStore {
 #pragma unroll
       for (int e = 0; e < 4; ++e) values[e] += BIAS == GemmBias::kPerRow ? add : c.bias[e];
     }
-    out_t* to = base + row.offset;
+    out_t* to = base + row;
     if (vec4) {
       if (c.offset[0] >= 0) store4(to + c.offset[0], values);
       return;
@@ -124,9 +139,13 @@ struct GemmStore {
   }
 };
 
-// Gives every four columns of C to `store`. `tile`: BLOCK_M BLOCK_N floats of shared memory.
+// Gives every four columns of C to `store`. `shared`: the block's, the ring and what follows it.
 template <class Tile, class Warp, class Store>
-__device__ __forceinline__ void gemm_epilogue(const Warp& warp, const Store& store, float* tile) {
+__device__ __forceinline__ void gemm_epilogue(const Warp& warp, const Store& store,
+                                              unsigned char* shared) {
+  float* const tile = reinterpret_cast<float*>(shared);
+  int* const offsets = reinterpret_cast<int*>(shared + Tile::RING_BYTES);
+  store.template fill<Tile>(offsets);
   // [BLOCK_M, BLOCK_N], 16-byte chunks permuted so that the rows of a fragment use all banks.
   const auto place = [](int m, int n) {
     return m * Tile::BLOCK_N + (((n / 4) ^ ((m & 3) * 2)) * 4) + n % 4;
@@ -142,16 +161,17 @@ __device__ __forceinline__ void gemm_epilogue(const Warp& warp, const Store& sto
   constexpr int COLUMNS4 = Tile::BLOCK_N / 4, ROW_STEP = Tile::NUM_THREADS / COLUMNS4;
   static_assert(Tile::NUM_THREADS % COLUMNS4 == 0 && Tile::BLOCK_M % ROW_STEP == 0);
   const int n = threadIdx.x % COLUMNS4 * 4;
-  const auto columns = store.at(n);
+  const auto columns = store.at(n, offsets + Tile::BLOCK_M);
 #pragma unroll 1
   for (int m = threadIdx.x / COLUMNS4; m < Tile::BLOCK_M; m += ROW_STEP)
-    store(m, columns, *reinterpret_cast<const float4*>(tile + place(m, n)));
+    store(m, offsets, columns, *reinterpret_cast<const float4*>(tile + place(m, n)));
 }
 
-// The block's shared memory: the ring, then the loaders' tables.
-template <class Tile, class LoaderA, class LoaderB>
-constexpr int gemm_shared_bytes() {
-  return Tile::RING_BYTES + LoaderA::TABLE_BYTES + LoaderB::TABLE_BYTES;
+// The block's dynamic shared memory: the ring, then tables of coordinates (of the loaders, then of
+// the store) and whatever else a kernel keeps there.
+template <class Tile>
+constexpr int gemm_shared_bytes(int else_bytes = 0) {
+  return Tile::RING_BYTES + 16 * (Tile::BLOCK_M + Tile::BLOCK_N) + else_bytes;
 }
 
 }  // namespace fastconv::cuda

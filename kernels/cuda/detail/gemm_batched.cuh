@@ -109,6 +109,8 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, Tile::MIN_BLOCKS)
                              {B_K_CONTIGUOUS ? 1 : p.b_row, k_left}, box, Tile::STAGE_B,
                              tables + Loaders::A::TABLE_BYTES);
   __syncthreads();
+  load_a.start();
+  load_b.start();
   GemmWarp<Tile, A_K_CONTIGUOUS, B_K_CONTIGUOUS> warp;
   gemm_mainloop<Tile>(warp, load_a, load_b, k_tiles, shared);
 
@@ -116,13 +118,12 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, Tile::MIN_BLOCKS)
              static_cast<int64_t>(m0) * p.c_row + n0;
   const GemmStore<out_t, StrideMap, StrideMap> store{
       c, {p.c_row, p.M - m0}, {1, p.N - n0}, p.vec4, nullptr};
-  gemm_epilogue<Tile>(warp, store, reinterpret_cast<float*>(shared));
+  gemm_epilogue<Tile>(warp, store, shared);
 }
 
 // Returns the cudaError_t. M, N, batch > 0; K >= 0.
 template <class Tile, class out_t, bool A_K_CONTIGUOUS, bool B_K_CONTIGUOUS, int VEC_A, int VEC_B>
 int launch_gemm_batched(GemmBatchedParams p, void* stream) {
-  using Loaders = GemmBatchedLoaders<Tile, A_K_CONTIGUOUS, B_K_CONTIGUOUS, VEC_A, VEC_B>;
   p.m_tiles = (p.M + Tile::BLOCK_M - 1) / Tile::BLOCK_M;
   p.n_tiles = (p.N + Tile::BLOCK_N - 1) / Tile::BLOCK_N;
   const int k_tiles = (p.K + Tile::BLOCK_K - 1) / Tile::BLOCK_K;
@@ -132,8 +133,7 @@ int launch_gemm_batched(GemmBatchedParams p, void* stream) {
   const int64_t blocks = p.batch * p.splits * p.m_tiles * p.n_tiles;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::NUM_THREADS),
-                            gemm_shared_bytes<Tile, typename Loaders::A, typename Loaders::B>(),
-                            stream};
+                            gemm_shared_bytes<Tile>(), stream};
   return launch_kernel(
       gemm_batched_kernel<Tile, out_t, A_K_CONTIGUOUS, B_K_CONTIGUOUS, VEC_A, VEC_B>, config, p);
 }

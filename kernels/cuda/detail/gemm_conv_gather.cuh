@@ -20,11 +20,14 @@ struct ConvGatherParams {
   int64_t images;
   int src_channels, dst_channels, groups;  // channels per group
   int src_extent[3], dst_extent[3], filter[3], stride[3], padding[3], dilation[3];
-  int classes[3];                  // dgrad: residues that have a pixel: at most stride
   int tap_period[3], tap_step[3];  // dgrad: step is -period * dilation / stride; fprop: 1, dilation
-  int pixel_tiles, channel_tiles;  // of the largest class, of one group
   bool vec4;                       // see GemmStore
   FastDivmod channels;             // by src_channels
+  // Of the block's index: by channel tiles and pixel tiles (of the largest class, of one group) and
+  // groups; dgrad: by the residues that have a pixel, at most stride, of each axis.
+  FastDivmod channel_tiles, pixel_tiles, group_count, class_count[3];
+  FastDivmod stride_by[3], period_by[3];  // dgrad
+  int most_pixels[3], most_taps[3];       // along an axis, of all classes
   // By a class's pixels per image, plane and row, and by its taps in all, per plane and row. Along
   // an axis a class has the most of all classes or one less: bit 0 (W), 1 (H), 2 (D) of the index.
   FastDivmod image[8], plane[4], row[2];
@@ -35,56 +38,41 @@ struct ConvGatherParams {
 struct ConvGatherClass {
   int extent[3], taps[3];            // pixels and taps along each axis
   int first[3], origin[3], tap0[3];  // of dst, of src, of the filter
-  int pixel_variant, tap_variant;    // which of the divisors
 };
 
-template <bool DGRAD>
-__device__ __forceinline__ ConvGatherClass conv_gather_class(const ConvGatherParams& p,
-                                                             unsigned index) {
-  ConvGatherClass c;
-  c.pixel_variant = c.tap_variant = 7;
-#pragma unroll
-  for (int axis = 2; axis >= 0; --axis) {
-    if constexpr (!DGRAD) {
-      c.extent[axis] = p.dst_extent[axis];
-      c.taps[axis] = p.filter[axis];
-      c.first[axis] = c.tap0[axis] = 0;
-      c.origin[axis] = -p.padding[axis];
-      continue;
-    }
-    const int stride = p.stride[axis], period = p.tap_period[axis];
-    const int first = static_cast<int>(index % p.classes[axis]);
-    index /= p.classes[axis];
-    // Least tap with tap * dilation = first + padding (mod stride); none: period.
-    const int wanted = (first + p.padding[axis]) % stride, add = p.dilation[axis] % stride;
-    int tap0 = 0;
-    for (int residue = 0; tap0 < period && residue != wanted; ++tap0) {
-      residue += add;
-      if (residue >= stride) residue -= stride;
-    }
-    const int filter = tap0 < period ? p.filter[axis] : 0;
-    c.first[axis] = first;
-    c.tap0[axis] = tap0;
-    c.taps[axis] = filter > tap0 ? (filter - tap0 + period - 1) / period : 0;
-    c.origin[axis] = (first + p.padding[axis] - tap0 * p.dilation[axis]) / stride;
-    c.extent[axis] =
-        p.dst_extent[axis] > first ? (p.dst_extent[axis] - first + stride - 1) / stride : 0;
-    const int bit = 4 >> axis;
-    if (c.extent[axis] != (p.dst_extent[axis] + stride - 1) / stride) c.pixel_variant -= bit;
-    if (c.taps[axis] != (p.filter[axis] + period - 1) / period) c.tap_variant -= bit;
+// Axis `axis` of the class with residue `first` there.
+__device__ __forceinline__ void conv_gather_class_axis(const ConvGatherParams& p, int axis,
+                                                       int first, ConvGatherClass& c) {
+  const int stride = p.stride[axis], dilation = p.dilation[axis], period = p.tap_period[axis];
+  uint32_t wanted, add;
+  const int strides = static_cast<int>(p.stride_by[axis].divmod(first + p.padding[axis], wanted));
+  p.stride_by[axis].divmod(dilation, add);
+  // Least tap with tap * dilation = first + padding (mod stride); none: period.
+  int tap0 = 0, residue = 0;
+  while (tap0 < period && residue != static_cast<int>(wanted)) {
+    ++tap0;
+    residue += static_cast<int>(add);
+    if (residue >= stride) residue -= stride;
   }
-  return c;
+  const int filter = tap0 < period ? p.filter[axis] : 0;
+  c.first[axis] = first;
+  c.tap0[axis] = tap0;
+  c.taps[axis] =
+      filter > tap0 ? static_cast<int>(p.period_by[axis].div(filter - tap0 + period - 1)) : 0;
+  // tap0 * dilation has the same residue, so that this is exact.
+  c.origin[axis] =
+      filter > tap0 ? strides - static_cast<int>(p.stride_by[axis].div(tap0 * dilation)) : 0;
+  c.extent[axis] = static_cast<int>(p.stride_by[axis].div(p.dst_extent[axis] - first + stride - 1));
 }
 
 // The pixels [start, start + count) of a class, as coordinates of src or of dst.
-__device__ __forceinline__ PixelMap conv_gather_pixels(const ConvGatherParams& p,
-                                                       const ConvGatherClass& c, int first,
-                                                       int count, const int (&origin)[3],
+__device__ __forceinline__ PixelMap conv_gather_pixels(const ConvGatherParams& p, int variant,
+                                                       int first, int count, const int (&origin)[3],
                                                        const int (&step)[3], const int (&extent)[3],
                                                        int pixel_stride, int image_stride) {
-  return {p.image[c.pixel_variant],
-          p.plane[c.pixel_variant & 3],
-          p.row[c.pixel_variant & 1],
+  return {p.image[variant],
+          p.plane[variant & 3],
+          p.row[variant & 1],
           first,
           count,
           {origin[0], origin[1], origin[2]},
@@ -106,13 +94,43 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   constexpr int BLOCK_CHANNELS = NHWC ? Tile::BLOCK_N : Tile::BLOCK_M;
   FC_DYN_SHARED(unsigned char, shared);
 
-  unsigned index = blockIdx.x;
-  const int channel0 = static_cast<int>(index % p.channel_tiles) * BLOCK_CHANNELS;
-  index /= p.channel_tiles;
-  const unsigned pixel_tile = index % p.pixel_tiles;
-  index /= p.pixel_tiles;
-  const int group = static_cast<int>(index % p.groups);
-  const ConvGatherClass c = conv_gather_class<DGRAD>(p, index / p.groups);
+  uint32_t channel_tile, pixel_tile, group_index;
+  uint32_t index = p.channel_tiles.divmod(blockIdx.x, channel_tile);
+  index = p.pixel_tiles.divmod(index, pixel_tile);
+  index = p.group_count.divmod(index, group_index);
+  const int channel0 = static_cast<int>(channel_tile) * BLOCK_CHANNELS;
+  const int group = static_cast<int>(group_index);
+  ConvGatherClass c;
+  int pixel_variant = 7, tap_variant = 7;
+  if constexpr (DGRAD) {
+    FC_SHARED(ConvGatherClass, block_class, [1]);
+    uint32_t first[3];  // residues
+    index = p.class_count[2].divmod(index, first[2]);
+    first[0] = p.class_count[1].divmod(index, first[1]);
+    if (threadIdx.x < 3) {
+      const int axis = threadIdx.x;
+      conv_gather_class_axis(p, axis,
+                             axis == 0   ? first[0]
+                             : axis == 1 ? first[1]
+                                         : first[2],
+                             block_class[0]);
+    }
+    __syncthreads();
+    c = block_class[0];
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      if (c.extent[axis] != p.most_pixels[axis]) pixel_variant -= 4 >> axis;
+      if (c.taps[axis] != p.most_taps[axis]) tap_variant -= 4 >> axis;
+    }
+  } else {
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      c.extent[axis] = p.dst_extent[axis];
+      c.taps[axis] = p.filter[axis];
+      c.first[axis] = c.tap0[axis] = 0;
+      c.origin[axis] = -p.padding[axis];
+    }
+  }
 
   const int per_image = c.extent[0] * c.extent[1] * c.extent[2];
   const int64_t start = static_cast<int64_t>(pixel_tile) * BLOCK_PIXELS;
@@ -135,24 +153,24 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
                         static_cast<int64_t>(group) * p.src_channels * src_channel_stride;
   const int one[3] = {1, 1, 1};
   const PixelMap pixel_coordinates =
-      conv_gather_pixels(p, c, first, count, c.origin, DGRAD ? one : p.stride, p.src_extent,
-                         src_pixel_stride, src_image_stride);
+      conv_gather_pixels(p, pixel_variant, first, count, c.origin, DGRAD ? one : p.stride,
+                         p.src_extent, src_pixel_stride, src_image_stride);
   const int taps = c.taps[0] * c.taps[1] * c.taps[2];
   const int gemm_k = taps * p.src_channels;
   const Box box{{p.src_extent[0], p.src_extent[1], p.src_extent[2]}};
-  const FastDivmod& inner = NHWC ? p.channels : p.taps[c.tap_variant];
+  const FastDivmod& inner = NHWC ? p.channels : p.taps[tap_variant];
   const TapChannelKMap<NHWC, BLOCK_K> tap_coordinates{
       {inner,
-       p.tap_plane[c.tap_variant & 3],
-       p.tap_row[c.tap_variant & 1],
+       p.tap_plane[tap_variant & 3],
+       p.tap_row[tap_variant & 1],
        0,
        gemm_k,
        {p.tap_step[0], p.tap_step[1], p.tap_step[2]},
        {p.src_extent[1], p.src_extent[2], src_pixel_stride},
        src_channel_stride}};
-  int* const src_table = reinterpret_cast<int*>(shared + Tile::RING_BYTES);
+  unsigned char* const tables = shared + Tile::RING_BYTES;
+  int* const src_table = reinterpret_cast<int*>(shared + gemm_shared_bytes<Tile>());
   int* const w_table = src_table + kMaskTaps + 1;
-  unsigned char* const tables = reinterpret_cast<unsigned char*>(w_table + kMaskTaps + 1);
 
   // The weights: [channels of dst, gemm_k]. fprop has them in the order of gemm_k already; dgrad
   // takes the class's taps of [K, T, R, S, C/g] or [K, C/g, T, R, S].
@@ -216,8 +234,8 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
       return StrideMap{dst_pixel_stride, count};
     } else {
       dst += image0 * dst_image_stride;
-      return conv_gather_pixels(p, c, first, count, c.first, DGRAD ? p.stride : one, p.dst_extent,
-                                dst_pixel_stride, dst_image_stride);
+      return conv_gather_pixels(p, pixel_variant, first, count, c.first, DGRAD ? p.stride : one,
+                                p.dst_extent, dst_pixel_stride, dst_image_stride);
     }
   }();
   using DstPixels = std::decay_t<decltype(dst_pixels)>;
@@ -236,27 +254,28 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   WLoader load_w(w, w_channels, w_taps, box, NHWC ? Tile::STAGE_B : 0,
                  tables + SrcLoader::TABLE_BYTES);
   __syncthreads();
+  load_src.start();
+  load_w.start();
   const int k_tiles = (gemm_k + BLOCK_K - 1) / BLOCK_K;
   if constexpr (NHWC) {
     GemmWarp<Tile, SrcTile::K_CONTIGUOUS, WTile::K_CONTIGUOUS> warp;
     gemm_mainloop<Tile>(warp, load_src, load_w, k_tiles, shared);
     const GemmStore<scalar_t, DstPixels, StrideMap, GemmBias::kPerColumn> store{
         dst, dst_pixels, dst_channels, p.vec4, bias};
-    gemm_epilogue<Tile>(warp, store, reinterpret_cast<float*>(shared));
+    gemm_epilogue<Tile>(warp, store, shared);
   } else {
     GemmWarp<Tile, WTile::K_CONTIGUOUS, SrcTile::K_CONTIGUOUS> warp;
     gemm_mainloop<Tile>(warp, load_w, load_src, k_tiles, shared);
     const GemmStore<scalar_t, StrideMap, DstPixels, GemmBias::kPerRow> store{
         dst, dst_channels, dst_pixels, p.vec4, bias};
-    gemm_epilogue<Tile>(warp, store, reinterpret_cast<float*>(shared));
+    gemm_epilogue<Tile>(warp, store, shared);
   }
 }
 
-// Dynamic shared memory of conv_gather: the ring, the offsets of the taps, and a table of pixel
-// coordinates where a thread would hold too many (see GemmLoader).
+// Dynamic shared memory of conv_gather: the offsets of the taps on top.
 template <class Tile>
 constexpr int conv_gather_shared_bytes() {
-  return Tile::RING_BYTES + 8 * (kMaskTaps + 1) + 16 * (Tile::BLOCK_M + Tile::BLOCK_N);
+  return gemm_shared_bytes<Tile>(8 * (kMaskTaps + 1));
 }
 
 }  // namespace fastconv::cuda

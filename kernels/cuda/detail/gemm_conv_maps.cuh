@@ -25,6 +25,7 @@ struct Raster {
 
 // Pixels in the order (image, o, p, q), from `first` of an image on.
 struct PixelMap {
+  static constexpr bool CHEAP = false;
   FastDivmod image, plane, row;  // by pixels per image, per plane, per row
   int first;                     // of the tile, within its first image
   int count;                     // from `first` on; none behind
@@ -111,6 +112,7 @@ struct ImageKMap {
 // (tap, channel), the channel innermost, or (channel, tap).
 template <bool CHANNEL_INNERMOST>
 struct TapChannelMap {
+  static constexpr bool CHEAP = false;
   FastDivmod inner;               // by channels, or by taps
   FastDivmod tap_plane, tap_row;  // by taps per plane (R S), per row (S)
   int first, extent;              // the tile's first index; how many there are in all

@@ -43,6 +43,7 @@ struct Box {
 
 // A row index with a stride: the whole of a plain matrix's addressing.
 struct StrideMap {
+  static constexpr bool CHEAP = true;  // to evaluate: every MnMap says so
   int stride, extent;
 
   __device__ __forceinline__ Coordinate at(int i) const {
@@ -75,9 +76,11 @@ class GemmLoader {
   static constexpr bool K_CONTIGUOUS = Operand::K_CONTIGUOUS;
   static constexpr int MN_COUNT = K_CONTIGUOUS ? ROW_STEPS : UNIT_STEPS;
   static constexpr int K_COUNT = K_CONTIGUOUS ? UNIT_STEPS : ROW_STEPS;
-  // The tile's gemm_m (gemm_n) coordinates stay the same for all of gemm_k. A few stay in
-  // registers; more are kept in a table in shared memory.
-  static constexpr bool TABLE = MN_COUNT > 4;
+  // The tile's gemm_m (gemm_n) coordinates stay the same for all of gemm_k. Each is computed by one
+  // thread, in a table in shared memory, where it costs more than a multiplication; a thread keeps
+  // up to four in registers, and looks more of them up every time.
+  static constexpr bool TABLE = !MnMap::CHEAP || MN_COUNT > 4;
+  static constexpr bool KEPT_IN_TABLE = MN_COUNT > 4;
   static_assert(VEC == 1 || BYTES == 16);
   static_assert((ROW_STEP & (ROW_STEP - 1)) == 0 && (LANES & (LANES - 1)) == 0);
   static_assert(NUM_THREADS % LANES == 0 && Operand::ROWS % ROW_STEP == 0);
@@ -99,10 +102,13 @@ class GemmLoader {
       for (int i = threadIdx.x; i < Operand::EXTENT; i += NUM_THREADS)
         table_[i] = in_bytes(mn_map.at(i));
     } else {
-#pragma unroll
-      for (int i = 0; i < MN_COUNT; ++i)
-        mn_[i] = in_bytes(mn_map.at(K_CONTIGUOUS ? row(i) : unit(i) * VEC));
+      take([&](int i) { return in_bytes(mn_map.at(i)); });
     }
+  }
+
+  // To be called once, behind a barrier that follows the construction.
+  __device__ __forceinline__ void start() {
+    if constexpr (TABLE && !KEPT_IN_TABLE) take([&](int i) { return table_[i]; });
   }
 
   // Starts the copy of the next BLOCK_K into the present stage.
@@ -112,7 +118,7 @@ class GemmLoader {
       const Coordinate k = in_bytes(k_map_.at(K_CONTIGUOUS ? unit(j) * VEC : row(j)));
 #pragma unroll
       for (int i = 0; i < MN_COUNT; ++i) {
-        const Coordinate mn = TABLE ? table_[row(i)] : mn_[i];
+        const Coordinate mn = KEPT_IN_TABLE ? table_[row(i)] : mn_[i];
         // What is valid lies behind the base: an unsigned offset saves the sign's extension.
         const unsigned char* from =
             base_ + (static_cast<uint32_t>(mn.offset) + static_cast<uint32_t>(k.offset));
@@ -143,6 +149,11 @@ class GemmLoader {
  private:
   static __device__ __forceinline__ int row(int i) { return threadIdx.x / LANES + i * ROW_STEP; }
   static __device__ __forceinline__ int unit(int i) { return threadIdx.x % LANES + i * LANES; }
+  template <class F>
+  __device__ __forceinline__ void take(const F& coordinate) {
+#pragma unroll
+    for (int i = 0; i < MN_COUNT; ++i) mn_[i] = coordinate(K_CONTIGUOUS ? row(i) : unit(i) * VEC);
+  }
   // mn-th gemm_m (gemm_n), k-th gemm_k of the thread.
   __device__ __forceinline__ int place(int mn, int k) const {
     return Operand::moved(to_, (K_CONTIGUOUS ? mn : k) * ROW_STEP,
@@ -173,7 +184,7 @@ class GemmLoader {
   // the stage's number, so that the compiler does not derive it from the thread's index every time.
   int to_;
   Coordinate* table_;
-  Coordinate mn_[TABLE ? 1 : MN_COUNT];
+  Coordinate mn_[KEPT_IN_TABLE ? 1 : MN_COUNT];
   scalar_t staged_[STAGED ? K_COUNT : 1][STAGED ? MN_COUNT : 1];
 };
 
