@@ -28,10 +28,10 @@ from fastconv.arguments import (
     refusal,
 )
 from fastconv.ops import conv
-from fastconv.ops.conv_autograd import Fprop
+from fastconv.ops.conv_autograd import Fprop, FpropCall
 from fastconv.ops.conv_library import cast_for_autocast
 from fastconv.ops.conv_run import run_fprop
-from fastconv.problem import ConvSpec, is_channels_last
+from fastconv.problem import ConvSpec, is_channels_last, packed_moves
 
 _PLAN_LIMIT = 4096
 _plans: dict[Any, _Plan] = select.forget_with({})
@@ -50,20 +50,18 @@ _apply_fprop = super(torch.autograd.Function, Fprop).apply
 class _Plan:
     """What one kind of call does.
 
-    name: the algorithm of the forward pass. aten_dx, aten_dw: whether PyTorch's own gradient would
-    be chosen. pad: F.pad's argument for the asymmetric part of padding='same', else None.
-    stride, padding, dilation: the very objects that were checked.
+    call: the forward pass (None where it is PyTorch's). aten_dx, aten_dw: whether PyTorch's own
+    gradient would be chosen. pad: F.pad's argument for the asymmetric part of padding='same', else
+    None. stride, padding, dilation: the very objects that were checked.
     """
 
     __slots__ = (
-        "algo",
+        "aten",
         "aten_dw",
         "aten_dx",
-        "channels_last",
+        "call",
         "defaults",
         "dilation",
-        "geometry",
-        "name",
         "pad",
         "padding",
         "plain",
@@ -71,12 +69,10 @@ class _Plan:
         "unbatched",
     )
 
-    def __init__(self, name, algo, geometry=None, pad=None, unbatched=False):
-        self.name, self.algo, self.geometry = name, algo, geometry
-        self.pad, self.unbatched = pad, unbatched
+    def __init__(self, call: FpropCall | None, pad=None, unbatched=False):
+        self.call, self.pad, self.unbatched = call, pad, unbatched
+        self.aten = self.aten_dx = self.aten_dw = call is None or call.name == select.ATEN
         self.plain = pad is None and not unbatched
-        self.aten_dx = self.aten_dw = name == select.ATEN
-        self.channels_last = False
         self.defaults = False
         self.stride = self.padding = self.dilation = None
 
@@ -97,10 +93,10 @@ def _make_plan(
         return None, "the shapes do not fit together"
     x = input if input.dim() == rank + 2 else input.unsqueeze(0)
     device = gpu.device_key(input.device)
-    plan = _Plan("", algo, geometry, pad, x is not input)
+    unbatched = x is not input
     if pad is not None:
         x = F.pad(x, pad)
-    plan.channels_last = is_channels_last(x, weight)
+    channels_last = is_channels_last(x, weight)
     spec = ConvSpec(
         "fprop",
         device,
@@ -108,11 +104,21 @@ def _make_plan(
         tuple(x.shape),
         tuple(weight.shape),
         *geometry,
-        plan.channels_last,
+        channels_last,
         select.allows_tf32(device, input.dtype, algo),
     )
     real = not any(conv.is_fake(t) for t in (input, weight, bias))
-    plan.name = select.resolve(spec, algo, (x.detach(), weight.detach(), bias) if real else None)
+    name = select.resolve(spec, algo, (x.detach(), weight.detach(), bias) if real else None)
+    call = FpropCall(
+        geometry,
+        algo,
+        name,
+        channels_last,
+        spec.input_size,
+        spec.weight_size,
+        packed_moves(*geometry[:3]),
+    )
+    plan = _Plan(call, pad, unbatched)
 
     def aten(direction: str) -> bool:
         toward = spec.toward(direction)
@@ -133,7 +139,7 @@ def _plan_or_torch(
     y = None
     if plan is None:
         y = call_torch(rank, args, algo, reason)
-        plan = _Plan(select.ATEN, algo)  # PyTorch accepts this kind of call
+        plan = _Plan(None)  # PyTorch accepts this kind of call
     plan.defaults = args[3:] == (1, 0, 1, 1)
     plan.stride, plan.padding, plan.dilation = args[3:6]
     if key is not None:
@@ -143,6 +149,12 @@ def _plan_or_torch(
     return plan, y
 
 
+def _all_int(value: Any) -> bool:
+    """Whether a list has no True or 1.0 in it, which equal the numbers of a remembered plan."""
+    return value.__class__ not in (tuple, list) or all(v.__class__ is int for v in value)
+
+
+# One long function: a frame of ten arguments costs a tenth of a small convolution.
 def _conv(
     rank: int,
     input: Tensor,
@@ -154,33 +166,25 @@ def _conv(
     groups: int,
     algo: str,
     precision: str | None,
+    ordinary: bool = False,
 ) -> Tensor:
-    if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(
-            _PUBLIC[rank], (input, weight, bias), input, weight, bias, stride, padding, dilation,
-            groups, algo=algo, precision=precision,
-        )  # fmt: skip
-    if (
-        _is_compiling()
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or _dispatch_modes()
-        or _any_autocast()
-        or _jit_tracing() is not None
-    ):
-        args = (input, weight, bias, stride, padding, dilation, groups)
-        return _conv_special(rank, args, algo, precision)
-    return _conv_eager(
-        rank, input, weight, bias, stride, padding, dilation, groups, algo, precision
-    )
-
-
-def _all_int(value: Any) -> bool:
-    """Whether a list has no True or 1.0 in it, which equal the numbers of a remembered plan."""
-    return value.__class__ not in (tuple, list) or all(v.__class__ is int for v in value)
-
-
-def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, algo, precision):
+    """ordinary: the caller has ruled out that anything records or transforms this call."""
+    if not ordinary:
+        if has_torch_function_variadic(input, weight, bias):
+            return handle_torch_function(
+                _PUBLIC[rank], (input, weight, bias), input, weight, bias, stride, padding,
+                dilation, groups, algo=algo, precision=precision,
+            )  # fmt: skip
+        if (
+            _is_compiling()
+            or _transforms_active()
+            or forward_ad._current_level >= 0
+            or _dispatch_modes()
+            or _any_autocast()
+            or _jit_tracing() is not None
+        ):
+            args = (input, weight, bias, stride, padding, dilation, groups)
+            return _conv_special(rank, args, algo, precision)
     try:
         key = (
             rank,
@@ -229,7 +233,7 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
     grad = _grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    if plan.name == "aten" and (
+    if plan.aten and (
         not grad
         or (
             (plan.aten_dx or not input.requires_grad) and (plan.aten_dw or not weight.requires_grad)
@@ -245,9 +249,10 @@ def _conv_eager(rank, input, weight, bias, stride, padding, dilation, groups, al
         if plan.pad is not None:
             x = F.pad(x, plan.pad)
     if grad:
-        y = _apply_fprop(x, weight, bias, plan.geometry, plan.algo, plan.name, plan.channels_last)
+        y = _apply_fprop(x, weight, bias, plan.call)
     else:
-        y = run_fprop(x, weight, bias, *plan.geometry, plan.name)
+        call = plan.call
+        y = run_fprop(x, weight, bias, *call.geometry, call.name, call.moves)
     return y.squeeze(0) if plan.unbatched else y
 
 
@@ -277,7 +282,7 @@ def _conv_special(rank: int, args: tuple[Any, ...], algo: str, precision: str | 
             )
             args = (input, weight, bias, *rest)
         if not traced and not conv.transforming():
-            return _conv_eager(rank, *args, algo, precision)
+            return _conv(rank, *args, algo, precision, True)
     if algo == select.ATEN:
         return TORCH[rank](*args)
     if _is_compiling() and conv.transforming():

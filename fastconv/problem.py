@@ -89,6 +89,27 @@ def dense_strides(size: Sequence[Any], channels_last: bool) -> list[Any]:
     return strides
 
 
+def packed_moves(
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> int | None:
+    """The three lists as the one integer that `fastconv::conv_fprop.packed` takes; None where a
+    value needs more than 7 bits (csrc/common/conv_ops.h)."""
+    packed = shift = 0
+    for axis in zip(stride, padding, dilation, strict=True):
+        for value in axis:
+            if not 0 <= value < 128:
+                return None
+            packed |= value << shift
+            shift += 7
+    return packed
+
+
+def unpacked_moves(packed: int, rank: int) -> tuple[list[int], list[int], list[int]]:
+    """stride, padding and dilation behind `packed_moves`."""
+    values = [packed >> 7 * i & 127 for i in range(3 * rank)]
+    return values[0::3], values[1::3], values[2::3]
+
+
 def is_channels_last(x: torch.Tensor, w: torch.Tensor) -> bool:
     """The memory format that a convolution of x with w returns.
 

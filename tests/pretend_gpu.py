@@ -38,6 +38,7 @@ def pretend_gpu(
         autotune = sys.modules["fastconv.autotune"]  # the package's attribute is the class
         patch.setattr(autotune, "_device_seconds", autotune._host_seconds)
         patch.setattr(conv_run, "_fprop", ops.conv_fprop.default)
+        patch.setattr(conv_run, "_fprop_packed", ops.conv_fprop.packed)
         patch.setattr(conv_run, "_dgrad", ops.conv_dgrad.default)
         patch.setattr(conv_run, "_wgrad", ops.conv_wgrad.default)
         patch.setattr(selftest, "OPS", ops)

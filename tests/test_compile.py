@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastconv
-from fastconv.problem import conv_output_size
+from fastconv.problem import conv_output_size, packed_moves, unpacked_moves
 
 OPS = torch.ops.fastconv
 
@@ -336,6 +336,32 @@ def test_opcheck(name, algo, channels_last):
 def test_opcheck_kernels(name, channels_last):
     op = getattr(OPS, name).default
     torch.library.opcheck(op, op_arguments(name, "direct", False, channels_last))
+
+
+def test_opcheck_packed():
+    x, w, b, *lists, groups, algo = op_arguments("conv_fprop", "direct", False)
+    args = (x, w, b, packed_moves(*lists), groups, algo)
+    torch.library.opcheck(OPS.conv_fprop.packed, args)
+    assert torch.equal(OPS.conv_fprop.packed(*args), OPS.conv_fprop(x, w, b, *lists, groups, algo))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_packed_moves(rank):
+    values = [[1, 127, 3], [0, 2, 127], [127, 1, 5]]
+    lists = [v[:rank] for v in values]
+    assert list(unpacked_moves(packed_moves(*lists), rank)) == lists
+    assert 0 <= packed_moves(*lists) < 2**63
+    for i in range(3):
+        large = [list(v) for v in lists]
+        large[i][-1] = 128
+        assert packed_moves(*large) is None
+
+
+def test_moves_too_large_to_pack():
+    x, w = tensors((1, 2, 300, 5), (3, 2, 2, 3))
+    for arguments in ({"stride": (130, 1)}, {"padding": (129, 0)}, {"dilation": (140, 1)}):
+        y = fastconv.conv2d(x, w, algo="direct", **arguments)
+        torch.testing.assert_close(y, F.conv2d(x, w, **arguments))
 
 
 @pytest.mark.parametrize("name", ["conv", "conv_dx", "conv_dw"])

@@ -23,8 +23,30 @@ struct ConvOperands {
   bool channels_last;          // the format of the result, which is dense
 };
 
+// stride, padding and dilation of every axis in one integer: reading three lists takes the
+// dispatcher as long as a small convolution. 7 bits each, in this order, the first axis lowest;
+// fastconv/problem.py packs.
+struct Moves {
+  IntList stride, padding, dilation;
+
+  Moves(int64_t packed, size_t rank) {
+    for (size_t axis = 0; axis < rank; ++axis)
+      for (IntList* list : {&stride, &padding, &dilation}) {
+        list->push_back(packed & 127);
+        packed >>= 7;
+      }
+  }
+};
+
 template <class Backend>
 struct ConvOps {
+  static Tensor fprop_packed(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
+                             int64_t moves, int64_t groups, std::string algo) {
+    STD_TORCH_CHECK(x.dim() >= 3 && x.dim() <= 5, "conv_fprop: expected 3 to 5 dimensions");
+    const Moves m(moves, x.dim() - 2);
+    return fprop(x, w, std::move(bias), m.stride, m.padding, m.dilation, groups, std::move(algo));
+  }
+
   static Tensor fprop(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, IntList stride,
                       IntList padding, IntList dilation, int64_t groups, std::string algo) {
     constexpr const char* op = "conv_fprop";
@@ -94,10 +116,28 @@ struct ConvOps {
   }
 };
 
-// Registers the three ops for one dispatch key, inside STABLE_TORCH_LIBRARY_IMPL.
-#define FC_IMPL_CONV_OPS(m, Backend)                                   \
-  m.impl("conv_fprop", TORCH_BOX(&fastconv::ConvOps<Backend>::fprop)); \
-  m.impl("conv_dgrad", TORCH_BOX(&fastconv::ConvOps<Backend>::dgrad)); \
+// Lists have one entry per spatial axis; input_size and weight_size are the full shapes.
+#define FC_DEFINE_CONV_OPS(m)                                                                 \
+  m.def(                                                                                      \
+      "conv_fprop(Tensor x, Tensor w, Tensor? bias, SymInt[] stride, SymInt[] padding, "      \
+      "SymInt[] dilation, SymInt groups, str algo) -> Tensor");                               \
+  m.def(                                                                                      \
+      "conv_fprop.packed(Tensor x, Tensor w, Tensor? bias, int moves, int groups, str algo) " \
+      "-> Tensor");                                                                           \
+  m.def(                                                                                      \
+      "conv_dgrad(Tensor dy, Tensor w, SymInt[] input_size, SymInt[] stride, "                \
+      "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last, str algo) "    \
+      "-> Tensor");                                                                           \
+  m.def(                                                                                      \
+      "conv_wgrad(Tensor dy, Tensor x, SymInt[] weight_size, SymInt[] stride, "               \
+      "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last, str algo) "    \
+      "-> Tensor")
+
+// Registers the ops for one dispatch key, inside STABLE_TORCH_LIBRARY_IMPL.
+#define FC_IMPL_CONV_OPS(m, Backend)                                                 \
+  m.impl("conv_fprop", TORCH_BOX(&fastconv::ConvOps<Backend>::fprop));               \
+  m.impl("conv_fprop.packed", TORCH_BOX(&fastconv::ConvOps<Backend>::fprop_packed)); \
+  m.impl("conv_dgrad", TORCH_BOX(&fastconv::ConvOps<Backend>::dgrad));               \
   m.impl("conv_wgrad", TORCH_BOX(&fastconv::ConvOps<Backend>::wgrad))
 
 }  // namespace fastconv

@@ -71,7 +71,9 @@ double cost(const ConvProblem& p, DType dtype, Direction direction, int threads)
   const double elements =
       double(p.N) * (double(p.C) * double(p.in_size()) + double(p.K) * double(p.out_size())) +
       weights;
-  return seconds + elements * 4 * wide / 16e9 + (workers > 1 ? 15e-6 : 8e-6);
+  // The first megabyte stays in the caches.
+  const double bytes = elements * 4 * wide, cached = std::min(bytes, 3e6);
+  return seconds + cached / 60e9 + (bytes - cached) / 16e9 + (workers > 1 ? 15e-6 : 8e-6);
 }
 
 // Tasks of several products in one parallel region, dealt out one by one.

@@ -147,7 +147,8 @@ def conv_fprop(
     channels_last = is_channels_last(x, w)
     name = resolve("fprop", x, x.shape, w.shape, geometry, channels_last, algo, (x, w, bias))
     if _wants_grad(x, w, bias):
-        return _autograd().Fprop.apply(x, w, bias, geometry, algo, name, channels_last)
+        call = _autograd().FpropCall(geometry, algo, name, channels_last, x.shape, w.shape, None)
+        return _autograd().Fprop.apply(x, w, bias, call)
     return run_fprop(x, w, bias, *geometry, name)
 
 

@@ -12,7 +12,8 @@ so that a derivative of any order is again built from kernels of this package.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,21 +57,35 @@ def _fprop_gradients(
     return dx, dw, sum_to_bias(dy) if wanted[2] else None
 
 
+class FpropCall(NamedTuple):
+    """What `Fprop` does with its tensors, in one argument: `name` runs, the gradients choose their
+    own from `algo`. moves: as `run_fprop` takes it."""
+
+    geometry: conv.Geometry
+    algo: str
+    name: str
+    channels_last: bool
+    input_size: Sequence[int]
+    weight_size: Sequence[int]
+    moves: int | None
+
+
 class Fprop(Function):
-    """y = conv(x, w) + bias by the algorithm `name`; gradients choose their own from `algo`."""
+    """y = conv(x, w) + bias."""
 
     @staticmethod
-    def forward(ctx, x, w, bias, geometry, algo, name, channels_last):
+    def forward(ctx, x, w, bias, call):
         x_needs, w_needs = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if w_needs else None, w if x_needs else None)
-        ctx.problem = (x.shape, w.shape, geometry, channels_last, algo)
-        return run_fprop(x, w, bias, *geometry, name)
+        ctx.call = call
+        return run_fprop(x, w, bias, *call.geometry, call.name, call.moves)
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
-        grads = _fprop_gradients(dy, x, w, *ctx.problem, ctx.needs_input_grad)
-        return (*grads, None, None, None, None)
+        call = ctx.call
+        problem = (call.input_size, call.weight_size, call.geometry, call.channels_last, call.algo)
+        return (*_fprop_gradients(dy, x, w, *problem, ctx.needs_input_grad), None)
 
 
 class Dgrad(Function):

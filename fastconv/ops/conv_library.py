@@ -17,7 +17,7 @@ from torch import Tensor
 from fastconv.ops import conv, conv_vmap
 from fastconv.ops.conv_autograd import sum_to_bias
 from fastconv.ops.conv_run import run_dgrad, run_fprop, run_wgrad
-from fastconv.problem import dense_strides, is_channels_last
+from fastconv.problem import dense_strides, is_channels_last, unpacked_moves
 
 _lib = torch.library.Library("fastconv", "FRAGMENT")
 _LISTS = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
@@ -73,6 +73,10 @@ def _fake_conv(x, w, bias, stride, padding, dilation, groups, algo):
     return x.new_empty_strided(y.shape, dense_strides(y.shape, is_channels_last(x, w)))
 
 
+def _fake_packed(x, w, bias, moves, groups, algo):
+    return _fake_conv(x, w, bias, *unpacked_moves(moves, x.dim() - 2), groups, algo)
+
+
 def _fake_gradient(t: Tensor, partner: Tensor, size: Sequence[Any], *rest: Any) -> Tensor:
     channels_last = rest[4]
     return t.new_empty_strided(size, dense_strides(size, channels_last))
@@ -83,6 +87,7 @@ for _name, _fake in (
     ("conv_dx", _fake_gradient),
     ("conv_dw", _fake_gradient),
     ("conv_fprop", _fake_conv),
+    ("conv_fprop.packed", _fake_packed),
     ("conv_dgrad", _fake_gradient),
     ("conv_wgrad", _fake_gradient),
 ):

@@ -19,6 +19,8 @@ from fastconv.problem import dense_strides
 from fastconv.select import ATEN, split_precision
 
 _fprop = torch.ops.fastconv.conv_fprop.default
+# The operator without the Python frame of OpOverload.__call__, which adds nothing to it.
+_fprop_packed = torch.ops.fastconv.conv_fprop.packed._op
 _dgrad = torch.ops.fastconv.conv_dgrad.default
 _wgrad = torch.ops.fastconv.conv_wgrad.default
 
@@ -113,8 +115,9 @@ def run_fprop(
     dilation: Sequence[int],
     groups: int,
     algo: str,
+    moves: int | None = None,
 ) -> Tensor:
-    """y (N, K, *out) of x (N, C, *in)."""
+    """y (N, K, *out) of x (N, C, *in). moves: `packed_moves` of the three lists if it is known."""
     if algo == ATEN:
         return torch.convolution(
             x, w, bias, stride, padding, dilation, False, [0] * len(stride), groups
@@ -123,6 +126,8 @@ def run_fprop(
         with _tf32(algo):
             return run_fprop(x, w, bias, stride, padding, dilation, groups, ATEN)
     try:
+        if moves is not None:
+            return _fprop_packed(x, w, bias, moves, groups, algo)
         return _fprop(x, w, bias, stride, padding, dilation, groups, algo)
     except RuntimeError as error:
         raise _memory_error(error) from None

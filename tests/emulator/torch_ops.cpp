@@ -71,17 +71,7 @@ struct EmulatedGpu {
 }  // namespace
 }  // namespace fastconv::cuda
 
-STABLE_TORCH_LIBRARY(fastconv_emulated, m) {
-  m.def(
-      "conv_fprop(Tensor x, Tensor w, Tensor? bias, SymInt[] stride, SymInt[] padding, "
-      "SymInt[] dilation, SymInt groups, str algo) -> Tensor");
-  m.def(
-      "conv_dgrad(Tensor dy, Tensor w, SymInt[] input_size, SymInt[] stride, SymInt[] padding, "
-      "SymInt[] dilation, SymInt groups, bool channels_last, str algo) -> Tensor");
-  m.def(
-      "conv_wgrad(Tensor dy, Tensor x, SymInt[] weight_size, SymInt[] stride, SymInt[] padding, "
-      "SymInt[] dilation, SymInt groups, bool channels_last, str algo) -> Tensor");
-}
+STABLE_TORCH_LIBRARY(fastconv_emulated, m) { FC_DEFINE_CONV_OPS(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CPU, m) {
   FC_IMPL_CONV_OPS(m, fastconv::cuda::ConvBackend<fastconv::cuda::EmulatedGpu>);
