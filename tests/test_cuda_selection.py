@@ -256,6 +256,78 @@ def test_out_of_memory_keeps_its_type(monkeypatch):
         fastconv.conv2d(x, w, algo="direct")
 
 
+@pytest.mark.parametrize("direction", ["dgrad", "wgrad"])
+def test_out_of_memory_of_a_gradient_keeps_its_type(monkeypatch, direction):
+    """A workspace that does not fit, of a kernel that was named: no other is taken in its place."""
+    x, w = torch.randn(1, 4, 9, 9, requires_grad=True), torch.randn(8, 4, 3, 3, requires_grad=True)
+    y = fastconv.conv2d(x, w, algo="winograd_f4x4_3x3")
+
+    def exhausted(*args):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 155.00 GiB")
+
+    monkeypatch.setattr(conv_run, f"_{direction}", exhausted)
+    with pytest.raises(torch.OutOfMemoryError, match=r"155\.00 GiB"):
+        torch.autograd.grad(y.sum(), x if direction == "dgrad" else w)
+
+
+def spec_3x3(input_size, filters, direction="fprop", **change):
+    spec = ConvSpec(
+        direction, "cuda:0", torch.float32, input_size, (filters, input_size[1], 3, 3), (1, 1),
+        (1, 1), (1, 1), 1, False, False,
+    )  # fmt: skip
+    return replace(spec, **change)
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
+def test_an_image_beyond_32_bits_goes_to_those_who_take_it(monkeypatch, direction):
+    """2^32 elements in one image of x: who counts them in 32 bits says so, `auto` takes another."""
+    passes(monkeypatch)
+    spec = spec_3x3((2, 64, 8192, 8192), 64, direction)
+    reasons = {c.name: c.reason for c in select.candidates(spec)}
+    assert "the elements of one image is" in reasons["im2col"]
+    with pytest.raises(RuntimeError, match=r"'im2col' does not apply to .*2147483647"):
+        select.resolve(spec, "im2col")
+    chosen = select.choose(spec)
+    assert chosen == select.resolve(spec, "im2col|auto") != "aten"
+    assert reasons[chosen] is None
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
+def test_many_images_beyond_32_bits_are_taken_by_all(direction):
+    """2^33 elements of x and y, 2^21 to an image: only sums over all of them could overflow."""
+    spec = spec_3x3((4096, 512, 64, 64), 512, direction)
+    able = {c.name.partition("/")[0] for c in select.candidates(spec) if c.reason is None}
+    assert {"direct", "direct_plain", "im2col", "winograd_f4x4_3x3", "aten"} <= able
+    for c in ours(spec):
+        assert 0 < c.cost < 1000 and 0 <= c.workspace <= 1 << 31, c
+
+
+def test_a_workspace_larger_than_the_device_leaves_auto_a_choice(monkeypatch):
+    """The filters of non-fused Winograd alone take 39 GB: named, it is taken; `auto` goes on."""
+    passes(monkeypatch)
+    spec = spec_3x3((1, 16384, 8, 8), 16384)
+    large = [c for c in ours(spec) if c.workspace > 1 << 33]
+    assert large
+    monkeypatch.setattr(select_cuda, "free_bytes", lambda key: 1 << 33)
+    chosen = select.choose(spec)
+    assert chosen not in {c.name for c in large}
+    assert select.resolve(spec, large[0].name) == large[0].name
+
+
+def test_explain_lists_every_mechanism_of_an_algorithm():
+    x, w = torch.randn(4, 32, 14, 14), torch.randn(32, 32, 3, 3)
+    for precision, engines in (("ieee", {"fma"}), ("tf32", {"fma", "tf32"})):
+        explained = fastconv.explain(x, w, padding=1, precision=precision)
+        for direction in ("fprop", "dgrad", "wgrad"):
+            found = {row.name for row in explained[direction].rows}
+            for tile in ("winograd_f2x2_3x3", "winograd_f4x4_3x3"):
+                assert {n for n in found if n.startswith(tile)} == {
+                    f"{tile}/{direction}_f32_nchw_{mechanism}_{engine}"
+                    for mechanism in ("fused", "nonfused")
+                    for engine in engines
+                }
+
+
 def test_explain_says_what_is_trusted(monkeypatch):
     passes(monkeypatch, error="off by 3")
     x, w = torch.randn(8, 64, 56, 56), torch.randn(64, 2, 3, 3)

@@ -23,16 +23,22 @@ TILES = {"winograd_f2x2_3x3": 2, "winograd_f4x4_3x3": 4}
 by_instance = pytest.mark.parametrize("instance", ALL, ids=str)
 
 
-def of(dtype: torch.dtype, name: str = "", direction: str = "") -> tuple[Instance, ...]:
+def of(
+    dtype: torch.dtype, name: str = "", direction: str = "", tf32: bool = False
+) -> tuple[Instance, ...]:
     found = tuple(
-        i for i in ALL if i.dtype == dtype and f"_{name}" in i.name and direction in i.direction
+        i
+        for i in ALL
+        if i.dtype == dtype and f"_{name}" in i.name and direction in i.direction and i.tf32 == tf32
     )
     assert found
     return found
 
 
-# One kernel of each direction, layout and mechanism; 16-bit storage differs in loads and stores.
+# One kernel of each direction, layout and mechanism; 16-bit storage differs in loads and stores,
+# TF32 in the products.
 FP32 = of(torch.float32)
+TF32 = of(torch.float32, tf32=True)
 
 
 def case_3x3(
@@ -102,6 +108,18 @@ def test_block_remainders_of_16_bits(dtype: torch.dtype) -> None:
     for seed, instance in enumerate(of(dtype)):
         check(instance, BLOCKS[2 + seed % 3], seed=seed)
         check(instance, BLOCKS[-1], seed=seed)
+
+
+def test_block_remainders_of_tf32() -> None:
+    for seed, instance in enumerate(TF32):
+        check(instance, BLOCKS[2 + seed % 3], seed=seed)
+        check(instance, BLOCKS[-1], seed=seed)
+
+
+def test_tf32_is_for_those_who_allow_it() -> None:
+    """Every mechanism, direction and layout in both precisions, told apart by the flag."""
+    assert {i.name.replace("_tf32", "_fma") for i in TF32} == {i.name for i in FP32}
+    assert not any(i.tf32 for i in ALL if i.dtype != torch.float32)
 
 
 @pytest.mark.parametrize("placement", ["offset", "end_aligned"])
@@ -185,7 +203,7 @@ def test_workspace_is_bounded(instance: Instance) -> None:
 # --- determinism ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("instance", FP32 + of(torch.bfloat16), ids=str)
+@pytest.mark.parametrize("instance", FP32 + TF32 + of(torch.bfloat16), ids=str)
 def test_same_bits_every_time(instance: Instance) -> None:
     """Whatever the order of threads and blocks, and on every GPU."""
     case = case_3x3(3, 9, (19, 17), 34)
@@ -221,7 +239,7 @@ def error_ratio(instance: Instance, case: ConvCase) -> float:
     # No bias: its term is exact and would only enlarge the magnitude.
     expected, magnitude = reference_conv(case, instance.direction, (a, b))
     error = (run(instance, case, (a, b), None).double() - expected).abs()
-    if instance.dtype == torch.float32:
+    if not instance.arithmetic.endswith("_tf32"):
         return float(error.max() / magnitude.max()) / UNIT_ROUNDOFF[torch.float32]
     stored = UNIT_ROUNDOFF[instance.dtype] * expected.abs()
     return float((error - stored).max() / magnitude.max()) / TF32_ROUNDOFF
@@ -230,7 +248,7 @@ def error_ratio(instance: Instance, case: ConvCase) -> float:
 @pytest.mark.parametrize("instance", [i for i in ALL if i.layout == "NHWC"], ids=str)
 def test_error_constants(instance: Instance) -> None:
     """The documented constants hold with room, and say something."""
-    tf32 = instance.dtype != torch.float32
+    tf32 = instance.arithmetic.endswith("_tf32")
     constant = (TF32_ERROR_CONSTANT if tf32 else ERROR_CONSTANT)[instance.algorithm]
     ratios = [error_ratio(instance, case) for case in ACCURACY]
     assert max(ratios) <= constant * 0.75, ratios
@@ -285,7 +303,7 @@ def test_costs_order_the_mechanisms() -> None:
     """Fused for few channels, where V and M would only pass through memory; F(4x4) before F(2x2)
     for large images; more work costs more."""
     costs = {(i.algorithm, i.name): i.cost for i in ALL}
-    for dtype, kind in (("f32", "fma"), ("bf16", "tf32")):
+    for dtype, kind in (("f32", "fma"), ("f32", "tf32"), ("bf16", "tf32")):
         for direction in ("fprop", "dgrad", "wgrad"):
             for layout in ("nchw", "nhwc"):
                 stem = f"{direction}_{dtype}_{layout}"

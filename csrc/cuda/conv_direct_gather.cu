@@ -45,7 +45,8 @@ double gather_cost(const ConvProblem& p, const Device& device, Direction directi
   const double multiply =
       plan.lane_instructions /
       (fma_rate(rates, shape.acc_bytes) / 2 * filled_sms(plan.blocks * shape.threads, device));
-  return rates.launch_s + std::max(multiply, tensor_bytes(p, scalar_bytes) / rates.bytes_per_s);
+  return rates.launch_s +
+         std::max(multiply, tensor_bytes(p, scalar_bytes) / (kStreamShare * rates.bytes_per_s));
 }
 
 template <class scalar_t, bool channels_last, class Tile>

@@ -83,6 +83,9 @@ inline std::string direct_refusal(const ConvProblem& p, Direction direction) {
   return {};
 }
 
+// Of DRAM's rate where it is the bound: halos are read again, and rows end within a sector.
+constexpr double kStreamShare = 0.8;
+
 inline double fma_rate(const DeviceRates& rates, int64_t acc_bytes) {
   return acc_bytes == 8 ? rates.fp64_flops : rates.fma_flops;
 }

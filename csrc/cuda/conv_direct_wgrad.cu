@@ -61,7 +61,7 @@ double WgradInstance<dtype, layout, id>::cost(const ConvProblem& p, const Device
   const double multiply =
       plan.lane_instructions /
       (fma_rate(rates, sizeof(acc)) / 2 * filled_sms(plan.blocks * TileOf<id>::THREADS, device));
-  const double move = tensor_bytes(p, sizeof(scalar_t)) / rates.bytes_per_s;
+  const double move = tensor_bytes(p, sizeof(scalar_t)) / (kStreamShare * rates.bytes_per_s);
   // Partial sums are written and read once, then reduced by a second kernel.
   const double reduce =
       plan.chunks > 1 ? rates.launch_s + 2.0 * double(plan.workspace) / rates.bytes_per_s : 0;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "device_rates.h"
@@ -37,11 +38,32 @@ GemmSize gather_size(const Im2colShape& s, const ConvProblem& p) {
           p.groups * classes};
 }
 
-// Enough blocks for two on every SM, but no range of less than kLeastSplitTiles, and no more
-// partial sums than kMostPartialBytes. A function of the problem and the SM count alone.
+// Ranges of at least kLeastSplitTiles, no more partial sums than kMostPartialBytes. A function of
+// the problem and the SM count alone.
 constexpr int64_t kLeastSplitTiles = 8;
+constexpr int64_t kMostWaves = 8;  // blocks per SM, where the tiles of dw alone are fewer
 constexpr int64_t kMostPartialBytes = int64_t{128} << 20;
 constexpr int64_t kMostSplitPixels = int64_t{1} << 30;  // 32-bit indices within a range
+
+constexpr double kL2OverDram = 1.5;    // rate of either
+constexpr int64_t kOverheadTiles = 2;  // of gemm_k: filling the ring, epilogue
+
+double full_rate(const Im2colShape& s, const DeviceRates& rates) {
+  return s.math == GemmMath::kFma    ? rates.fma_flops
+         : s.math == GemmMath::kTf32 ? rates.tensor_tf32_flops
+                                     : rates.tensor_16_flops;
+}
+
+// Fraction of the peak that a full SM reaches: element-wise gathers cost issue slots, small tiles
+// shared-memory reads. Not measured on a GPU.
+double efficiency(const Im2colShape& s) {
+  const bool fma = s.math == GemmMath::kFma;
+  double share = fma ? 0.75 : 0.7;
+  if (s.block_m * s.block_n < 128 * 64) share *= 0.7;
+  if (s.vec_data == 1) share *= fma ? 0.8 : 0.5;
+  if (s.vec_other == 1) share *= fma ? 0.9 : 0.8;
+  return share;
+}
 
 int64_t weight_elements(const ConvProblem& p) {
   return p.K * p.channels_per_group() * p.filter_size();
@@ -130,9 +152,24 @@ Im2colSplit im2col_split(const Im2colShape& s, const ConvProblem& p, const Devic
   split.n_tiles = tiles(p.channels_per_group() * p.filter_size(), s.block_n);
   const int64_t blocks = p.groups * split.m_tiles * split.n_tiles;
   const int64_t k_tiles = tiles(p.N * p.out_size(), s.block_k);
-  int64_t splits = std::min({2 * device.sm_count / blocks, k_tiles / kLeastSplitTiles,
-                             kMostPartialBytes / (4 * weight_elements(p))});
-  splits = std::max({splits, int64_t{1}, tiles(k_tiles * s.block_k, kMostSplitPixels)});
+  const int64_t most = std::max<int64_t>(
+      std::min(k_tiles / kLeastSplitTiles, kMostPartialBytes / (4 * weight_elements(p))), 1);
+  // The cut that ends first, of those that fill the SMs some quarters of a time. One block too many
+  // makes all SMs wait for it, so that the best is often above the least that fills them once.
+  const DeviceRates rates = device_rates({90, device.sm_count});  // whatever the capability
+  const double tile_s = 2.0 * s.block_m * s.block_n * s.block_k * device.sm_count /
+                        (full_rate(s, rates) * efficiency(s));
+  const double partial_s = 8.0 * double(weight_elements(p)) / rates.bytes_per_s;
+  double least = std::numeric_limits<double>::infinity();
+  int64_t splits = 1;
+  for (int64_t quarter = 0; quarter <= 4 * kMostWaves; ++quarter) {
+    const int64_t n = std::clamp<int64_t>(quarter * device.sm_count / (4 * blocks), 1, most);
+    const double rounds = double(tiles(blocks * n, device.sm_count));
+    const double seconds = rounds * double(tiles(k_tiles, n) + kOverheadTiles) * tile_s +
+                           (n > 1 ? double(n) * partial_s + rates.launch_s : 0);
+    if (seconds < least) least = seconds, splits = n;
+  }
+  splits = std::max(splits, tiles(k_tiles * s.block_k, kMostSplitPixels));
   split.split_tiles = tiles(k_tiles, splits);
   split.splits = tiles(k_tiles, split.split_tiles);
   return split;
@@ -146,39 +183,30 @@ int64_t im2col_workspace(const Im2colShape& s, const ConvProblem& p, const Devic
 
 double im2col_cost(const Im2colShape& s, const ConvProblem& p, const Device& device) {
   const DeviceRates rates = device_rates(device);
-  const double rate = s.math == GemmMath::kFma    ? rates.fma_flops
-                      : s.math == GemmMath::kTf32 ? rates.tensor_tf32_flops
-                                                  : rates.tensor_16_flops;
-  // Fraction of the peak that a full SM reaches: element-wise gathers cost issue slots, small tiles
-  // shared-memory reads. Not measured on a GPU.
-  double efficiency = s.math == GemmMath::kFma ? 0.75 : 0.7;
-  if (s.block_m * s.block_n < 128 * 64) efficiency *= 0.7;
-  if (s.vec_data == 1) efficiency *= s.math == GemmMath::kFma ? 0.8 : 0.5;
-  if (s.vec_other == 1) efficiency *= s.math == GemmMath::kFma ? 0.9 : 0.8;
-  double blocks, k_tiles, extra_bytes = 0, launches = 1;
+  double blocks, k_tiles, reduction = 0;
   if (s.direction == Direction::kWgrad) {
     const Im2colSplit split = im2col_split(s, p, device);
     blocks = double(p.groups) * double(split.m_tiles * split.n_tiles) * double(split.splits);
     k_tiles = double(split.split_tiles);
-    if (split.splits > 1) {
-      extra_bytes = 2.0 * double(im2col_workspace(s, p, device));
-      launches = 2;
-    }
+    if (split.splits > 1)  // partial sums, written and read
+      reduction = rates.launch_s + 2.0 * double(im2col_workspace(s, p, device)) / rates.bytes_per_s;
   } else {
     blocks = double(gather_blocks(s, p));
     k_tiles = std::ceil(gather_size(s, p).gemm_k / s.block_k);
   }
-  k_tiles += 2;  // filling the ring, epilogue
+  k_tiles += kOverheadTiles;
   const double rounds = std::ceil(blocks / device.sm_count);
   const double block_flops = 2.0 * s.block_m * s.block_n * s.block_k * k_tiles;
-  const double multiply = rounds * block_flops / (rate / device.sm_count * efficiency);
+  const double multiply =
+      rounds * block_flops * device.sm_count / (full_rate(s, rates) * efficiency(s));
   const double l2_bytes = blocks * k_tiles * 64.0 * (s.block_m + s.block_n);
   const double elements = double(p.N) * double(p.C) * double(p.in_size()) +
                           double(weight_elements(p)) +
                           double(p.N) * double(p.K) * double(p.out_size());
-  const double bytes = s.scalar_bytes * elements + extra_bytes;
-  const double memory = std::max(bytes / rates.bytes_per_s, l2_bytes / (2.5 * rates.bytes_per_s));
-  return launches * rates.launch_s + std::max(multiply, memory);
+  const double bytes = s.scalar_bytes * elements;
+  const double memory =
+      std::max(bytes / rates.bytes_per_s, l2_bytes / (kL2OverDram * rates.bytes_per_s));
+  return rates.launch_s + std::max(multiply, memory) + reduction;
 }
 
 bool im2col_aligned(const Im2colShape& s, const ConvCall& call) {

@@ -62,11 +62,14 @@ std::string nonfused_applicable(const ConvProblem& p) {
 template <int kTileOut>
 using WinogradOf = std::conditional_t<kTileOut == 4, WinogradF4x4_3x3, WinogradF2x2_3x3>;
 
-template <int kTileOut, class scalar_t, DType dtype, Layout layout, Direction direction>
-struct Fused {
-  // 16-bit storage gains nothing from strict fp32 products.
-  static constexpr bool kTensorCores = sizeof(scalar_t) == 2;
+// What the table says of TF32: fp32 tensors whose transformed tiles are rounded to it. 16-bit
+// storage gains nothing from strict fp32 products and has no other kernels.
+template <class scalar_t, bool kTensorCores>
+constexpr bool kTf32 = kTensorCores && std::is_same_v<scalar_t, float>;
 
+template <int kTileOut, class scalar_t, DType dtype, bool kTensorCores, Layout layout,
+          Direction direction>
+struct Fused {
   static int64_t workspace(const ConvProblem& p, const Device&) {
     const Plan plan = make_plan(p, direction, layout, kTileOut, sizeof(scalar_t));
     if (direction == Direction::kWgrad) return splits_of(plan, kTileOut).bytes;
@@ -84,14 +87,15 @@ struct Fused {
       return launch_fused<Wino, scalar_t, layout, kTensorCores>(call, direction);
   }
   static constexpr ConvInstance instance(const char* name) {
-    return {name, direction, dtype, layout, false, applicable<kTileOut>, workspace, cost, launch};
+    return {
+        name,      direction, dtype, layout, kTf32<scalar_t, kTensorCores>, applicable<kTileOut>,
+        workspace, cost,      launch};
   }
 };
 
-template <int kTileOut, class scalar_t, DType dtype, Layout layout, Direction direction>
+template <int kTileOut, class scalar_t, DType dtype, bool kTensorCores, Layout layout,
+          Direction direction>
 struct NonFused {
-  static constexpr bool kTensorCores = sizeof(scalar_t) == 2;
-
   static int64_t workspace(const ConvProblem& p, const Device&) {
     const Plan plan = make_plan(p, direction, layout, kTileOut, sizeof(scalar_t));
     return matrices_of(plan, direction, kTileOut).bytes();
@@ -103,35 +107,40 @@ struct NonFused {
     return launch_nonfused<WinogradOf<kTileOut>, scalar_t, layout, kTensorCores>(call, direction);
   }
   static constexpr ConvInstance instance(const char* name) {
-    return {name,      direction, dtype, layout, false, nonfused_applicable<kTileOut>,
-            workspace, cost,      launch};
+    return {name,
+            direction,
+            dtype,
+            layout,
+            kTf32<scalar_t, kTensorCores>,
+            nonfused_applicable<kTileOut>,
+            workspace,
+            cost,
+            launch};
   }
 };
 
 // clang-format off
-#define FC_WINOGRAD_ROWS(Mechanism, scalar_t, dtype, names, suffix)                                \
-  Mechanism<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kFprop>::instance(                \
-      "fprop_" names "_nchw_" suffix),                                                             \
-  Mechanism<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kFprop>::instance(                \
-      "fprop_" names "_nhwc_" suffix),                                                             \
-  Mechanism<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kDgrad>::instance(                \
-      "dgrad_" names "_nchw_" suffix),                                                             \
-  Mechanism<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kDgrad>::instance(                \
-      "dgrad_" names "_nhwc_" suffix),                                                             \
-  Mechanism<kTileOut, scalar_t, dtype, Layout::kNCHW, Direction::kWgrad>::instance(                \
-      "wgrad_" names "_nchw_" suffix),                                                             \
-  Mechanism<kTileOut, scalar_t, dtype, Layout::kNHWC, Direction::kWgrad>::instance(                \
-      "wgrad_" names "_nhwc_" suffix)
+#define FC_WINOGRAD_ROW(Mechanism, d, dn, l, ln, scalar_t, dtype, names, engine, tensor_cores) \
+  Mechanism<kTileOut, scalar_t, dtype, tensor_cores, Layout::l, Direction::d>::instance(       \
+      dn "_" names "_" ln "_" engine)
+#define FC_WINOGRAD_ROWS(Mechanism, ...)                              \
+  FC_WINOGRAD_ROW(Mechanism, kFprop, "fprop", kNCHW, "nchw", __VA_ARGS__), \
+  FC_WINOGRAD_ROW(Mechanism, kFprop, "fprop", kNHWC, "nhwc", __VA_ARGS__), \
+  FC_WINOGRAD_ROW(Mechanism, kDgrad, "dgrad", kNCHW, "nchw", __VA_ARGS__), \
+  FC_WINOGRAD_ROW(Mechanism, kDgrad, "dgrad", kNHWC, "nhwc", __VA_ARGS__), \
+  FC_WINOGRAD_ROW(Mechanism, kWgrad, "wgrad", kNCHW, "nchw", __VA_ARGS__), \
+  FC_WINOGRAD_ROW(Mechanism, kWgrad, "wgrad", kNHWC, "nhwc", __VA_ARGS__)
+#define FC_WINOGRAD_TABLE(Mechanism, name)                                                   \
+  FC_WINOGRAD_ROWS(Mechanism, float, DType::kFloat32, "f32", name "_fma", false),            \
+  FC_WINOGRAD_ROWS(Mechanism, float, DType::kFloat32, "f32", name "_tf32", true),            \
+  FC_WINOGRAD_ROWS(Mechanism, __nv_bfloat16, DType::kBFloat16, "bf16", name "_tf32", true),  \
+  FC_WINOGRAD_ROWS(Mechanism, __half, DType::kFloat16, "f16", name "_tf32", true)
 
 template <int kTileOut>
 struct Table {
   static constexpr ConvInstance kInstances[] = {
-      FC_WINOGRAD_ROWS(Fused, float, DType::kFloat32, "f32", "fused_fma"),
-      FC_WINOGRAD_ROWS(Fused, __nv_bfloat16, DType::kBFloat16, "bf16", "fused_tf32"),
-      FC_WINOGRAD_ROWS(Fused, __half, DType::kFloat16, "f16", "fused_tf32"),
-      FC_WINOGRAD_ROWS(NonFused, float, DType::kFloat32, "f32", "nonfused_fma"),
-      FC_WINOGRAD_ROWS(NonFused, __nv_bfloat16, DType::kBFloat16, "bf16", "nonfused_tf32"),
-      FC_WINOGRAD_ROWS(NonFused, __half, DType::kFloat16, "f16", "nonfused_tf32"),
+      FC_WINOGRAD_TABLE(Fused, "fused"),
+      FC_WINOGRAD_TABLE(NonFused, "nonfused"),
   };
   static constexpr int kSize = sizeof(kInstances) / sizeof(kInstances[0]);
 };

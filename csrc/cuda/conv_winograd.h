@@ -170,10 +170,12 @@ int launch_wgrad_fused(const ConvCall&);
 template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
 int launch_nonfused(const ConvCall&, Direction);  // all three
 
-// One instantiation per dtype and layout; the engine follows from the dtype.
+// One instantiation per dtype and layout, of fp32 one per engine.
 #define FC_WINOGRAD_INSTANTIATE(launch, Wino, ...)                            \
   template int launch<Wino, float, Layout::kNCHW, false>(__VA_ARGS__);        \
   template int launch<Wino, float, Layout::kNHWC, false>(__VA_ARGS__);        \
+  template int launch<Wino, float, Layout::kNCHW, true>(__VA_ARGS__);         \
+  template int launch<Wino, float, Layout::kNHWC, true>(__VA_ARGS__);         \
   template int launch<Wino, __nv_bfloat16, Layout::kNCHW, true>(__VA_ARGS__); \
   template int launch<Wino, __nv_bfloat16, Layout::kNHWC, true>(__VA_ARGS__); \
   template int launch<Wino, __half, Layout::kNCHW, true>(__VA_ARGS__);        \

@@ -69,15 +69,15 @@ inline double nonfused_cost(const ConvProblem& p, Direction direction, int64_t s
   double floats = 2.0 * s.count * tiles * (s.C + s.K);
   floats += wgrad ? 2.0 * s.m * s.chunks : 2.0 * s.u;
   const double memory = (floats * 4 + images_bytes(p, scalar_bytes)) / rates.bytes_per_s;
-  // Blocks of 128 x 64, the sides as conv_winograd_nonfused.cu lays them; half or less of an SM
-  // each, so that a wave is two per SM.
+  // Blocks of 128 x 64, the sides as conv_winograd_nonfused.cu lays them. One alone on an SM has
+  // too few warps to hide its latencies.
   const double rows = wgrad ? s.K : s.tiles, columns = wgrad ? s.C : s.K;
   const double depth = wgrad ? blocks_of(s.tiles, s.splits) : s.C;
   const double blocks =
       s.count * std::ceil(rows / 128) * std::ceil(columns / 64) * std::max<int64_t>(s.splits, 1);
   const double rate = (tensor_cores ? rates.tensor_tf32_flops * 0.5 : rates.fma_flops * 0.75);
-  const double block = 2.0 * 128 * 64 * std::max(depth, 32.0) * 2 * device.sm_count / rate;
-  const double products = std::max(std::ceil(blocks / (2 * device.sm_count)), 1.0) * block;
+  const double block = 2.0 * 128 * 64 * std::max(depth, 32.0) * device.sm_count / rate;
+  const double products = std::max(std::ceil(blocks / device.sm_count), 1.5) * block;
   const double launches = s.chunks * (wgrad ? 4 : 3) + (wgrad ? 0 : 1);
   return launches * rates.launch_s + memory + products * s.chunks;
 }

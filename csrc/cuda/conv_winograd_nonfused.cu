@@ -1,15 +1,27 @@
 // Launchers of the non-fused Winograd convolution: transforms to and from matrices in the workspace
 // (conv_transform_winograd.cuh) around one batched matrix product per chunk of tiles.
 //
-// For each group and point of the tile, with V of the input, U of the filters (of dy in wgrad):
-//   NCHW   fprop, dgrad  M [K, tiles] = U [K, C] V [C, tiles]      wgrad  M [K, C] = U [K, tiles]
-//   V' NHWC                 M [tiles, K] = V [tiles, C] U [C, K]             M [K, C] = U' V
-//   [tiles, C]
-// where V' is stored [C, tiles] and U' [tiles, K]. Against the fused kernels: every tile is
-// transformed once, not once per 32 filters, and the product has larger blocks; but V and M pass
-// through memory. So it is for many channels and filters.
+// For each group and point of the tile, with V of the input and U of the filters (wgrad: of dy):
+//   fprop, dgrad, NCHW:  M [K, tiles] = U [K, C] V [C, tiles]
+//   fprop, dgrad, NHWC:  M [tiles, K] = V [tiles, C] U [C, K]
+//   wgrad, NCHW:         M [K, C] = U [K, tiles] V^T,  V stored [C, tiles]
+//   wgrad, NHWC:         M [K, C] = U^T V [tiles, C],  U stored [tiles, K]
+//
+// Against the fused kernels: every tile is transformed once, not once per 32 filters, and the
+// product has larger blocks; but V and M pass through memory. So it is for many channels and
+// filters.
+//
+// Bytes, over x and y themselves: V and M written and read once, 2 * 4 * n*n / m^2 (C + K) per
+// output pixel with n = m + 2, which is 32 (C + K) for F(2x2) and 18 (C + K) for F(4x4); U once.
+// FLOPs of the products: 2 n*n / m^2 C K per output pixel, which is 8 C K and 4.5 C K where direct
+// convolution has 18 C K. FLOPs per byte: C K / (4 (C + K)) for either tile, 32 at C = K = 256. By
+// the rates of device_rates.h memory is the bound up to C = K = 134 on the FMA pipe (17 FLOPs per
+// byte of DRAM on sm_90), up to 343 on tensor cores (43).
+//
 // 16-bit dtypes keep V, U and M in fp32 and multiply in TF32: rounded to bf16, V would cost F(4x4)
-// several percent of the largest output, and in fp16 it could overflow.
+// several percent of the largest output, and in fp16 it could overflow. Deterministic: the order of
+// every sum, also wgrad's over splits and chunks of tiles, follows from the problem alone.
+// Not measured on a GPU. Source: Lavin and Gray 2015, arXiv:1509.09308, section 4, algorithm 1.
 #include <type_traits>
 
 #include "conv_transform_winograd.cuh"

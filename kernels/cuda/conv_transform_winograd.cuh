@@ -11,10 +11,13 @@
 // time, what lies beyond filled with zeros. `fast` is the axis that lies contiguous in the tensor
 // too (tiles in NCHW, channels in NHWC): one thread per (slow, fast) keeps the reads and the writes
 // of a warp side by side.
+//
 // dtypes: fp32, bf16, fp16; transforms in fp32. Bytes: input, every pixel read once (from L2 as
 // often as tiles overlap), n*n/m^2 values of fp32 written per pixel: 4 (F(2x2)) or 2.25 (F(4x4));
-// output the same the other way round. Bound by memory. Deterministic. Not measured on a GPU.
-// Source: Lavin and Gray 2015, arXiv:1509.09308.
+// output the same the other way round. Of a tile's input, 32 additions (F(2x2)) or 144 fused
+// multiply-additions (F(4x4)) for 128 or 288 bytes: bound by memory. Deterministic: one thread owns
+// a tile of one channel, and wgrad's adds over splits, then over chunks, in ascending order. Not
+// measured on a GPU. Source: Lavin and Gray 2015, arXiv:1509.09308, section 4, algorithm 1.
 #pragma once
 #include "detail/winograd_tile.cuh"
 

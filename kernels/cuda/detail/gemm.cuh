@@ -6,7 +6,22 @@
 //   has landed and frees the one that was read last.
 //   epilogue: accumulators pass through the same memory, so that every warp writes whole rows.
 //
-// Bytes from L2 per BLOCK_K: 64 (BLOCK_M + BLOCK_N), for 2 BLOCK_M BLOCK_N BLOCK_K FLOPs.
+// Per stage, 64 (BLOCK_M + BLOCK_N) bytes come from L2 for 2 BLOCK_M BLOCK_N BLOCK_K FLOPs; through
+// shared memory go these once and 64 (WARP_M + WARP_N) per warp. Predicted from the rates of
+// device_rates.h for sm_90, 128 bytes of shared memory per clock and SM, and 6 TB/s of L2:
+//
+//   tile             FLOPs per byte of L2   L2 alone allows   clocks per stage and SM: shared, math
+//   128x128 16-bit            64             384 TFLOP/s                512, 686 (mma.sync)
+//   128x128 TF32              32             192                        512, 686
+//   128x64  16-bit, TF32      43, 21         256, 128                   352, 343
+//   64x64   16-bit, TF32      32, 16         192, 96                    192, 171
+//   128x64  FFMA              21             128                        288, 1024 (57 TFLOP/s)
+//
+// So the 128x128 tiles are bound by mma.sync, the narrower ones by shared memory about as much, and
+// FFMA by its own pipe. The bf16 NHWC fprop loop of 128x128, as nvcc 13.0 compiles it for sm_90a,
+// has 133 instructions: 32 HMMA, 12 LDSM, 4 LDGSTS of 16 bytes, and 85 of addresses and loop; two
+// warps to a scheduler issue 266 in the 686 clocks.
+//
 // Deterministic: one thread owns an element of C and adds over gemm_k in ascending order.
 // Speed: not measured on a GPU.
 #pragma once

@@ -5,9 +5,11 @@
 // over these a convolution of stride 1 with its own origin. So nothing is multiplied by inserted
 // zeros: a 3x3 filter of stride 2 gives classes of 4, 2, 2 and 1 taps.
 //
-//   taps of a class: r = tap0 + j * period, period = stride / gcd(stride, dilation)
-//   read at          o = (h0 + padding - tap0 * dilation) / stride + h' - j *
-//   period*dilation/stride written at       h = h0 + stride * h'
+// Along an axis, for a class with first pixel h0 and first tap tap0:
+//
+//   taps     r = tap0 + j * period, with period = stride / gcd(stride, dilation)
+//   reads    o = (h0 + padding - tap0 * dilation) / stride + h' - j * (period * dilation / stride)
+//   writes   h = h0 + stride * h'
 #pragma once
 #include "gemm.cuh"
 #include "gemm_conv_maps.cuh"
