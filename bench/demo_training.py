@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fastconv
 from fastconv import select
-from fastconv.ops.conv import inherited
+from fastconv.ops.conv_call import inherited
 from fastconv.problem import ConvSpec
 
 SEED = 0

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastconv import gpu, select
 from fastconv.ops import conv
+from fastconv.ops.conv_call import Geometry
 from fastconv.problem import NATIVE_DTYPES
 
 PRECISIONS = (None, "ieee", "tf32", "tf32x3")
@@ -43,7 +44,7 @@ def _as_ints(value: Any, rank: int) -> tuple[Any, ...] | None:
 
 def geometry_of(
     rank: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any
-) -> tuple[conv.Geometry, list[int] | None] | None:
+) -> tuple[Geometry, list[int] | None] | None:
     """The geometry with numeric padding, and F.pad's argument; None when PyTorch must decide."""
     strides, dilations = _as_ints(stride, rank), _as_ints(dilation, rank)
     if strides is None or dilations is None or weight.dim() != rank + 2:
@@ -66,7 +67,7 @@ def geometry_of(
         paddings = _as_ints(padding, rank)
     if paddings is None:
         return None
-    return conv.Geometry(strides, paddings, dilations, groups), pad
+    return Geometry(strides, paddings, dilations, groups), pad
 
 
 def check_with_torch(rank: int, args: tuple[Any, ...]) -> None:
@@ -79,7 +80,7 @@ def check_with_torch(rank: int, args: tuple[Any, ...]) -> None:
             TORCH[rank](*args)  # the device's own text is more telling than that for shapes
 
 
-def fits(rank: int, args: tuple[Any, ...], geometry: conv.Geometry, pad: Any) -> bool:
+def fits(rank: int, args: tuple[Any, ...], geometry: Geometry, pad: Any) -> bool:
     """Whether PyTorch accepts these shapes."""
     input, weight, bias = args[:3]
     x_size, w_size = tuple(input.shape), tuple(weight.shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastconv import _C, arguments, autotune_cache, gpu, select
-from fastconv.ops import conv
+from fastconv.ops.conv_call import inherited
 from fastconv.problem import DIRECTIONS, ConvSpec, is_channels_last
 
 
@@ -95,7 +95,7 @@ def _direction(spec: ConvSpec, algo: str) -> Choice:
     if spec.direction == "fprop":
         chosen = select.resolve(spec, algo)
     else:
-        chosen = select.resolve(spec, conv.inherited(algo))
+        chosen = select.resolve(spec, inherited(algo))
     ours = [c for c in entries if c.reason is None and c.name != select.ATEN]
     name = select.split_precision(algo)[0]
     # What the name covers: itself, the tiles of an alias, the instances of a CUDA algorithm.

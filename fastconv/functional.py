@@ -28,10 +28,11 @@ from fastconv.arguments import (
     refusal,
 )
 from fastconv.ops import conv
-from fastconv.ops.conv_autograd import Fprop, FpropCall
+from fastconv.ops.conv_autograd import Fprop
+from fastconv.ops.conv_call import Call, inherited
 from fastconv.ops.conv_library import cast_for_autocast
 from fastconv.ops.conv_run import run_fprop
-from fastconv.problem import ConvSpec, is_channels_last, packed_moves
+from fastconv.problem import ConvSpec, is_channels_last
 
 _PLAN_LIMIT = 4096
 _plans: dict[Any, _Plan] = select.forget_with({})
@@ -69,7 +70,7 @@ class _Plan:
         "unbatched",
     )
 
-    def __init__(self, call: FpropCall | None, pad=None, unbatched=False):
+    def __init__(self, call: Call | None, pad=None, unbatched=False):
         self.call, self.pad, self.unbatched = call, pad, unbatched
         self.aten = self.aten_dx = self.aten_dw = call is None or call.name == select.ATEN
         self.plain = pad is None and not unbatched
@@ -109,22 +110,14 @@ def _make_plan(
     )
     real = not any(conv.is_fake(t) for t in (input, weight, bias))
     name = select.resolve(spec, algo, (x.detach(), weight.detach(), bias) if real else None)
-    call = FpropCall(
-        geometry,
-        algo,
-        name,
-        channels_last,
-        spec.input_size,
-        spec.weight_size,
-        packed_moves(*geometry[:3]),
-    )
+    call = Call("fprop", name, algo, geometry, channels_last, x.shape, weight.shape)
     plan = _Plan(call, pad, unbatched)
 
     def aten(direction: str) -> bool:
         toward = spec.toward(direction)
         if select.split_precision(algo)[0] == select.AUTO and not select.settled(toward):
             return False  # measured in the backward pass, on the real gradient
-        return select.resolve(toward, conv.inherited(algo)) == select.ATEN
+        return select.resolve(toward, inherited(algo)) == select.ATEN
 
     plan.aten_dx, plan.aten_dw = aten("dgrad"), aten("wgrad")
     return plan, None
@@ -252,7 +245,7 @@ def _conv(
         y = _apply_fprop(x, weight, bias, plan.call)
     else:
         call = plan.call
-        y = run_fprop(x, weight, bias, *call.geometry, call.name, call.moves)
+        y = run_fprop(x, weight, bias, *call.geometry, call.name, call.packed)
     return y.squeeze(0) if plan.unbatched else y
 
 

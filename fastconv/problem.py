@@ -92,8 +92,8 @@ def dense_strides(size: Sequence[Any], channels_last: bool) -> list[Any]:
 def packed_moves(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> int | None:
-    """The three lists as the one integer that `fastconv::conv_fprop.packed` takes; None where a
-    value needs more than 7 bits (csrc/common/conv_ops.h)."""
+    """The three lists as the one integer that the `.packed` ops take; None where a value needs
+    more than 7 bits (csrc/common/conv_ops.h)."""
     packed = shift = 0
     for axis in zip(stride, padding, dilation, strict=True):
         for value in axis:
@@ -108,6 +108,18 @@ def unpacked_moves(packed: int, rank: int) -> tuple[list[int], list[int], list[i
     """stride, padding and dilation behind `packed_moves`."""
     values = [packed >> 7 * i & 127 for i in range(3 * rank)]
     return values[0::3], values[1::3], values[2::3]
+
+
+def packed_sizes(sizes: Sequence[int]) -> int | None:
+    """Spatial extents as one integer, 21 bits each; None where one needs more."""
+    if max(sizes) >= 1 << 21:
+        return None
+    return sum(size << 21 * axis for axis, size in enumerate(sizes))
+
+
+def unpacked_sizes(packed: int, rank: int) -> list[int]:
+    """The extents behind `packed_sizes`."""
+    return [packed >> 21 * axis & 0x1FFFFF for axis in range(rank)]
 
 
 def is_channels_last(x: torch.Tensor, w: torch.Tensor) -> bool:

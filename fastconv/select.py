@@ -63,8 +63,14 @@ recorded: Callable[[ConvSpec, int, str], str | None] = _nothing_recorded
 measure: Callable[..., str | None] | None = None
 
 
+# Grows with every `forget`, for what remembers decisions elsewhere.
+generation = 0
+
+
 def forget() -> None:
     """Drops every remembered decision: something that they rest on has changed."""
+    global generation
+    generation += 1
     for cache in _caches:
         cache.clear()
 

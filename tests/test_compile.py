@@ -12,7 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastconv
-from fastconv.problem import conv_output_size, packed_moves, unpacked_moves
+from fastconv.problem import (
+    conv_output_size,
+    packed_moves,
+    packed_sizes,
+    unpacked_moves,
+    unpacked_sizes,
+)
 
 OPS = torch.ops.fastconv
 
@@ -338,11 +344,19 @@ def test_opcheck_kernels(name, channels_last):
     torch.library.opcheck(op, op_arguments(name, "direct", False, channels_last))
 
 
-def test_opcheck_packed():
-    x, w, b, *lists, groups, algo = op_arguments("conv_fprop", "direct", False)
-    args = (x, w, b, packed_moves(*lists), groups, algo)
-    torch.library.opcheck(OPS.conv_fprop.packed, args)
-    assert torch.equal(OPS.conv_fprop.packed(*args), OPS.conv_fprop(x, w, b, *lists, groups, algo))
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["conv_fprop", "conv_dgrad", "conv_wgrad"])
+def test_opcheck_packed(name, channels_last):
+    """The geometry, and the gradients' sizes, in integers."""
+    args = op_arguments(name, "direct", False, channels_last)
+    moves = packed_moves(*LISTS[:3])
+    if name == "conv_fprop":
+        packed = (*args[:3], moves, *args[6:])
+    else:
+        packed = (*args[:2], moves, packed_sizes(args[2][2:]), *args[6:])
+    op = getattr(OPS, name)
+    torch.library.opcheck(op.packed, packed)
+    assert torch.equal(op.packed(*packed), op.default(*args))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -357,11 +371,34 @@ def test_packed_moves(rank):
         assert packed_moves(*large) is None
 
 
+def test_packed_sizes():
+    for sizes in ([5], [1, 2**21 - 1], [2**21 - 1, 3, 2**21 - 1]):
+        assert unpacked_sizes(packed_sizes(sizes), len(sizes)) == sizes
+        assert packed_sizes([*sizes[:-1], 2**21]) is None
+
+
+def test_packed_ops_refuse():
+    x = torch.randn(2, 3)
+    for op in (OPS.conv_dgrad.packed, OPS.conv_wgrad.packed):
+        with pytest.raises(RuntimeError, match="3 to 5 dimensions"):
+            op(x, x, 0, 0, 1, False, "direct")
+    y = torch.randn(1, 2, 4, 4)
+    with pytest.raises(RuntimeError, match="groups must be positive"):
+        OPS.conv_wgrad.packed(y, y, packed_moves((1, 1), (0, 0), (1, 1)), 1, 0, False, "direct")
+
+
 def test_moves_too_large_to_pack():
-    x, w = tensors((1, 2, 300, 5), (3, 2, 2, 3))
+    x, w = tensors((1, 2, 300, 5), (3, 2, 2, 3), dtype=torch.float64, grad=True)
     for arguments in ({"stride": (130, 1)}, {"padding": (129, 0)}, {"dilation": (140, 1)}):
-        y = fastconv.conv2d(x, w, algo="direct", **arguments)
-        torch.testing.assert_close(y, F.conv2d(x, w, **arguments))
+        y, want = (
+            f(x, w, **arguments) for f in (partial(fastconv.conv2d, algo="direct"), F.conv2d)
+        )
+        torch.testing.assert_close(y, want)
+        dy = torch.randn_like(y)
+        for got, expected in zip(
+            *(torch.autograd.grad(t, (x, w), dy) for t in (y, want)), strict=True
+        ):
+            torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("name", ["conv", "conv_dx", "conv_dw"])

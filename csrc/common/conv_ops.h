@@ -23,14 +23,14 @@ struct ConvOperands {
   bool channels_last;          // the format of the result, which is dense
 };
 
-// stride, padding and dilation of every axis in one integer: reading three lists takes the
-// dispatcher as long as a small convolution. 7 bits each, in this order, the first axis lowest;
-// fastconv/problem.py packs.
+// The `.packed` ops take the geometry in integers: reading lists takes the dispatcher as long as a
+// small convolution. fastconv/problem.py packs.
+// stride, padding and dilation of each axis, 7 bits each in this order, the first axis lowest.
 struct Moves {
   IntList stride, padding, dilation;
 
-  Moves(int64_t packed, size_t rank) {
-    for (size_t axis = 0; axis < rank; ++axis)
+  Moves(int64_t packed, int rank) {
+    for (int axis = 0; axis < rank; ++axis)
       for (IntList* list : {&stride, &padding, &dilation}) {
         list->push_back(packed & 127);
         packed >>= 7;
@@ -38,13 +38,44 @@ struct Moves {
   }
 };
 
+inline int spatial_rank(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() >= 3 && t.dim() <= 5, "convolution: expected 3 to 5 dimensions, got ",
+                  t.dim());
+  return static_cast<int>(t.dim()) - 2;
+}
+
+// n, c and spatial extents of 21 bits each.
+inline IntList unpacked_size(int64_t n, int64_t c, int64_t packed, int rank) {
+  IntList size{n, c};
+  for (int axis = 0; axis < rank; ++axis) size.push_back(packed >> 21 * axis & 0x1fffff);
+  return size;
+}
+
 template <class Backend>
 struct ConvOps {
   static Tensor fprop_packed(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
                              int64_t moves, int64_t groups, std::string algo) {
-    STD_TORCH_CHECK(x.dim() >= 3 && x.dim() <= 5, "conv_fprop: expected 3 to 5 dimensions");
-    const Moves m(moves, x.dim() - 2);
+    const Moves m(moves, spatial_rank(x));
     return fprop(x, w, std::move(bias), m.stride, m.padding, m.dilation, groups, std::move(algo));
+  }
+
+  static Tensor dgrad_packed(const Tensor& dy, const Tensor& w, int64_t moves, int64_t input,
+                             int64_t groups, bool channels_last, std::string algo) {
+    const int rank = spatial_rank(dy);
+    spatial_rank(w);
+    const Moves m(moves, rank);
+    return dgrad(dy, w, unpacked_size(dy.size(0), w.size(1) * groups, input, rank), m.stride,
+                 m.padding, m.dilation, groups, channels_last, std::move(algo));
+  }
+
+  static Tensor wgrad_packed(const Tensor& dy, const Tensor& x, int64_t moves, int64_t filter,
+                             int64_t groups, bool channels_last, std::string algo) {
+    const int rank = spatial_rank(dy);
+    spatial_rank(x);
+    STD_TORCH_CHECK(groups > 0, "conv_wgrad: groups must be positive, got ", groups);
+    const Moves m(moves, rank);
+    return wgrad(dy, x, unpacked_size(dy.size(1), x.size(1) / groups, filter, rank), m.stride,
+                 m.padding, m.dilation, groups, channels_last, std::move(algo));
   }
 
   static Tensor fprop(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, IntList stride,
@@ -129,6 +160,12 @@ struct ConvOps {
       "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last, str algo) "    \
       "-> Tensor");                                                                           \
   m.def(                                                                                      \
+      "conv_dgrad.packed(Tensor dy, Tensor w, int moves, int input, int groups, "             \
+      "bool channels_last, str algo) -> Tensor");                                             \
+  m.def(                                                                                      \
+      "conv_wgrad.packed(Tensor dy, Tensor x, int moves, int filter, int groups, "            \
+      "bool channels_last, str algo) -> Tensor");                                             \
+  m.def(                                                                                      \
       "conv_wgrad(Tensor dy, Tensor x, SymInt[] weight_size, SymInt[] stride, "               \
       "SymInt[] padding, SymInt[] dilation, SymInt groups, bool channels_last, str algo) "    \
       "-> Tensor")
@@ -138,6 +175,8 @@ struct ConvOps {
   m.impl("conv_fprop", TORCH_BOX(&fastconv::ConvOps<Backend>::fprop));               \
   m.impl("conv_fprop.packed", TORCH_BOX(&fastconv::ConvOps<Backend>::fprop_packed)); \
   m.impl("conv_dgrad", TORCH_BOX(&fastconv::ConvOps<Backend>::dgrad));               \
-  m.impl("conv_wgrad", TORCH_BOX(&fastconv::ConvOps<Backend>::wgrad))
+  m.impl("conv_dgrad.packed", TORCH_BOX(&fastconv::ConvOps<Backend>::dgrad_packed)); \
+  m.impl("conv_wgrad", TORCH_BOX(&fastconv::ConvOps<Backend>::wgrad));               \
+  m.impl("conv_wgrad.packed", TORCH_BOX(&fastconv::ConvOps<Backend>::wgrad_packed))
 
 }  // namespace fastconv

@@ -62,6 +62,9 @@ double cost(const ConvProblem& p, DType dtype, Direction direction, int threads)
   const double narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16 ? 1.1 : 1;
   double seconds =
       2 * p.macs() * waste * wide * narrow / flops_per_thread(active_isa()) * (wgrad ? 1.16 : 1.0);
+  // Unfolding: felt where few filters share each unfolded element.
+  const double unfold = backward ? 0.2e-9 : wgrad ? 0.3e-9 : 0.05e-9;
+  if (taps > 1) seconds += double(p.groups) * channels * taps * pixels * unfold;
   const double weights = double(p.K) * double(p.channels_per_group()) * taps;
   if (channels < 12 && taps > 1 && !wgrad)
     seconds += double(p.groups) * channels * taps * pixels * 0.2e-9;

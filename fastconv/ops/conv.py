@@ -9,29 +9,16 @@ registered ops `fastconv::conv`, `conv_dx`, `conv_dw`, which choose when the gra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from fastconv import gpu, select
-from fastconv.ops.conv_run import run_dgrad, run_fprop, run_wgrad
-from fastconv.problem import ConvSpec, is_channels_last
+from fastconv.ops.conv_call import call_for
+from fastconv.ops.conv_run import dgrad_by, run_fprop, wgrad_by
+from fastconv.problem import is_channels_last
 
-
-class Geometry(NamedTuple):
-    """How the filter moves; one entry per spatial axis."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-
-_NO_FALLBACK = (select.AUTO, select.ATEN)
-_names: dict[Any, str] = select.forget_with({})
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
@@ -49,56 +36,6 @@ def tracing() -> bool:
 def is_fake(t: object) -> bool:
     """Whether this is a FakeTensor: shapes without data."""
     return isinstance(t, FakeTensor)
-
-
-def inherited(algo: str) -> str:
-    """The algorithm for the gradients of a call with `algo`: it where it applies, else auto."""
-    if algo.endswith(select.OR_AUTO) or select.split_precision(algo)[0] in _NO_FALLBACK:
-        return algo
-    return algo + select.OR_AUTO
-
-
-def resolve(
-    direction: str,
-    like: Tensor,
-    input_size: Sequence[int],
-    weight_size: Sequence[int],
-    geometry: Geometry,
-    channels_last: bool,
-    algo: str,
-    tensors: tuple[Any, ...] | None,
-) -> str:
-    """The concrete algorithm for a direction of this problem, remembered."""
-    device = gpu.device_key(like.device)
-    tf32 = select.allows_tf32(device, like.dtype, algo)
-    key = (
-        direction,
-        like.dtype,
-        like.device,
-        input_size,
-        weight_size,
-        geometry,
-        channels_last,
-        algo,
-        tf32,
-        torch.get_num_threads(),
-    )
-    name = _names.get(key)
-    if name is None:
-        spec = ConvSpec(
-            direction,
-            device,
-            like.dtype,
-            tuple(input_size),
-            tuple(weight_size),
-            *map(tuple, geometry[:3]),
-            geometry[3],
-            channels_last,
-            tf32,
-        )
-        name = select.resolve(spec, algo, tensors)
-        _names[key] = name
-    return name
 
 
 def _wants_grad(*tensors: Tensor | None) -> bool:
@@ -138,18 +75,17 @@ def conv_fprop(
         ValueError: `algo` is unknown.
     """
     if transforming() and not torch.compiler.is_compiling():
-        return _autograd().TransformedFprop.apply(
+        return conv_autograd.TransformedFprop.apply(
             x, w, bias, *_tuples(stride, padding, dilation), groups, algo
         )
     if tracing():
         return torch.ops.fastconv.conv(x, w, bias, stride, padding, dilation, groups, algo)
-    geometry = Geometry(*_tuples(stride, padding, dilation), groups)
-    channels_last = is_channels_last(x, w)
-    name = resolve("fprop", x, x.shape, w.shape, geometry, channels_last, algo, (x, w, bias))
+    geometry, channels_last = (stride, padding, dilation, groups), is_channels_last(x, w)
+    tensors = (x, w, bias)
+    call = call_for("fprop", x, x.shape, w.shape, *geometry, channels_last, algo, tensors)
     if _wants_grad(x, w, bias):
-        call = _autograd().FpropCall(geometry, algo, name, channels_last, x.shape, w.shape, None)
-        return _autograd().Fprop.apply(x, w, bias, call)
-    return run_fprop(x, w, bias, *geometry, name)
+        return conv_autograd.Fprop.apply(x, w, bias, call)
+    return run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
 
 
 def conv_dgrad(
@@ -169,19 +105,18 @@ def conv_dgrad(
     format of the result. Raises as `conv_fprop`.
     """
     if transforming() and not torch.compiler.is_compiling():
-        return _autograd().TransformedDgrad.apply(
+        return conv_autograd.TransformedDgrad.apply(
             dy, w, *_tuples(input_size, stride, padding, dilation), groups, channels_last, algo
         )
     if tracing():
         return torch.ops.fastconv.conv_dx(
             dy, w, input_size, stride, padding, dilation, groups, channels_last, algo
         )
-    geometry = Geometry(*_tuples(stride, padding, dilation), groups)
-    size = tuple(input_size)
-    name = resolve("dgrad", dy, size, w.shape, geometry, channels_last, algo, (dy, w))
+    geometry = (stride, padding, dilation, groups)
+    call = call_for("dgrad", dy, input_size, w.shape, *geometry, channels_last, algo, (dy, w))
     if _wants_grad(dy, w):
-        return _autograd().Dgrad.apply(dy, w, size, geometry, channels_last, algo, name)
-    return run_dgrad(dy, w, size, *geometry, channels_last, name)
+        return conv_autograd.Dgrad.apply(dy, w, call)
+    return dgrad_by(call, dy, w)
 
 
 def conv_wgrad(
@@ -201,23 +136,18 @@ def conv_wgrad(
     memory format of the result. Sums in a fixed order. Raises as `conv_fprop`.
     """
     if transforming() and not torch.compiler.is_compiling():
-        return _autograd().TransformedWgrad.apply(
+        return conv_autograd.TransformedWgrad.apply(
             dy, x, *_tuples(weight_size, stride, padding, dilation), groups, channels_last, algo
         )
     if tracing():
         return torch.ops.fastconv.conv_dw(
             dy, x, weight_size, stride, padding, dilation, groups, channels_last, algo
         )
-    geometry = Geometry(*_tuples(stride, padding, dilation), groups)
-    size = tuple(weight_size)
-    name = resolve("wgrad", x, x.shape, size, geometry, channels_last, algo, (dy, x))
+    geometry = (stride, padding, dilation, groups)
+    call = call_for("wgrad", x, x.shape, weight_size, *geometry, channels_last, algo, (dy, x))
     if _wants_grad(dy, x):
-        return _autograd().Wgrad.apply(dy, x, size, geometry, channels_last, algo, name)
-    return run_wgrad(dy, x, size, *geometry, channels_last, name)
-
-
-def _autograd() -> Any:
-    return conv_autograd
+        return conv_autograd.Wgrad.apply(dy, x, call)
+    return wgrad_by(call, dy, x)
 
 
 # At the end: the Functions differentiate into the three functions above.

@@ -12,15 +12,15 @@ so that a derivative of any order is again built from kernels of this package.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from fastconv.ops import conv, conv_vmap
-from fastconv.ops.conv_run import aten_gradients, run_dgrad, run_fprop, run_wgrad
+from fastconv.ops.conv_call import Call, Geometry, call_for, inherited
+from fastconv.ops.conv_run import aten_gradients, dgrad_by, run_fprop, wgrad_by
 from fastconv.problem import is_channels_last
 from fastconv.select import ATEN
 
@@ -28,46 +28,6 @@ from fastconv.select import ATEN
 def sum_to_bias(dy: Tensor) -> Tensor:
     """(K,) from dy (N, K, *out)."""
     return dy.sum([0, *range(2, dy.dim())])
-
-
-def _fprop_gradients(
-    dy: Tensor,
-    x: Tensor | None,
-    w: Tensor | None,
-    input_size: Any,
-    weight_size: Any,
-    geometry: Any,
-    channels_last: bool,
-    algo: str,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    algo = conv.inherited(algo)
-    dx = dw = None
-    if wanted[0] and wanted[1] and not conv.transforming() and not conv.tracing():
-        shapes = (input_size, weight_size, geometry, channels_last, algo)
-        if (
-            conv.resolve("dgrad", dy, *shapes, (dy, w)) == ATEN
-            and conv.resolve("wgrad", dy, *shapes, (dy, x)) == ATEN
-        ):
-            dx, dw = aten_gradients(dy, x, w, *geometry, (True, True))
-    if wanted[0] and dx is None:
-        dx = conv.conv_dgrad(dy, w, input_size, *geometry, channels_last, algo)
-    if wanted[1] and dw is None:
-        dw = conv.conv_wgrad(dy, x, weight_size, *geometry, channels_last, algo)
-    return dx, dw, sum_to_bias(dy) if wanted[2] else None
-
-
-class FpropCall(NamedTuple):
-    """What `Fprop` does with its tensors, in one argument: `name` runs, the gradients choose their
-    own from `algo`. moves: as `run_fprop` takes it."""
-
-    geometry: conv.Geometry
-    algo: str
-    name: str
-    channels_last: bool
-    input_size: Sequence[int]
-    weight_size: Sequence[int]
-    moves: int | None
 
 
 class Fprop(Function):
@@ -78,58 +38,82 @@ class Fprop(Function):
         x_needs, w_needs = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if w_needs else None, w if x_needs else None)
         ctx.call = call
-        return run_fprop(x, w, bias, *call.geometry, call.name, call.moves)
+        return run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
-        call = ctx.call
-        problem = (call.input_size, call.weight_size, call.geometry, call.channels_last, call.algo)
-        return (*_fprop_gradients(dy, x, w, *problem, ctx.needs_input_grad), None)
+        call, (x_needs, w_needs, bias_needs, _) = ctx.call, ctx.needs_input_grad
+        dx = dw = None
+        if conv.transforming() or conv.tracing():
+            rest = (*call.geometry, call.channels_last, inherited(call.algo))
+            dx = conv.conv_dgrad(dy, w, call.input_size, *rest) if x_needs else None
+            dw = conv.conv_wgrad(dy, x, call.weight_size, *rest) if w_needs else None
+        else:
+            toward_x = call.gradient("dgrad", dy, w) if x_needs else None
+            toward_w = call.gradient("wgrad", dy, x) if w_needs else None
+            if x_needs and w_needs and toward_x.name == toward_w.name == ATEN:
+                dx, dw = aten_gradients(dy, x, w, *call.geometry, (True, True))
+            else:
+                dx = _dgrad(dy, w, toward_x) if x_needs else None
+                dw = _wgrad(dy, x, toward_w) if w_needs else None
+        return dx, dw, sum_to_bias(dy) if bias_needs else None, None
+
+
+def _dgrad(dy: Tensor, w: Tensor, call: Call) -> Tensor:
+    if torch.is_grad_enabled() and (dy.requires_grad or w.requires_grad):
+        return Dgrad.apply(dy, w, call)
+    return dgrad_by(call, dy, w)
+
+
+def _wgrad(dy: Tensor, x: Tensor, call: Call) -> Tensor:
+    if torch.is_grad_enabled() and (dy.requires_grad or x.requires_grad):
+        return Wgrad.apply(dy, x, call)
+    return wgrad_by(call, dy, x)
 
 
 class Dgrad(Function):
-    """dx of (dy, w) by the algorithm `name`."""
+    """dx of (dy, w)."""
 
     @staticmethod
-    def forward(ctx, dy, w, input_size, geometry, channels_last, algo, name):
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(dy if needs[1] else None, w if needs[0] else None)
-        ctx.problem = (w.shape, geometry, channels_last, conv.inherited(algo))
-        return run_dgrad(dy, w, input_size, *geometry, channels_last, name)
+    def forward(ctx, dy, w, call):
+        dy_needs, w_needs = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(dy if w_needs else None, w if dy_needs else None)
+        ctx.call = call
+        return dgrad_by(call, dy, w)
 
     @staticmethod
     def backward(ctx, g):
         dy, w = ctx.saved_tensors
-        weight_size, geometry, channels_last, algo = ctx.problem
+        call, algo = ctx.call, inherited(ctx.call.algo)
         needs = ctx.needs_input_grad
-        ddy = conv.conv_fprop(g, w, None, *geometry, algo) if needs[0] else None
+        ddy = conv.conv_fprop(g, w, None, *call.geometry, algo) if needs[0] else None
         dw = None
         if needs[1]:
-            dw = conv.conv_wgrad(dy, g, weight_size, *geometry, channels_last, algo)
-        return ddy, dw, None, None, None, None, None
+            dw = conv.conv_wgrad(dy, g, call.weight_size, *call.geometry, call.channels_last, algo)
+        return ddy, dw, None
 
 
 class Wgrad(Function):
-    """dw of (dy, x) by the algorithm `name`."""
+    """dw of (dy, x)."""
 
     @staticmethod
-    def forward(ctx, dy, x, weight_size, geometry, channels_last, algo, name):
-        needs = ctx.needs_input_grad
-        ctx.save_for_backward(dy if needs[1] else None, x if needs[0] else None)
-        ctx.problem = (x.shape, geometry, channels_last, conv.inherited(algo))
-        return run_wgrad(dy, x, weight_size, *geometry, channels_last, name)
+    def forward(ctx, dy, x, call):
+        dy_needs, x_needs = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(dy if x_needs else None, x if dy_needs else None)
+        ctx.call = call
+        return wgrad_by(call, dy, x)
 
     @staticmethod
     def backward(ctx, g):
         dy, x = ctx.saved_tensors
-        input_size, geometry, channels_last, algo = ctx.problem
+        call, algo = ctx.call, inherited(ctx.call.algo)
         needs = ctx.needs_input_grad
-        ddy = conv.conv_fprop(x, g, None, *geometry, algo) if needs[0] else None
+        ddy = conv.conv_fprop(x, g, None, *call.geometry, algo) if needs[0] else None
         dx = None
         if needs[1]:
-            dx = conv.conv_dgrad(dy, g, input_size, *geometry, channels_last, algo)
-        return ddy, dx, None, None, None, None, None
+            dx = conv.conv_dgrad(dy, g, call.input_size, *call.geometry, call.channels_last, algo)
+        return ddy, dx, None
 
 
 def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -151,32 +135,33 @@ class TransformedFprop(Function):
     def forward(x, w, bias, stride, padding, dilation, groups, algo):
         if conv.tracing():
             return torch.ops.fastconv.conv(x, w, bias, stride, padding, dilation, groups, algo)
-        geometry = conv.Geometry(stride, padding, dilation, groups)
-        channels_last = is_channels_last(x, w)
-        name = conv.resolve(
-            "fprop", x, x.shape, w.shape, geometry, channels_last, algo, (x, w, bias)
-        )
-        return run_fprop(x, w, bias, *geometry, name)
+        geometry, tensors = (stride, padding, dilation, groups), (x, w, bias)
+        last = is_channels_last(x, w)
+        call = call_for("fprop", x, x.shape, w.shape, *geometry, last, algo, tensors)
+        return run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, w, _, stride, padding, dilation, groups, algo = inputs
         _save(ctx, x, w)
-        ctx.geometry = conv.Geometry(stride, padding, dilation, groups)
-        ctx.rest = (x.shape, w.shape, ctx.geometry, is_channels_last(x, w), algo)
+        ctx.geometry = Geometry(stride, padding, dilation, groups)
+        ctx.sizes = (x.shape, w.shape)
+        ctx.channels_last, ctx.algo = is_channels_last(x, w), inherited(algo)
 
     @staticmethod
     def backward(ctx, dy):
-        nothing = (None,) * 5
         if dy is None:
-            return (None, None, None, *nothing)
+            return (None,) * 8
         x, w = ctx.saved_tensors
-        return (*_fprop_gradients(dy, x, w, *ctx.rest, ctx.needs_input_grad), *nothing)
+        needs, rest = ctx.needs_input_grad, (*ctx.geometry, ctx.channels_last, ctx.algo)
+        dx = conv.conv_dgrad(dy, w, ctx.sizes[0], *rest) if needs[0] else None
+        dw = conv.conv_wgrad(dy, x, ctx.sizes[1], *rest) if needs[1] else None
+        return (dx, dw, sum_to_bias(dy) if needs[2] else None, *(None,) * 5)
 
     @staticmethod
     def jvp(ctx, x_t, w_t, bias_t, *_):
         x, w = ctx.saved_tensors
-        algo = conv.inherited(ctx.rest[-1])
+        algo = ctx.algo
         y_t = None
         if x_t is not None:
             y_t = conv.conv_fprop(x_t, w, None, *ctx.geometry, algo)
@@ -207,18 +192,16 @@ class TransformedDgrad(Function):
             return torch.ops.fastconv.conv_dx(
                 dy, w, input_size, stride, padding, dilation, groups, channels_last, algo
             )
-        geometry = conv.Geometry(stride, padding, dilation, groups)
-        name = conv.resolve(
-            "dgrad", dy, input_size, w.shape, geometry, channels_last, algo, (dy, w)
-        )
-        return run_dgrad(dy, w, input_size, *geometry, channels_last, name)
+        rest = (stride, padding, dilation, groups, channels_last, algo)
+        call = call_for("dgrad", dy, input_size, w.shape, *rest, (dy, w))
+        return dgrad_by(call, dy, w)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         dy, w, ctx.input_size, stride, padding, dilation, groups, ctx.channels_last, algo = inputs
         _save(ctx, dy, w)
-        ctx.geometry = conv.Geometry(stride, padding, dilation, groups)
-        ctx.weight_size, ctx.algo = w.shape, conv.inherited(algo)
+        ctx.geometry = Geometry(stride, padding, dilation, groups)
+        ctx.weight_size, ctx.algo = w.shape, inherited(algo)
 
     @staticmethod
     def backward(ctx, g):
@@ -255,18 +238,16 @@ class TransformedWgrad(Function):
             return torch.ops.fastconv.conv_dw(
                 dy, x, weight_size, stride, padding, dilation, groups, channels_last, algo
             )
-        geometry = conv.Geometry(stride, padding, dilation, groups)
-        name = conv.resolve(
-            "wgrad", x, x.shape, weight_size, geometry, channels_last, algo, (dy, x)
-        )
-        return run_wgrad(dy, x, weight_size, *geometry, channels_last, name)
+        rest = (stride, padding, dilation, groups, channels_last, algo)
+        call = call_for("wgrad", x, x.shape, weight_size, *rest, (dy, x))
+        return wgrad_by(call, dy, x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         dy, x, ctx.weight_size, stride, padding, dilation, groups, ctx.channels_last, algo = inputs
         _save(ctx, dy, x)
-        ctx.geometry = conv.Geometry(stride, padding, dilation, groups)
-        ctx.input_size, ctx.algo = x.shape, conv.inherited(algo)
+        ctx.geometry = Geometry(stride, padding, dilation, groups)
+        ctx.input_size, ctx.algo = x.shape, inherited(algo)
 
     @staticmethod
     def backward(ctx, g):

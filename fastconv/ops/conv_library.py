@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv.ops import conv, conv_vmap
+from fastconv.ops import conv_vmap
 from fastconv.ops.conv_autograd import sum_to_bias
-from fastconv.ops.conv_run import run_dgrad, run_fprop, run_wgrad
-from fastconv.problem import dense_strides, is_channels_last, unpacked_moves
+from fastconv.ops.conv_call import call_for, inherited
+from fastconv.ops.conv_run import dgrad_by, run_fprop, wgrad_by
+from fastconv.problem import dense_strides, is_channels_last, unpacked_moves, unpacked_sizes
 
 _lib = torch.library.Library("fastconv", "FRAGMENT")
 _LISTS = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
@@ -42,23 +43,22 @@ def _promised(t: Tensor, channels_last: bool) -> Tensor:
 
 def _conv(x, w, bias, stride, padding, dilation, groups, algo):
     channels_last = is_channels_last(x, w)
-    geometry = conv.Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    name = conv.resolve("fprop", x, x.shape, w.shape, geometry, channels_last, algo, (x, w, bias))
-    return _promised(run_fprop(x, w, bias, *geometry, name), channels_last)
+    geometry = (stride, padding, dilation, groups)
+    tensors = (x, w, bias)
+    call = call_for("fprop", x, x.shape, w.shape, *geometry, channels_last, algo, tensors)
+    return _promised(run_fprop(x, w, bias, *call.geometry, call.name, call.packed), channels_last)
 
 
 def _conv_dx(dy, w, input_size, stride, padding, dilation, groups, channels_last, algo):
-    geometry = conv.Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    size = tuple(input_size)
-    name = conv.resolve("dgrad", dy, size, w.shape, geometry, channels_last, algo, (dy, w))
-    return _promised(run_dgrad(dy, w, size, *geometry, channels_last, name), channels_last)
+    geometry = (stride, padding, dilation, groups)
+    call = call_for("dgrad", dy, input_size, w.shape, *geometry, channels_last, algo, (dy, w))
+    return _promised(dgrad_by(call, dy, w), channels_last)
 
 
 def _conv_dw(dy, x, weight_size, stride, padding, dilation, groups, channels_last, algo):
-    geometry = conv.Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-    size = tuple(weight_size)
-    name = conv.resolve("wgrad", x, x.shape, size, geometry, channels_last, algo, (dy, x))
-    return _promised(run_wgrad(dy, x, size, *geometry, channels_last, name), channels_last)
+    geometry = (stride, padding, dilation, groups)
+    call = call_for("wgrad", x, x.shape, weight_size, *geometry, channels_last, algo, (dy, x))
+    return _promised(wgrad_by(call, dy, x), channels_last)
 
 
 for _name, _function in (("conv", _conv), ("conv_dx", _conv_dx), ("conv_dw", _conv_dw)):
@@ -77,6 +77,16 @@ def _fake_packed(x, w, bias, moves, groups, algo):
     return _fake_conv(x, w, bias, *unpacked_moves(moves, x.dim() - 2), groups, algo)
 
 
+def _fake_packed_dx(dy, w, moves, input, groups, channels_last, algo):
+    size = [dy.shape[0], w.shape[1] * groups, *unpacked_sizes(input, dy.dim() - 2)]
+    return dy.new_empty_strided(size, dense_strides(size, channels_last))
+
+
+def _fake_packed_dw(dy, x, moves, filter, groups, channels_last, algo):
+    size = [dy.shape[1], x.shape[1] // groups, *unpacked_sizes(filter, dy.dim() - 2)]
+    return dy.new_empty_strided(size, dense_strides(size, channels_last))
+
+
 def _fake_gradient(t: Tensor, partner: Tensor, size: Sequence[Any], *rest: Any) -> Tensor:
     channels_last = rest[4]
     return t.new_empty_strided(size, dense_strides(size, channels_last))
@@ -89,7 +99,9 @@ for _name, _fake in (
     ("conv_fprop", _fake_conv),
     ("conv_fprop.packed", _fake_packed),
     ("conv_dgrad", _fake_gradient),
+    ("conv_dgrad.packed", _fake_packed_dx),
     ("conv_wgrad", _fake_gradient),
+    ("conv_wgrad.packed", _fake_packed_dw),
 ):
     torch.library.register_fake(f"fastconv::{_name}", _fake, lib=_lib)
 
@@ -99,7 +111,7 @@ def _conv_setup(ctx, inputs, output):
     needs = ctx.needs_input_grad
     ctx.save_for_backward(x if needs[1] else None, w if needs[0] else None)
     ctx.sizes = (list(x.shape), list(w.shape))
-    ctx.rest = (*geometry, is_channels_last(x, w), conv.inherited(algo))
+    ctx.rest = (*geometry, is_channels_last(x, w), inherited(algo))
 
 
 def _conv_backward(ctx, dy):
@@ -116,7 +128,7 @@ def _dx_setup(ctx, inputs, output):
     ctx.save_for_backward(dy if needs[1] else None, w if needs[0] else None)
     ctx.weight_size = list(w.shape)
     *ctx.geometry, ctx.channels_last, algo = rest
-    ctx.algo = conv.inherited(algo)
+    ctx.algo = inherited(algo)
 
 
 def _dx_backward(ctx, g):
@@ -135,7 +147,7 @@ def _dw_setup(ctx, inputs, output):
     ctx.save_for_backward(dy if needs[1] else None, x if needs[0] else None)
     ctx.input_size = list(x.shape)
     *ctx.geometry, ctx.channels_last, algo = rest
-    ctx.algo = conv.inherited(algo)
+    ctx.algo = inherited(algo)
 
 
 def _dw_backward(ctx, g):
