@@ -117,12 +117,17 @@ def document(
 
 
 def failures_of(selftest: dict | None) -> dict | None:
-    """How many instances passed, and which did not; the whole is in selftest.json."""
+    """How many instances ran, whether that is all, and which failed; more is in selftest.json."""
     if selftest is None:
         return None
     outcomes = selftest.get("outcomes", [])
     failed = [f"{o['instance']}: {o['error']}" for o in outcomes if o.get("error")]
-    return {"build": selftest.get("build"), "instances": len(outcomes), "failed": failed}
+    return {
+        "build": selftest.get("build"),
+        "complete": selftest.get("complete", False),
+        "instances": len(outcomes),
+        "failed": failed,
+    }
 
 
 def passed(stage: dict, dry: bool) -> bool:
@@ -185,6 +190,8 @@ def markdown(doc: dict) -> str:
     if doc["selftest"] and doc["selftest"]["failed"]:
         lines += ["", "## Kernels that failed the self-test", ""]
         lines += [f"- {text}" for text in doc["selftest"]["failed"]]
+    if doc["selftest"] and not doc["selftest"]["complete"]:
+        lines += ["", f"The self-test was ended after {doc['selftest']['instances']} instances."]
     if doc["rows"]:
         lines += benchmark_markdown(doc)
     return "\n".join(lines) + "\n"

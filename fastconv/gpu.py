@@ -57,6 +57,30 @@ def describe(key: str) -> Gpu:
     )
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device had no memory left. Through the stable ABI that loses its type."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+
+
+def loss(device: torch.device) -> str:
+    """Why nothing runs on the device any more; empty while it works.
+
+    After an illegal access or a failed launch every later call of the process fails, whoever makes
+    it. An operation that has nothing to do with our kernels tells that from an error of one kernel.
+    """
+    why = ""
+    for _ in range(2):  # an error that passes is told once, to whoever asks next
+        try:
+            torch.ones(2, device=device).sum().item()
+        except RuntimeError as error:
+            if out_of_memory(error):
+                return ""
+            why = str(error).partition("\n")[0]
+        else:
+            return ""
+    return why
+
+
 def covers(archs: list[str], major: int, minor: int) -> bool:
     """Whether cubins (``sm_80``) or PTX (``compute_80``) run on compute capability major.minor."""
 

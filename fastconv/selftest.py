@@ -5,19 +5,25 @@
 Kernels are proven on the CPU by emulation, which knows nothing of a chip's memory ordering or
 rounding: `auto` uses an instance on a GPU only after it passed here (`fastconv.trust`). Prints a
 table, remembers the outcomes per device, driver and build, and exits with 1 if an instance failed.
+
+An instance that takes the device down (an illegal access) alone is blamed: the process replaces
+itself by a fresh one, which goes on with the next instance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,12 +136,15 @@ class Instance:
 
 @dataclass(frozen=True)
 class Outcome:
-    """problems: how many it ran on. error: empty when all were right."""
+    """problems: how many it ran on. error: empty when all were right. inconclusive: the error says
+    nothing of the instance. device_lost: nothing runs on the device any more, in this process."""
 
     instance: str
     problems: int
     error: str
     worst: float  # largest error in units of the bound
+    inconclusive: bool = False
+    device_lost: bool = False
 
     @property
     def passed(self) -> bool:
@@ -237,7 +246,8 @@ def check(instance: Instance, device: torch.device, limit: int) -> Outcome:
             first = launch(instance, problem, device, a, b).cpu()
             again = launch(instance, problem, device, a, b).cpu()
         except RuntimeError as error:
-            return Outcome(instance.name, count, f"{problem.name}: {error}", float("inf"))
+            text = f"{problem.name}: {error}"
+            return Outcome(instance.name, count, text, float("inf"), gpu.out_of_memory(error))
         count += 1
         bound = conv_tolerance(
             instance.tolerance,
@@ -262,17 +272,63 @@ def check(instance: Instance, device: torch.device, limit: int) -> Outcome:
     return Outcome(instance.name, count, "", worst)
 
 
-def run(device: torch.device, only: str = "", limit: int = FULL) -> Iterator[Outcome]:
-    """Checks every instance whose name contains `only`, and remembers the outcomes."""
+def check_and_probe(instance: Instance, device: torch.device, limit: int) -> Outcome:
+    """`check`, and after a failure whether the device still works. It did before: the caller has
+    seen to that."""
+    outcome = check(instance, device, limit)
+    lost = "" if outcome.passed else gpu.loss(device)
+    if not lost:
+        return outcome
+    text = f"{outcome.error.partition(chr(10))[0]}; nothing runs on the device after it"
+    return replace(outcome, error=text, inconclusive=False, device_lost=True)
+
+
+def run(
+    device: torch.device, only: str = "", limit: int = FULL, done: Collection[str] = ()
+) -> Iterator[Outcome]:
+    """Checks every instance whose name contains `only`, those in `done` excepted, and remembers the
+    outcomes. Ends after one that took the device down.
+
+    Raises RuntimeError where the device does not work to begin with.
+    """
     key = gpu.device_key(device)
-    outcomes = {}
+    lost = gpu.loss(device)
+    if lost:
+        raise RuntimeError(f"{key} does not work: {lost}")
+    outcomes: list[Outcome] = []
     try:
         for instance in instances():
-            if only in instance.name:
-                outcome = outcomes[instance.name] = check(instance, device, limit)
-                yield outcome
+            if only in instance.name and instance.name not in done:
+                outcomes.append(check_and_probe(instance, device, limit))
+                yield outcomes[-1]
+                if outcomes[-1].device_lost:
+                    return
     finally:
-        trust.record(key, {name: o.error for name, o in outcomes.items()})
+        trust.record(key, {o.instance: o.error for o in outcomes if not o.inconclusive})
+
+
+def replace_process(command: list[str]) -> None:
+    """Never returns. What this process holds of the device goes with it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for descriptor in os.listdir("/proc/self/fd"):
+        if int(descriptor) > 2:
+            try:
+                os.set_inheritable(int(descriptor), False)
+            except OSError:  # that of the listing itself
+                continue
+    os.execv(command[0], command)
+
+
+def resume_command(argv: list[str] | None, state: dict[str, Any]) -> list[str]:
+    """The command of this process once more, to go on from `state`, a file that it deletes."""
+    own = [*sys.orig_argv[1:]] if argv is None else ["-m", "fastconv.selftest", *argv]
+    if own[-2:-1] == ["--resume"]:
+        del own[-2:]
+    handle, path = tempfile.mkstemp(prefix="fastconv-selftest-", suffix=".json")
+    with os.fdopen(handle, "w") as file:
+        json.dump(state, file)
+    return [sys.executable, *own, "--resume", path]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -280,6 +336,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--json", type=Path, help="write the outcomes there")
     parser.add_argument("--only", default="", help="instances whose name contains this")
+    parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if not instances():
         print("this build has no CUDA kernels (FASTCONV_CUDA=0)", file=sys.stderr)
@@ -287,17 +344,43 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("torch sees no CUDA device", file=sys.stderr)
         return 2
-    device = torch.device(arguments.device)
-    key = gpu.device_key(device)
+    key = gpu.device_key(torch.device(arguments.device))
+    device = torch_device(key)
     refused = gpu.refusal(key)
     if refused:
         print(refused, file=sys.stderr)
         return 2
+    lost = gpu.loss(device)
+    if lost:
+        print(f"{key} does not work: {lost}", file=sys.stderr)
+        return 2
     identity = gpu.describe(key).identity
-    print(f"{identity}: {len(instances())} kernel instances, build {_C.build_id}")
-    start = time.perf_counter()
-    outcomes = []
-    for outcome in run(device, arguments.only):
+    outcomes: list[Outcome] = []
+    before = 0.0  # seconds of earlier processes
+    if arguments.resume:
+        state = json.loads(arguments.resume.read_text())
+        arguments.resume.unlink()
+        outcomes, before = [Outcome(**o) for o in state["outcomes"]], state["seconds"]
+    else:
+        print(f"{identity}: {len(instances())} kernel instances, build {_C.build_id}")
+    start = time.perf_counter() - before
+    wanted = [i.name for i in instances() if arguments.only in i.name]
+
+    def write() -> None:
+        if arguments.json:
+            facts = {
+                "device": identity,
+                "capability": gpu.describe(key).capability,
+                "build": _C.build_id,
+                "torch": torch.__version__,
+                "complete": len(outcomes) == len(wanted),
+                "outcomes": [asdict(o) for o in outcomes],
+            }
+            arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+
+    write()
+    done = {o.instance for o in outcomes}
+    for outcome in run(device, arguments.only, done=done):
         outcomes.append(outcome)
         verdict = "ok    " if outcome.passed else "FAILED"
         print(
@@ -305,20 +388,17 @@ def main(argv: list[str] | None = None) -> int:
             f" error {outcome.worst:.2f} of the bound {outcome.error}",
             flush=True,
         )
+        write()  # whoever ends the process finds what is known
+    if len(outcomes) < len(wanted):
+        print("the device is lost to this process: going on in a fresh one", flush=True)
+        seconds = time.perf_counter() - start
+        state = {"outcomes": [asdict(o) for o in outcomes], "seconds": seconds}
+        replace_process(resume_command(argv, state))
     failed = [o for o in outcomes if not o.passed]
     print(
         f"{len(outcomes) - len(failed)} of {len(outcomes)} passed in"
         f" {time.perf_counter() - start:.1f} s"
     )
-    if arguments.json:
-        facts = {
-            "device": identity,
-            "capability": gpu.describe(key).capability,
-            "build": _C.build_id,
-            "torch": torch.__version__,
-            "outcomes": [asdict(o) for o in outcomes],
-        }
-        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 1 if failed else 0
 
 

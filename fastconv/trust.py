@@ -3,7 +3,8 @@
 An instance is admitted if it passed the self-test on this device, driver and build (a quick check
 of that one instance runs at its first use and is remembered), or if `fastconv/vouched/*.json`, the
 self-test's result file of a real run, vouches for it on this architecture and build. One that
-failed is not used again, and named in one warning.
+failed is not used again, and named in one warning. What says nothing of an instance (no memory
+left, a device that was lost before) is not held against it.
 """
 
 from __future__ import annotations
@@ -81,6 +82,36 @@ def capturing() -> bool:
     return torch.cuda.is_current_stream_capturing()
 
 
+def _quick_check(device: str, name: str) -> str | None:
+    """Empty: the instance passes, which is recorded; None: that could not be found out now; else
+    how it failed, recorded as well."""
+    from fastconv import selftest  # it records here
+
+    instance = next(i for i in selftest.instances() if i.name == name)
+    on = selftest.torch_device(device)
+    with torch.no_grad():
+        lost = gpu.loss(on)
+        if lost:
+            _warn_once(
+                device,
+                f"{device} is lost to this process ({lost}): no CUDA kernel can be checked on it",
+            )
+            return None
+        outcome = selftest.check_and_probe(instance, on, selftest.QUICK)
+    if outcome.inconclusive:
+        return None
+    record(device, {name: outcome.error})
+    if outcome.device_lost:  # then PyTorch's own kernels fail next, and this says why
+        _warned.add(device)
+    return outcome.error
+
+
+def _warn_once(what: str, text: str) -> None:
+    if what not in _warned:
+        _warned.add(what)
+        warnings.warn(f"fastconv: {text}", RuntimeWarning, stacklevel=4)
+
+
 def admit(device: str, name: str) -> bool:
     """Whether `auto` may use the instance now; checks it first if nothing is known of it.
 
@@ -90,22 +121,11 @@ def admit(device: str, name: str) -> bool:
     if error is None:
         if capturing():
             return False
-        from fastconv import selftest  # it records here
-
-        instance = next(i for i in selftest.instances() if i.name == name)
-        with torch.no_grad():
-            on = selftest.torch_device(device)
-            error = selftest.check(instance, on, selftest.QUICK).error
-        record(device, {name: error})
-    if error and name not in _warned:
-        _warned.add(name)
-        warnings.warn(
-            f"fastconv: CUDA kernel {name} gave a wrong result on {gpu.describe(device).identity}"
-            f" and is not used: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return not error
+        error = _quick_check(device, name)
+    if error:
+        identity = gpu.describe(device).identity
+        _warn_once(name, f"CUDA kernel {name} failed its check on {identity}, not used: {error}")
+    return error == ""
 
 
 def reload() -> None:

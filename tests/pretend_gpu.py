@@ -5,7 +5,7 @@ of a call on CUDA (choice, trust, precision, autograd) runs where there is none.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -16,6 +16,32 @@ from fastconv import gpu, select, select_cuda, selftest, trust
 from fastconv.ops import conv_run
 
 H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
+
+
+def take_down(patch: pytest.MonkeyPatch, names: Collection[str]) -> None:
+    """Makes these instances of the self-test fault, and with them all that follows on the device:
+    what a process sees whose CUDA context is gone."""
+    launch, ones = selftest.launch, torch.ones
+    lost = False
+
+    def check() -> None:
+        if lost:
+            raise RuntimeError(
+                "CUDA error: an illegal memory access was encountered\nSee the docs."
+            )
+
+    def faulty(instance, *args):
+        nonlocal lost
+        lost = lost or instance.name in names
+        check()
+        return launch(instance, *args)
+
+    def other(*args, **kwargs):
+        check()
+        return ones(*args, **kwargs)
+
+    patch.setattr(selftest, "launch", faulty)
+    patch.setattr(torch, "ones", other)
 
 
 @contextmanager

@@ -67,6 +67,10 @@ def test_report_of_a_benchmark() -> None:
     assert doc["overall"][0]["ratio"] == pytest.approx(3.0)
     assert doc["selftest"]["failed"] == ["direct/b: off"]
     page = gpu_report.markdown(doc)
+    assert "The self-test was ended after 2 instances." in page
+    whole = {"outcomes": outcomes, "complete": True}
+    doc = gpu_report.document(False, {"device": "d"}, [stage], parts, whole)
+    assert "The self-test was ended" not in gpu_report.markdown(doc)
     assert "im2col/b@channels_last" in page and "direct@nchw: wrong" in page
     assert "direct/b: off" in page and "triad 4 TB/s" in page
     assert "ratio 3.00, auto 1.50" in gpu_report.table(doc)

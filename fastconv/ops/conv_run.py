@@ -50,7 +50,7 @@ def _tf32(algo: str) -> Iterator[None]:
 def _memory_error(error: RuntimeError) -> RuntimeError:
     """Through the stable ABI an out-of-memory arrives as a plain RuntimeError; it keeps its type
     here, so that callers who catch it go on working."""
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" not in str(error):
+    if isinstance(error, torch.OutOfMemoryError) or not gpu.out_of_memory(error):
         return error
     return torch.OutOfMemoryError(str(error))
 

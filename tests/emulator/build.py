@@ -43,8 +43,13 @@ class Variant:
 
 # Loads and stores of kernel code call access_checks.cpp; no sanitizer library is linked.
 CHECKED = "-fsanitize=thread,alignment --param tsan-instrument-func-entry-exit=0"
-# The first error ends the process. The sanitizers' library has to be preloaded.
-SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr"
+# The first error ends the process. The sanitizers' library has to be preloaded. Alignment and null
+# are left to the plain variant, and addresses are checked in calls: a third of the time to compile.
+SANITIZED = (
+    "-fsanitize=address,bounds,shift,signed-integer-overflow,integer-divide-by-zero,bool,enum,"
+    "unreachable,vla-bound -fno-sanitize-recover=undefined"
+    " --param asan-instrumentation-with-call-threshold=0"
+)
 VARIANTS = {
     "plain": Variant("-O2", CHECKED),
     # Not optimised: that compiles four times as fast, and hides nothing.
@@ -128,8 +133,8 @@ def ninja_text() -> str:
     import pybind11
 
     python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
-    # The table of where the no-ops of __launch_bounds__ are: nobody reads it, and it does not survive
-    # linking two files that instantiate one kernel.
+    # The table of where the no-ops of __launch_bounds__ are: nobody reads it, and it does not
+    # survive linking two files that instantiate one kernel.
     objcopy = shutil.which("objcopy")
     strip = f" && {objcopy} -R __patchable_function_entries $out" if objcopy else ""
     lines = [
