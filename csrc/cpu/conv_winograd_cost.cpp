@@ -93,7 +93,7 @@ double winograd_cost(const ConvProblem& p, DType dtype, Direction direction, int
            kRegion;
   const int used = p.macs() > kSerialMacs ? threads : 1;
   // Few channels: the transforms' passes over memory, which the counts above do not see, dominate.
-  const double narrow = 1 + 14.0 / double(p.channels_per_group());
+  const double narrow = 1 + 16.0 / double(p.channels_per_group());
   return double(p.groups) * group_seconds(plan, dtype, direction, used) * narrow;
 }
 
