@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pretend_gpu import H200, pretend_gpu
 
 import fastconv
-from fastconv import _C, gpu, select, select_cuda, selftest, trust
+from fastconv import _C, cost_aten_cuda, gpu, select, select_cuda, selftest, trust
 from fastconv.ops import conv_run
 from fastconv.problem import ConvSpec
 
@@ -37,6 +37,14 @@ def grouped_spec(direction="fprop", dtype=torch.float32, tf32=False, channels_la
         direction, "cuda:0", dtype, (8, 64, 56, 56), (64, 2, 3, 3), (1, 1), (1, 1), (1, 1), 32,
         channels_last, tf32,
     )  # fmt: skip
+
+
+def spec_3x3(input_size, filters, direction="fprop", **change):
+    spec = ConvSpec(
+        direction, "cuda:0", torch.float32, input_size, (filters, input_size[1], 3, 3), (1, 1),
+        (1, 1), (1, 1), 1, False, False,
+    )  # fmt: skip
+    return replace(spec, **change)
 
 
 def ours(spec):
@@ -140,12 +148,21 @@ def test_a_result_file_vouches_for_its_build_and_architecture(monkeypatch, tmp_p
 
 
 def test_a_workspace_that_does_not_fit_is_passed_over(monkeypatch):
+    """The cheapest that fits is taken."""
     passes(monkeypatch)
-    spec = grouped_spec("wgrad")
-    assert any(c.workspace for c in ours(spec))
-    monkeypatch.setattr(select_cuda, "free_bytes", lambda key: 0)
-    chosen = select.choose(spec)
-    assert chosen == "aten" or not next(c for c in ours(spec) if c.name == chosen).workspace
+    monkeypatch.setattr(cost_aten_cuda, "seconds", lambda spec: 1e3)
+    spec = spec_3x3((8, 64, 56, 56), 64, "wgrad")
+    by_cost = sorted(ours(spec), key=lambda c: c.cost)
+    largest = by_cost[0].workspace
+    assert largest and select.choose(spec) == by_cost[0].name
+    for free in (largest - 1, 0):
+        monkeypatch.setattr(select_cuda, "free_bytes", lambda key, free=free: free)
+        select.forget()
+        fitting = next((c.name for c in by_cost if c.workspace <= free), "aten")
+        assert select.choose(spec) == fitting != by_cost[0].name
+    monkeypatch.setattr(select_cuda, "free_bytes", lambda key: largest)
+    select.forget()
+    assert select.choose(spec) == by_cost[0].name
 
 
 def test_precision_decides_on_tf32(monkeypatch):
@@ -265,17 +282,10 @@ def test_out_of_memory_of_a_gradient_keeps_its_type(monkeypatch, direction):
     def exhausted(*args):
         raise RuntimeError("CUDA out of memory. Tried to allocate 155.00 GiB")
 
-    monkeypatch.setattr(conv_run, f"_{direction}", exhausted)
+    for name in (f"_{direction}", f"_{direction}_packed"):
+        monkeypatch.setattr(conv_run, name, exhausted)
     with pytest.raises(torch.OutOfMemoryError, match=r"155\.00 GiB"):
         torch.autograd.grad(y.sum(), x if direction == "dgrad" else w)
-
-
-def spec_3x3(input_size, filters, direction="fprop", **change):
-    spec = ConvSpec(
-        direction, "cuda:0", torch.float32, input_size, (filters, input_size[1], 3, 3), (1, 1),
-        (1, 1), (1, 1), 1, False, False,
-    )  # fmt: skip
-    return replace(spec, **change)
 
 
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
@@ -303,15 +313,15 @@ def test_many_images_beyond_32_bits_are_taken_by_all(direction):
 
 
 def test_a_workspace_larger_than_the_device_leaves_auto_a_choice(monkeypatch):
-    """The filters of non-fused Winograd alone take 39 GB: named, it is taken; `auto` goes on."""
+    """The filters of non-fused Winograd alone take 9.7 GB: named, it is taken; `auto` goes on."""
     passes(monkeypatch)
-    spec = spec_3x3((1, 16384, 8, 8), 16384)
-    large = [c for c in ours(spec) if c.workspace > 1 << 33]
-    assert large
+    monkeypatch.setattr(cost_aten_cuda, "seconds", lambda spec: 1e3)
+    spec = spec_3x3((8, 8192, 28, 28), 8192)
+    best, *rest = sorted(ours(spec), key=lambda c: c.cost)
+    assert best.workspace > 1 << 33
     monkeypatch.setattr(select_cuda, "free_bytes", lambda key: 1 << 33)
-    chosen = select.choose(spec)
-    assert chosen not in {c.name for c in large}
-    assert select.resolve(spec, large[0].name) == large[0].name
+    assert select.choose(spec) == next(c.name for c in rest if c.workspace <= 1 << 33)
+    assert select.resolve(spec, best.name) == best.name
 
 
 def test_explain_lists_every_mechanism_of_an_algorithm():
