@@ -22,7 +22,10 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BACKENDS = ("cpu", "cuda", "triton")
 _SM_90 = (90, 132)  # capability and SMs; what applies does not depend on them
 # Documents that carry a generated table, relative to the source tree.
-DOCUMENTS = {"README.md": ("operations",), "kernels/README.md": ("algorithms", "resources")}
+DOCUMENTS = {
+    "README.md": ("operations", "emulated"),
+    "kernels/README.md": ("algorithms", "resources"),
+}
 # What every CUDA kernel uses, written and checked by the static checks.
 BUDGETS = Path("tests/static/budgets.json")
 
@@ -156,8 +159,16 @@ def resources_table(root: Path = Path(__file__).resolve().parent.parent) -> str:
     return "\n".join(lines)
 
 
+def emulated_line() -> str:
+    """How many CUDA kernel instances there are; tests/test_emulated_conv.py runs each."""
+    names = [algorithm for algorithm, *_ in _C.cuda_instances()]
+    counts = ", ".join(f"{names.count(name)} of `{name}`" for name in _C.cuda_algorithms())
+    return f"{len(names)} CUDA kernel instances run in the emulation: {counts}."
+
+
 TABLES = {
     "operations": operations_table,
+    "emulated": emulated_line,
     "algorithms": algorithms_table,
     "resources": resources_table,
 }

@@ -15,6 +15,8 @@ from conv_runner import (
 )
 from emulated import Instance, instances, run_instance
 
+from fastconv import _C
+
 SEEDS = (1, 2, 3)
 CASES = tuple(case for case in CONV_CASES if "empty" not in case.tags)
 INSTANCES = instances()
@@ -23,6 +25,13 @@ INSTANCES = instances()
 def applicable_cases(instance: Instance) -> list[ConvCase]:
     cases = CASES + (DEPTHWISE_CASES if instance.algorithm == "depthwise" else ())
     return [case for case in cases if not instance.refusal(case)]
+
+
+@pytest.mark.skipif(not _C.build_cuda, reason="built without CUDA kernels")
+def test_instances_are_those_of_the_package() -> None:
+    """The number that the README gives is of the package's."""
+    packaged = [f"{algorithm}/{name}" for algorithm, name, *_ in _C.cuda_instances()]
+    assert [str(instance) for instance in INSTANCES] == packaged
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=str)

@@ -39,6 +39,7 @@ class Variant:
     flags: str
     kernel_flags: str = ""
     link_flags: str = ""
+    kernels_of: str = ""  # the variant whose compiled kernels it shares
 
 
 # Loads and stores of kernel code call access_checks.cpp; no sanitizer library is linked.
@@ -55,7 +56,7 @@ VARIANTS = {
     # Not optimised: that compiles four times as fast, and hides nothing.
     "sanitized": Variant(f"-O0 {SANITIZED}", link_flags=SANITIZED),
     # The switch between fibers that works on any processor.
-    "ucontext": Variant("-O2 -DFC_EMULATE_UCONTEXT", CHECKED),
+    "ucontext": Variant("-O2 -DFC_EMULATE_UCONTEXT", kernels_of="plain"),
 }
 
 
@@ -166,11 +167,16 @@ def ninja_text() -> str:
             f"-O1 -fvisibility=hidden {python} -DFC_MODULE_NAME={module_name(module)}",
         )
         for name, variant in VARIANTS.items():
-            kernel_flags = f"{KERNEL_FLAGS} {variant.flags} {variant.kernel_flags}"
+            compiled = variant.kernels_of or name
+            flags = f"{VARIANTS[compiled].flags} {VARIANTS[compiled].kernel_flags}"
+            kernel_flags = f"{KERNEL_FLAGS} {flags}"
             objects = [
                 bindings,
                 *(compile_edge(p, name, variant.flags) for p in host_sources(module)),
-                *(compile_edge(p, name, kernel_flags, "kernel") for p in kernel_sources(module)),
+                *(
+                    compile_edge(p, compiled, kernel_flags, "kernel")
+                    for p in kernel_sources(module)
+                ),
             ]
             target = module_path(module, name).relative_to(OUT)
             lines += [
