@@ -249,6 +249,11 @@ class Compilation:
         name = str(source.relative_to(ROOT)).replace("/", "_")
         return self.ninja.build(self.folder / f"{name}{suffix}.o", "cxx", [source], flags=flags)
 
+    def add_bindings(self, with_cuda):
+        """First, because it takes longest; nothing in it is worth optimising."""
+        flags = f"{self.python_includes} -O1" + (" -DFC_WITH_CUDA" if with_cuda else "")
+        self.bindings = self.compile(ROOT / "csrc/bindings.cpp", flags)
+
     def add_cpu(self):
         sources = [*(ROOT / "csrc/common").glob("*.cpp"), *(ROOT / "csrc/cpu").glob("*.cpp")]
         for source in [*sorted(sources), ROOT / "csrc/ops.cpp"]:
@@ -294,13 +299,11 @@ class Compilation:
             " -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10",
         )
         facts = " ".join(define(name, value) for name, value in self.facts.items())
-        if self.facts["FC_BUILD_CUDA"]:
-            facts += " -DFC_WITH_CUDA"
-        bindings = self.compile(ROOT / "csrc/bindings.cpp", f"{self.python_includes} {facts}")
+        build_info = self.compile(ROOT / "csrc/build_info.cpp", facts)
         module = self.ninja.build(
             self.folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}",
             "link",
-            [bindings],
+            [self.bindings, build_info],
             after=[ops],
             flags=f"-L{quote(self.folder)} -l:libfastconv_ops.so -Wl,-rpath,'$$ORIGIN'"
             " -Wl,--allow-shlib-undefined",
@@ -315,6 +318,7 @@ class NinjaBuildExt(build_ext):
         torch = require_torch()
         nvcc, release = cuda_requested(torch)
         compilation = Compilation(torch, (ROOT / self.object_folder()).resolve())
+        compilation.add_bindings(with_cuda=bool(nvcc))
         compilation.add_cpu()
         if nvcc:
             compilation.add_cuda(nvcc, release)

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "build_info.h"
 #include "common/conv_problem.h"
 #include "cpu/conv_algorithm.h"
 #include "cpu/isa.h"
@@ -147,11 +148,11 @@ PYBIND11_MODULE(_C, m) {
       "The instances for a dtype, direction and layout against a problem: (algorithm, instance,"
       " reason why not or empty, estimated seconds, workspace bytes).");
 
-  m.attr("build_torch") = FC_BUILD_TORCH;
-  m.attr("build_id") = FC_BUILD_ID;  // hash of the native sources
-  m.attr("build_compiler") = FC_BUILD_COMPILER;
-  m.attr("build_cuda") = FC_BUILD_CUDA;    // nvcc's release, empty without CUDA kernels
-  m.attr("build_archs") = FC_BUILD_ARCHS;  // e.g. "sm_80,sm_90a,compute_90a"
+  m.attr("build_torch") = fastconv::build_info.torch;
+  m.attr("build_id") = fastconv::build_info.id;
+  m.attr("build_compiler") = fastconv::build_info.compiler;
+  m.attr("build_cuda") = fastconv::build_info.cuda;
+  m.attr("build_archs") = fastconv::build_info.archs;
 
   m.def("cpu_isa", [] { return fastconv::cpu::isa_name(fastconv::cpu::active_isa()); });
   m.def("cpu_isas", [] {
