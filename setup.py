@@ -34,6 +34,11 @@ PORTABLE_ISAS = {"baseline": ("", 16)}
 WIDE_ISA = {"wide": ("-mavx2 -mfma -mf16c", 64)}
 
 
+# -O2 with the vectoriser of -O3: the same speed (loops that count are unrolled by pragmas) for two
+# thirds of the time to compile.
+KERNEL_FLAGS = "-O2 -ftree-vectorize -fvect-cost-model=dynamic -fno-math-errno"
+
+
 class BuildError(SystemExit):
     def __init__(self, text):
         super().__init__(f"\nfastconv: {text}\n")
@@ -259,7 +264,7 @@ class Compilation:
         for source in [*sorted(sources), ROOT / "csrc/ops.cpp"]:
             if source.name.endswith("_isa.cpp"):
                 for isa, (flags, width) in self.isas.items():
-                    flags = f"{flags} -fno-math-errno -DFC_ISA={isa} -DFC_VEC_BYTES={width}"
+                    flags = f"{flags} {KERNEL_FLAGS} -DFC_ISA={isa} -DFC_VEC_BYTES={width}"
                     self.objects.append(self.compile(source, flags, f".{isa}"))
             else:
                 self.objects.append(self.compile(source, self.torch_includes))
