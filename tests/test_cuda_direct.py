@@ -4,15 +4,12 @@ infinities beside the padding, sums that are the same bits every time, refusals 
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import subprocess
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from cases import ConvCase, conv_case
@@ -23,14 +20,8 @@ from conv_runner import (
     random_operands,
     reference_conv,
 )
-from emulated import (
-    Instance,
-    emulation,
-    instances,
-    native_problem,
-    run_instance,
-    source_lines,
-)
+from emulated import Instance, instances, run_instance
+from huge_tensors import Huge, run_huge
 from test_conv_nonfinite import PADDED, assert_same_nonfinite, padding_multiplied, spoiled
 from torch import Tensor
 
@@ -208,67 +199,6 @@ def test_same_bits(instance: Instance) -> None:
 
 
 # --- tensors beyond 2^31 elements --------------------------------------------------------------
-
-At = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Huge:
-    """A bfloat16 tensor of which only the given elements are not zero; the rest of its memory is
-    never touched."""
-
-    size: At
-    values: dict[At, int] = field(default_factory=dict)
-
-    def offset(self, at: At, layout: str) -> int:
-        order = (0, 2, 3, 1) if layout == "NHWC" else (0, 1, 2, 3)
-        offset = 0
-        for axis in order:
-            offset = offset * self.size[axis] + at[axis]
-        return offset
-
-    def at(self, offset: int, layout: str) -> At:
-        order = (1, 3, 2, 0) if layout == "NHWC" else (3, 2, 1, 0)
-        found = [0, 0, 0, 0]
-        for axis in order:
-            offset, found[axis] = divmod(offset, self.size[axis])
-        return tuple(found)
-
-    def sparse(self, layout: str) -> tuple[int, list[tuple[int, np.ndarray]]]:
-        content = {v: torch.tensor([v], dtype=torch.bfloat16) for v in self.values.values()}
-        return 2 * math.prod(self.size), [
-            (2 * self.offset(at, layout), content[v].view(torch.uint8).numpy())
-            for at, v in self.values.items()
-        ]
-
-
-def run_huge(
-    instance: Instance,
-    case: ConvCase,
-    operands: tuple[Huge, Huge],
-    places: list[At],
-    block_limit: int = 1 << 40,
-) -> list[float]:
-    """The result's elements at `places` after the first, the last and some other blocks."""
-    sizes = (case.output_size, case.input_size, case.weight_size)
-    result = Huge(sizes[("fprop", "dgrad", "wgrad").index(instance.direction)])
-    assert max(math.prod(size) for size in sizes) > 2**31
-    module = emulation()
-    with source_lines(module):
-        found, *_ = module.run_conv(
-            instance.algorithm,
-            instance.name,
-            native_problem(case),
-            *(t.sparse(instance.layout) for t in operands),
-            None,
-            module.Device(90, 132),
-            peeks=[(2 * result.offset(at, instance.layout), 2) for at in places],
-            seed=1,
-            block_limit=block_limit,
-            check_accesses=False,  # three times faster, and the buffers have their guard pages
-        )
-    return [float(torch.from_numpy(e).view(torch.bfloat16)[0]) for e in found]
-
 
 # 3e9 elements of x, in more channels than a pack has, of which the 5 x 5 outputs of the strided
 # convolution read a few.

@@ -13,6 +13,7 @@ import torch
 from cases import ConvCase, conv_case
 from conv_runner import assert_close, random_operands, random_reference, reference_conv
 from emulated import Instance, emulation, instances, run_instance
+from huge_tensors import Huge, run_huge
 from torch import Tensor
 from winograd_tolerance import ERROR_CONSTANT
 
@@ -291,12 +292,72 @@ def test_refusals_name_the_value(case: ConvCase, reason: str) -> None:
         assert instance.refusal(case).startswith(reason)
 
 
+@pytest.mark.parametrize(
+    ("case", "got"),
+    [
+        (conv_case("channels", (1, 2**23, 4, 4), (8, 2**23, 3, 3)), "8388608, 8 and 67108864"),
+        (conv_case("filters", (1, 8, 4, 4), (2**23, 8, 3, 3)), "8, 8388608 and 67108864"),
+        (conv_case("weights", (1, 2**16, 4, 4), (2**15, 2**16, 3, 3)), "65536, 32768 and 21474836"),
+    ],
+    ids=lambda v: v.id if isinstance(v, ConvCase) else "",
+)
+def test_refusals_of_matrices_name_the_value(case: ConvCase, got: str) -> None:
+    """A matrix's elements are numbered in 32 bits; the fused kernels have no matrices."""
+    for instance in ALL:
+        reason = instance.refusal(case)
+        if "nonfused" not in instance.name:
+            assert not reason
+        else:
+            assert reason.startswith("non-fused Winograd needs at most 2^22 channels and filters")
+            assert f"got {got}" in reason
+
+
 @by_instance
 def test_takes_tensors_beyond_32_bits(instance: Instance) -> None:
     case = case_3x3(4096, 256, (64, 64), 256)
     assert not instance.refusal(case)
     assert 0 < instance.workspace(case) <= 257 << 20
     assert 0 < instance.cost(case) < 60
+
+
+# --- tensors beyond 2^31 elements ----------------------------------------------------------------
+
+# One image of 2.15e9 elements of x; the last block of tiles has the corner.
+SIDE, LAST = 5800, 5799
+HUGE = case_3x3(1, 64, (SIDE, SIDE), 2)
+
+
+HUGE_FUSED = tuple(i for i in of(torch.bfloat16) if "nonfused" not in i.name)
+
+
+def directed(direction: str) -> pytest.MarkDecorator:
+    chosen = [i for i in HUGE_FUSED if i.direction == direction]
+    assert len(chosen) == 4
+    return pytest.mark.parametrize("instance", chosen, ids=str)
+
+
+@directed("fprop")
+def test_huge_input(instance: Instance) -> None:
+    """y[.., p, q] takes x[p + r - 1, q + s - 1]."""
+    x = Huge(HUGE.input_size, {(0, 63, LAST, LAST): 3, (0, 1, LAST - 1, LAST): 4})
+    w = Huge(
+        HUGE.weight_size,
+        {(1, 63, 1, 1): 5, (1, 63, 2, 1): 7, (1, 1, 1, 2): 2, (0, 1, 0, 1): 1},
+    )
+    below = LAST - 1
+    places = [(0, 1, LAST, LAST), (0, 1, below, LAST), (0, 1, below, below), (0, 0, LAST, LAST)]
+    found = run_huge(instance, HUGE, (x, w), places, block_limit=16)
+    assert found == pytest.approx([15, 21, 8, 4], abs=0.25)
+
+
+@directed("dgrad")
+def test_huge_result_of_dgrad(instance: Instance) -> None:
+    """dx[.., h, w] takes dy[h - r + 1, w - s + 1]; the last block has channels 32 to 63."""
+    dy = Huge(HUGE.output_size, {(0, 1, LAST, LAST): 3})
+    w = Huge(HUGE.weight_size, {(1, 63, 1, 1): 5, (1, 62, 0, 1): 7})
+    places = [(0, 63, LAST, LAST), (0, 62, LAST - 1, LAST), (0, 63, LAST - 1, LAST)]
+    found = run_huge(instance, HUGE, (dy, w), places, block_limit=16)
+    assert found == pytest.approx([15, 21, 0], abs=0.25)
 
 
 def test_costs_order_the_mechanisms() -> None:
