@@ -20,7 +20,7 @@ from typing import Any
 
 from . import build, occupancy
 from .build import Key, Resources
-from .families import family_of
+from .families import FAMILIES, family_of
 from .toolchain import ARCHS
 
 TABLE = Path(__file__).with_name("budgets.json")
@@ -112,9 +112,23 @@ def write(table: Table, path: Path = TABLE) -> None:
     path.write_text(f'{{\n"nvcc": {json.dumps(table["nvcc"])},\n"kernels": [\n{lines}\n]}}\n')
 
 
-def unclaimed(table: Table) -> list[str]:
-    """Kernels that no row of families.FAMILIES describes."""
-    return [row["kernel"] for row in table["kernels"] if family_of(row["kernel"]) is None]
+def misfits(table: Table) -> list[str]:
+    """Where the table and families.FAMILIES do not fit each other."""
+    found, used = [], set()
+    for row in table["kernels"]:
+        claimed = family_of(row["kernel"])
+        if claimed is None:
+            found.append(f"{row['kernel']} is in no row of families.FAMILIES")
+            continue
+        used.add(claimed.pattern)
+        for arch in ARCHS:
+            part = row.get(arch, {}).get("occupancy", 1.0)
+            if part < claimed.occupancy:
+                found.append(
+                    f"{row['kernel']} ({arch}): occupancy {part:.0%}, not {claimed.occupancy:.0%}"
+                )
+    found += [f"no kernel matches {row.pattern}" for row in FAMILIES if row.pattern not in used]
+    return found
 
 
 def print_table(table: Table) -> None:
@@ -149,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         write(make_table(build.kernels(), typical_launches(), build.nvcc_release()))
         print(f"{len(read()['kernels'])} kernels written to {TABLE}")
     found = compare(read(), build.kernels(), archs, build.nvcc_release())
-    found += [f"{kernel} is in no row of families.FAMILIES" for kernel in unclaimed(read())]
+    found += misfits(read())
     print("\n".join(found) or "the build is as the table says")
     return 1 if found else 0
 

@@ -1,7 +1,7 @@
 """Which kernels claim what of their machine code: one table, by kernel name.
 
-Every kernel has to match exactly one row (the first that matches counts), so that a new family says
-what it is.
+The first row that matches a kernel counts. Every kernel has to have one, so that a new family says
+what it is, and every row a kernel, so that a renamed one does not leave its claims behind.
 """
 
 from __future__ import annotations
@@ -9,38 +9,46 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+# Enough for kernels that keep tiles in registers and shared memory: what hides their latency is how
+# much each thread has under way, not how many threads there are. 0.15 is two blocks of 160 threads.
+BLOCKED = 0.15
+# For those whose threads load, add and store an element or two and have nothing else to wait with.
+STREAMING = 0.5
+
 
 @dataclass(frozen=True)
 class Family:
     """`pattern` matches the kernel's whole readable name; `claims` are keys of
-    machine_code.EVIDENCE; `divides`: why there is a division in its main loop."""
+    machine_code.EVIDENCE; `occupancy` is the least that is acceptable, on either architecture;
+    `divides`: why there is a division in its main loop."""
 
     pattern: str
     claims: frozenset[str] = frozenset()
+    occupancy: float = BLOCKED
     divides: str = ""
 
 
-def family(pattern: str, claims: str = "", divides: str = "") -> Family:
-    return Family(pattern, frozenset(claims.split()), divides)
+def family(pattern: str, claims: str = "", occupancy: float = BLOCKED, divides: str = "") -> Family:
+    return Family(pattern, frozenset(claims.split()), occupancy, divides)
 
 
-def gemm_families(kernel: str, wide: str) -> tuple[Family, ...]:
+# (scalar type, GemmMath, what its main loop shows)
+GEMM_ENGINES = (
+    ("float", 0, "shared128"),
+    ("float", 1, "tensor_tf32"),
+    ("__half", 2, "ldmatrix tensor_f16"),
+    ("__nv_bfloat16", 2, "ldmatrix tensor_bf16"),
+)
+
+
+def gemm_families(kernel: str, wide: str, engines: tuple[tuple[str, int, str], ...]):
     """Kernels over GemmTile. `wide` matches the arguments of an operand that is loaded by vectors;
     scalars of 16-bit types are smaller than a cp.async."""
     tile = rf"{kernel}<GemmTile<"
-    rows = []
-    for scalar, math, tensor in (
-        ("float", 0, "shared128"),
-        ("float", 1, "tensor_tf32"),
-        ("__half", 2, "ldmatrix tensor_f16"),
-        ("__nv_bfloat16", 2, "ldmatrix tensor_bf16"),
-    ):
+    for scalar, math, engine in engines:
         single = "async_copy " if scalar == "float" else ""
-        rows.append(
-            family(rf"{tile}{scalar}, \(GemmMath\){math}, {wide}", f"async_copy128 {tensor}")
-        )
-        rows.append(family(rf"{tile}{scalar}, \(GemmMath\){math}, .*", single + tensor))
-    return tuple(rows)
+        yield family(rf"{tile}{scalar}, \(GemmMath\){math}, {wide}", f"async_copy128 {engine}")
+        yield family(rf"{tile}{scalar}, \(GemmMath\){math}, .*", single + engine)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -50,17 +58,27 @@ FAMILIES: tuple[Family, ...] = (
     family(r"conv_gather_direct_kernel<.*>", "shared128"),
     family(r"conv_wgrad_direct_kernel<(float|double), true, .*>", "load128 shared128"),
     family(r"conv_wgrad_direct_kernel<.*>", "shared128"),
-    family(r"conv_wgrad_direct_reduce_kernel<.*>"),
+    family(r"conv_wgrad_direct_reduce_kernel<.*>", occupancy=STREAMING),
     family(
         r"conv_(fprop|dgrad|wgrad)_direct_plain_kernel<.*>",
         divides="the plain twin works its coordinates out anew",
     ),
     # Implicit and batched GEMM.
-    *gemm_families(r"conv_(fprop|dgrad|wgrad)_im2col_kernel", r".*, ([48], \d|1, [48])(, \w+)?>"),
-    *gemm_families(r"gemm_batched_kernel", r".*, ([48], \d|1, [48])>"),
-    family(r"conv_wgrad_im2col_reduce_kernel<.*>"),
+    *gemm_families(
+        r"conv_(fprop|dgrad|wgrad)_im2col_kernel",
+        r".*, ([48], \d|1, [48])(, \w+)?>",
+        GEMM_ENGINES,
+    ),
+    family(r"conv_wgrad_im2col_reduce_kernel<.*>", occupancy=STREAMING),
+    # The Winograd matrices' rows are padded to vectors, so that no product of theirs loads scalars.
+    family(
+        r"gemm_batched_kernel<GemmTile<float, \(GemmMath\)0, .*, 4, 4>", "async_copy128 shared128"
+    ),
+    family(
+        r"gemm_batched_kernel<GemmTile<float, \(GemmMath\)1, .*, 4, 4>", "async_copy128 tensor_tf32"
+    ),
     # Winograd.
-    family(r"conv_filter_winograd_kernel<.*>", "shared128 store128"),
+    family(r"conv_filter_winograd_kernel<.*>", "shared128 store128", occupancy=STREAMING),
     family(
         r"conv_fprop_winograd_fused_kernel<\w+, WinogradTf32, .*>",
         "async_copy128 shared128 tensor_tf32",
@@ -68,7 +86,15 @@ FAMILIES: tuple[Family, ...] = (
     family(r"conv_fprop_winograd_fused_kernel<\w+, WinogradFma, .*>", "async_copy128 shared128"),
     family(r"conv_wgrad_winograd_fused_kernel<\w+, WinogradTf32, .*>", "shared128 tensor_tf32"),
     family(r"conv_wgrad_winograd_fused_kernel<\w+, WinogradFma, .*>", "shared128"),
-    family(r"conv_wgrad_winograd_reduce_kernel<.*>"),
+    family(r"conv_wgrad_winograd_reduce_kernel<.*>", occupancy=STREAMING),
+    # Not fused: a thread's tile is strided in both its tensor and its matrices, and neighbours
+    # along the contiguous axis are neighbouring threads, so their accesses are scalars.
+    family(
+        r"conv_transform_winograd_kernel<Winograd(Input|Filter|WgradFilter)<.*>",
+        occupancy=STREAMING,
+    ),
+    family(r"conv_output_winograd_kernel<.*>", occupancy=STREAMING),
+    family(r"conv_wgrad_winograd_output_kernel<.*>", occupancy=STREAMING),
     # Depthwise.
     family(r"conv_(fprop|dgrad)_depthwise_nhwc_kernel<.*>", "load128 store128 shared128"),
     family(r"conv_wgrad_depthwise_nhwc_kernel<.*>", "load128"),
@@ -79,12 +105,12 @@ FAMILIES: tuple[Family, ...] = (
         "load128",
         divides="64-bit positions of tensors of 2^31 pixels or more, behind a branch",
     ),
-    family(r"conv_(fprop|dgrad)_depthwise_any_kernel<.*>"),
+    family(r"conv_(fprop|dgrad)_depthwise_any_kernel<.*>", occupancy=STREAMING),
     family(
         r"conv_wgrad_depthwise_any_kernel<.*>",
         divides="64-bit positions of tensors of 2^31 pixels or more, behind a branch",
     ),
-    family(r"conv_wgrad_depthwise_sum_kernel<.*>"),
+    family(r"conv_wgrad_depthwise_sum_kernel<.*>", occupancy=STREAMING),
 )
 
 

@@ -33,23 +33,35 @@ class Code:
     def blocks(self) -> list[range]:
         index = {address: i for i, (address, _) in enumerate(self.instructions)}
         starts = {0}
-        for i, (_, text) in enumerate(self.instructions):
-            if self._target(text) in index:
-                starts.add(index[self._target(text)])
+        for i in range(len(self.instructions)):
+            if self._target(i) in index:
+                starts.add(index[self._target(i)])
             if self._jumps(i) and i + 1 < len(self.instructions):
                 starts.add(i + 1)
         ordered = [*sorted(starts), len(self.instructions)]
         return [range(a, b) for a, b in pairwise(ordered)]
 
     def _jumps(self, i: int) -> bool:
-        return re.match(r"(BRA|BRX|JMP|JMX|EXIT|RET)\b", self.opcodes[i]) is not None
+        leaves = re.match(r"(BRA|BRX|JMP|JMX|EXIT|RET)\b", self.opcodes[i]) is not None
+        return leaves or self._target(i) is not None
 
-    @staticmethod
-    def _target(text: str) -> int | None:
-        if not re.match(r"(BRA|JMP)\b", opcode(text)):
+    def calls(self, i: int) -> bool:
+        """A call of a function, such as a 64-bit division."""
+        return re.match(r"CALL\b", self.opcodes[i]) is not None and not self._jumps(i)
+
+    def _target(self, i: int) -> int | None:
+        """Address that it may jump to."""
+        address, text = self.instructions[i]
+        if not re.match(r"(BRA|JMP|CALL)\b", self.opcodes[i]):
             return None
         found = re.findall(r"0x([0-9a-f]+)", text)
-        return int(found[-1], 16) if found else None
+        target = int(found[-1], 16) if found else None
+        if self.opcodes[i].startswith("CALL"):
+            # For sm_80 ptxas leaves a loop by a call, under a predicate, to just behind the jump
+            # back, which follows; nothing returns from there.
+            over = self.instructions[min(i + 2, len(self.instructions) - 1)][0]
+            return target if text.startswith("@") and address < over == target else None
+        return target
 
     @cached_property
     def successors(self) -> list[list[int]]:
@@ -59,7 +71,7 @@ class Code:
             last = block[-1]
             text = self.instructions[last][1]
             to = []
-            target = self._target(text)
+            target = self._target(last)
             if target in start_of:
                 to.append(start_of[target])
             # BRA with a predicate as its operand is as conditional as one under a guard.
@@ -136,18 +148,20 @@ class Code:
 
 # --- what must hold -------------------------------------------------------------------------------
 
-# Claim -> instruction that shows it.
+# Claim -> (instruction that shows it, where it has to be). What is loaded is loaded over and over,
+# and a stray wide load in front of a loop of narrow ones shows nothing; what is stored may be
+# stored at the end.
 EVIDENCE = {
-    "load128": r"LDG\.(\w+\.)*128",
-    "store128": r"STG\.(\w+\.)*128",
-    "shared128": r"LDS\.(\w+\.)*128",
-    "async_copy": r"LDGSTS",
-    "async_copy128": r"LDGSTS\.(\w+\.)*128",
-    "ldmatrix": r"LDSM",
-    "tensor": r"HMMA",
-    "tensor_tf32": r"HMMA\.\d+\.F32\.TF32",
-    "tensor_f16": r"HMMA\.\d+\.F32$",
-    "tensor_bf16": r"HMMA\.\d+\.F32\.BF16",
+    "load128": (r"LDG\.(\w+\.)*128", "a loop"),
+    "store128": (r"STG\.(\w+\.)*128", "the kernel"),
+    "shared128": (r"LDS\.(\w+\.)*128", "a loop"),
+    "async_copy": (r"LDGSTS", "a loop"),
+    "async_copy128": (r"LDGSTS\.(\w+\.)*128", "a loop"),
+    "ldmatrix": (r"LDSM", "a main loop"),
+    "tensor": (r"HMMA", "a main loop"),
+    "tensor_tf32": (r"HMMA\.\d+\.F32\.TF32", "a main loop"),
+    "tensor_f16": (r"HMMA\.\d+\.F32$", "a main loop"),
+    "tensor_bf16": (r"HMMA\.\d+\.F32\.BF16", "a main loop"),
 }
 
 
@@ -162,14 +176,24 @@ def complaints(code: Code, claims: frozenset[str], divides: bool = False) -> lis
         claims: keys of EVIDENCE.
         divides: an integer division in the main loop is known and meant.
     """
-    found = [f"claims {claim}, has no {EVIDENCE[claim]}" for claim in sorted(claims)
-             if not code.matching(EVIDENCE[claim])]  # fmt: skip
+    main_loops = code.main_loops()
+    places = {
+        "the kernel": range(len(code.opcodes)),
+        "a loop": sorted({i for loop in code.loops for b in loop for i in code.blocks[b]}),
+        "a main loop": sorted({i for loop in main_loops for i in loop}),
+    }
+    found = []
+    for claim in sorted(claims):
+        pattern, where = EVIDENCE[claim]
+        if not code.matching(pattern, places[where]):
+            found.append(f"claims {claim}, has no {pattern} in {where}")
     # Also integer atomics: what they count in could only be an order, and that is not repeatable.
     found += [f"atomic: {text}" for text in code.matching(ATOMICS)[:3]]
     found += [f"local memory: {text}" for text in code.matching(r"(LDL|STL)(\.|$)")[:3]]
     if not divides:
-        for loop in code.main_loops():
+        for loop in main_loops:
             # A 32-bit division starts with a reciprocal, a 64-bit one is a call.
-            slow = code.matching(r"(MUFU\.RCP|CALL)(\.|$)", loop)
+            slow = code.matching(r"MUFU\.RCP(\.|$)", loop)
+            slow += [code.instructions[i][1] for i in loop if code.calls(i)]
             found += [f"division in a main loop: {text}" for text in slow[:1]]
     return found

@@ -52,8 +52,8 @@ def test_nothing_in_the_table_spills():
             assert used.stack == used.spills == 0, f"{row['kernel']} ({arch})"
 
 
-def test_every_kernel_has_a_family():
-    assert not budgets.unclaimed(budgets.read())
+def test_families_fit_the_table():
+    assert not budgets.misfits(budgets.read())
 
 
 def test_occupancy_follows_from_the_row():
@@ -136,6 +136,18 @@ def test_a_new_kernel_and_a_stale_row_are_seen():
         "kernel<double> (sm_90a) is not in the table",
         "kernel<float> (sm_90a) is in the table, but not in the build",
     ]
+
+
+def test_misfits_with_the_families_are_seen():
+    table = budgets.read()
+    assert len(budgets.misfits({**table, "kernels": [*table["kernels"], {"kernel": "new"}]})) == 1
+    first, *others = table["kernels"]
+    name = first["kernel"].split("<")[0]
+    low = {"kernel": first["kernel"], "sm_80": {**first["sm_80"], "occupancy": 0.125}}
+    (found,) = budgets.misfits({**table, "kernels": [low, *others]})
+    assert name in found and "occupancy 12%, not 50%" in found
+    gone = [row for row in table["kernels"] if not row["kernel"].startswith("probe_kernel")]
+    assert budgets.misfits({**table, "kernels": gone}) == ["no kernel matches probe_kernel"]
 
 
 def test_another_nvcc_may_take_a_few_registers_more():

@@ -8,16 +8,13 @@ from collections import defaultdict
 import pytest
 
 from . import build
-from .build import ARCHS
 from .families import family_of
 from .machine_code import Code, complaints, opcode
 
 
 @pytest.mark.cuda_build
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", build.built_archs())
 def test_instructions(arch):
-    if arch not in build.built_archs():
-        return  # a build for one of the two is compared with its half
     code = build.machine_code(arch)
     assert code, f"no kernels for {arch} in {build.LIBRARY}"
     found = defaultdict(list)
@@ -148,10 +145,45 @@ def test_atomics_and_local_memory(instruction, bad):
     ],
 )
 def test_claims_need_their_instruction(claim, instruction):
-    without = parsed("LDG.E R0, [R2.64]\nEXIT")
+    without = parsed(LOOP.format(inside="LDG.E R0, [R2.64]", outside="NOP").replace(".128", ""))
     (found,) = complaints(without, frozenset({claim}))
     assert found.startswith(f"claims {claim}")
-    assert complaints(parsed(f"{instruction}\nEXIT"), frozenset({claim})) == []
+    inside = parsed(LOOP.format(inside=instruction, outside="NOP"))
+    assert complaints(inside, frozenset({claim})) == []
+
+
+@pytest.mark.parametrize(
+    ("claim", "instruction"),
+    [
+        ("load128", "LDG.E.128 R8, [R12.64]"),
+        ("async_copy", "LDGSTS.E [R5], [R2.64]"),
+        ("tensor_bf16", "HMMA.16816.F32.BF16 R4, R8, R2, R4"),
+    ],
+)
+def test_one_outside_of_the_loops_is_not_enough(claim, instruction):
+    text = LOOP.replace("LDG.E.128", "LDG.E")
+    outside = parsed(text.format(inside="NOP", outside=instruction))
+    assert len(complaints(outside, frozenset({claim}))) == 1
+
+
+def test_a_loop_that_is_left_by_a_call():
+    """As ptxas writes it for sm_80; the loop behind it is one too."""
+    loop = LOOP.format(inside="{}", outside="NOP").strip().removesuffix("EXIT")
+    loop = loop.replace("@P0 BRA @head", "@P0 CALL.REL.NOINC @behind\nBRA @head\nbehind:")
+    inside = ("MOV R0, RZ", "MUFU.RCP R3, R4")
+    both = "\n".join(
+        loop.format(what).replace("head", f"head{i}").replace("behind", f"behind{i}")
+        for i, what in enumerate(inside)
+    )
+    code = parsed(f"{both}\nEXIT")
+    assert len(code.main_loops()) == 2
+    assert complaints(code, frozenset()) == ["division in a main loop: MUFU.RCP R3, R4"]
+
+
+def test_a_call_in_a_loop_is_a_division():
+    code = parsed(LOOP.format(inside="@P0 CALL.REL.NOINC @far", outside="NOP") + "far:\nRET R4")
+    (found,) = complaints(code, frozenset())
+    assert found.startswith("division in a main loop: @P0 CALL")
 
 
 def test_opcodes():

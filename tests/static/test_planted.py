@@ -14,6 +14,10 @@ from .machine_code import Code, complaints
 pytestmark = pytest.mark.nvcc
 
 SOURCE = """
+#include <cstdint>
+#include "detail/async_copy.cuh"
+#include "detail/mma.cuh"
+
 extern "C" {
 
 // Sixteen times the registers that its launch bound leaves.
@@ -56,12 +60,54 @@ __global__ void __launch_bounds__(256) divides_before_kernel(const float* x, flo
   y[threadIdx.x] = s;
 }
 
-__global__ void __launch_bounds__(256) narrow_kernel(const float* x, float* y) {
-  for (int i = 0; i < 4; ++i) y[4 * threadIdx.x + i] = x[4 * threadIdx.x + i];
+__global__ void __launch_bounds__(256) narrow_kernel(const float* x, float* y, int n) {
+  for (int i = threadIdx.x; i < n; i += 256)
+    for (int j = 0; j < 4; ++j) y[4 * i + j] = x[4 * i + j];
 }
 
-__global__ void __launch_bounds__(256) wide_kernel(const float4* x, float4* y) {
-  y[threadIdx.x] = x[threadIdx.x];
+__global__ void __launch_bounds__(256) wide_kernel(const float4* x, float4* y, int n) {
+  for (int i = threadIdx.x; i < n; i += 256) y[i] = x[i];
+}
+
+// The one wide load is not where the time goes.
+__global__ void __launch_bounds__(256) wide_once_kernel(const float* x, float* y, int n) {
+  float4 s = reinterpret_cast<const float4*>(x)[threadIdx.x];
+#pragma unroll 4
+  for (int i = 0; i < n; ++i) s.x += x[i * 256 + threadIdx.x] * s.y + s.z * s.w;
+  y[threadIdx.x] = s.x;
+}
+
+__global__ void __launch_bounds__(32) tensor_kernel(const uint4* x, float* y, int n) {
+  __shared__ uint4 rows[32 * 32];
+  float d[4] = {};
+#pragma unroll 1
+  for (int i = 0; i < n; ++i) {
+    uint4* row = rows + 32 * (i % 32) + threadIdx.x;
+    fastconv::cuda::cp_async<16>(row, x + 32 * i + threadIdx.x, true);
+    fastconv::cuda::cp_async_commit();
+    fastconv::cuda::cp_async_wait<0>();
+    __syncwarp();
+    uint32_t a[4];
+    fastconv::cuda::ldmatrix_x4(a, row);
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      fastconv::cuda::mma_m16n8k16<__nv_bfloat16>(d, a, {a[k], a[3 - k]});
+  }
+  for (int i = 0; i < 4; ++i) y[4 * threadIdx.x + i] = d[i];
+}
+
+// The same without tensor cores, and through registers.
+__global__ void __launch_bounds__(32) no_tensor_kernel(const float* x, float* y, int n) {
+  __shared__ float rows[32 * 4];
+  float d[4] = {};
+#pragma unroll 1
+  for (int i = 0; i < n; ++i) {
+    rows[threadIdx.x] = x[32 * i + threadIdx.x];
+    __syncwarp();
+    for (int k = 0; k < 4; ++k) d[k] += rows[k] * rows[threadIdx.x ^ k];
+    __syncwarp();
+  }
+  for (int i = 0; i < 4; ++i) y[4 * threadIdx.x + i] = d[i];
 }
 }
 """
@@ -121,9 +167,18 @@ def test_wide_accesses(planted):
     assert complaints(planted.code["wide_kernel"], claims) == []
 
 
-def test_claims_of_other_engines(planted):
-    claims = frozenset({"async_copy", "tensor", "ldmatrix"})
-    assert len(complaints(planted.code["wide_kernel"], claims)) == 3
+def test_a_wide_access_outside_of_the_loop(planted):
+    (found,) = complaints(planted.code["wide_once_kernel"], frozenset({"load128"}))
+    assert found.startswith("claims load128")
+
+
+def test_engines(planted):
+    claims = frozenset({"async_copy", "async_copy128", "ldmatrix", "tensor", "tensor_bf16"})
+    assert complaints(planted.code["tensor_kernel"], claims) == []
+    assert len(complaints(planted.code["no_tensor_kernel"], claims)) == len(claims)
+    # bf16 is neither of these.
+    others = frozenset({"tensor_f16", "tensor_tf32"})
+    assert len(complaints(planted.code["tensor_kernel"], others)) == 2
 
 
 def test_the_two_sources_of_resources_agree(planted, tmp_path):
@@ -132,7 +187,7 @@ def test_the_two_sources_of_resources_agree(planted, tmp_path):
     source.write_text(SOURCE)
     report = build.parse_report(toolchain.compile_cuda(source, out))
     held = build.parse_resources(toolchain.cuobjdump("-res-usage", out))
-    assert report.keys() == held.keys() and len(held) == 7
+    assert report.keys() == held.keys() and len(held) == SOURCE.count("__global__")
     for key, used in report.items():
         assert held[key].registers == used.registers
         assert (held[key].stack > 0) == (used.stack > 0)
