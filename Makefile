@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 
-.PHONY: all build demo test test-quick benchmarks bench lint format docs clean
+.PHONY: all build demo test test-quick benchmarks bench lint format budgets docs clean
 
 all: build
 
@@ -27,8 +27,12 @@ $(VENV)/.run: Makefile
 	@$(PIP) "setuptools>=77" wheel "pybind11>=2.12" ninja numpy rich matplotlib scikit-learn
 	@touch $@
 
+# They read the compiled CUDA kernels for tests/static; any release reads what older nvcc wrote.
+CUDA_READERS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+
 $(VENV)/.dev: $(VENV)/.run
 	@$(PIP) "pytest>=8" pytest-xdist pytest-benchmark hypothesis psutil sympy ruff clang-format==19.1.7
+	@! command -v nvcc >/dev/null || $(PIP) $(CUDA_READERS)
 	@touch $@
 
 # The extension is built in place, so that the sources that run are the ones in this tree.
@@ -61,6 +65,14 @@ benchmarks: build $(VENV)/.dev
 
 bench: build
 	@$(PY) -m bench run $(BENCH_FLAGS)
+
+# After a change of a CUDA kernel: what the kernels may use from now on, and the catalogue's table of
+# it. The difference is for reading.
+budgets: $(VENV)/.dev
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" FASTCONV_CUDA=1 FASTCONV_WIDE_ISA=1 \
+	  $(PY) setup.py -q build_ext --inplace
+	@$(PY) -m tests.static.budgets --write && $(PY) -m fastconv.catalogue --write
+	@git --no-pager diff --stat -- tests/static/budgets.json kernels/README.md
 
 docs: build
 	@$(PY) -m fastconv.catalogue --write

@@ -1,13 +1,12 @@
 """The committed table of what every kernel may use, and the comparison with a build.
 
     python -m tests.static.budgets            compares; exits 1 if anything differs
-    python -m tests.static.budgets --write    rewrites budgets.json from the build in place;
-                                              `make docs` then renews the kernel catalogue
+    python -m tests.static.budgets --write    rewrites budgets.json from the build in place
     python -m tests.static.budgets --table    prints it by kernel
 
-Needs a build with CUDA for sm_80 and sm_90a (python setup.py build_ext --inplace, FASTCONV_CUDA=1),
-cuobjdump (the Triton package carries one) and, to write, the emulation, which knows how the
-launchers launch.
+`make budgets` builds, rewrites the table and renews the kernel catalogue. Needs a build with CUDA
+for sm_80 and sm_90a, cuobjdump (toolchain.find_cuobjdump) and, to write, the emulation, which knows
+how the launchers launch.
 """
 
 from __future__ import annotations

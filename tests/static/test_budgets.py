@@ -32,7 +32,7 @@ def test_build_is_within_its_budgets():
     found = budgets.compare(
         budgets.read(), build.kernels(), build.built_archs(), build.nvcc_release()
     )
-    assert not found, "\n".join([*found, "after a look: python -m tests.static.budgets --write"])
+    assert not found, "\n".join([*found, "after a look: make budgets"])
 
 
 @pytest.mark.cuda_build
@@ -80,8 +80,7 @@ def test_table_knows_every_launch():
             r = rows[kernel][arch]
             kept = {(way.threads, way.dynamic_shared) for way in ways}
             assert (r["threads"], r["dynamic_shared"]) in kept, (
-                f"{kernel} is no longer launched as the table says:"
-                " python -m tests.static.budgets --write"
+                f"{kernel} is no longer launched as the table says: make budgets"
             )
 
 

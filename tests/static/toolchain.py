@@ -25,18 +25,28 @@ def find_nvcc() -> str | None:
 
 
 def find_cuobjdump() -> str:
-    """The toolkit's, or the one that the Triton package carries."""
+    """The toolkit's, or that of NVIDIA's package, or the one that the Triton package carries. With
+    nvdisasm beside it, which it calls."""
     found = shutil.which("cuobjdump")
-    if found:
-        return found
-    spec = importlib.util.find_spec("triton")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        carried = Path(folder) / "backends/nvidia/bin/cuobjdump"
-        if carried.exists():
-            return str(carried)
+    beside = [Path(find_nvcc() or "nvcc").resolve().parent, Path("/usr/local/cuda/bin")]
+    carried = [*_in_package("nvidia", "cu*/bin"), *_in_package("triton", "backends/nvidia/bin")]
+    candidates = [Path(found)] if found else []
+    candidates += [folder / "cuobjdump" for folder in (*beside, *carried)]
+    for candidate in candidates:
+        if candidate.exists() and (
+            candidate.with_name("nvdisasm").exists() or shutil.which("nvdisasm")
+        ):
+            return str(candidate)
     raise FileNotFoundError(
-        "cuobjdump was found neither on PATH nor in the Triton package: pip install triton"
+        "no cuobjdump on PATH, beside nvcc or in a Python package:"
+        " pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
     )
+
+
+def _in_package(package: str, pattern: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return sorted(found for folder in folders for found in Path(folder).glob(pattern))
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
