@@ -194,7 +194,7 @@ def test_ucontext_switch() -> None:
 
 def test_threads_per_second(record_property) -> None:
     """At least 3e5 CUDA threads per second and core, every access checked. Processor time, and the
-    best of three: a busy machine is no failure (an AMD EPYC of family 25 reaches ten times that)."""
+    best of three: a busy machine is no failure (an EPYC of family 25 reaches ten times that)."""
     x = np.arange(1 << 18, dtype=np.float32)
     best = 0.0
     for _ in range(3):
