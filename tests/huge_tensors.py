@@ -1,4 +1,4 @@
-"""Problems whose tensors have more than 2^31 elements, of which a run by emulation touches a few."""
+"""Problems with tensors of more than 2^31 elements, of which a run by emulation touches a few."""
 
 from __future__ import annotations
 
