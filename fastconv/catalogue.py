@@ -71,14 +71,15 @@ def operations_table() -> str:
         "| operation | direction | CPU | CUDA | Triton | PyTorch |",
         "|---|---|---|---|---|---|",
     ]
-    for rank in (1, 2, 3):
+    for rank, depthwise in ((1, False), (2, False), (2, True), (3, False)):
         for direction in DIRECTIONS:
             cells = []
             for backend in BACKENDS:
-                spec = _spec(direction, rank)
+                spec = _spec(direction, rank, **({"groups": 32} if depthwise else {}))
                 names = [name for name, reason in _applies(spec, backend).items() if not reason]
                 cells.append(", ".join(f"`{name}`" for name in names) or "—")
-            lines.append(f"| `conv{rank}d` | {direction} | {' | '.join(cells)} | `aten` |")
+            operation = f"`conv{rank}d`" + (", depthwise" if depthwise else "")
+            lines.append(f"| {operation} | {direction} | {' | '.join(cells)} | `aten` |")
     return "\n".join(lines)
 
 
