@@ -53,17 +53,21 @@ TYPICAL: tuple[ConvCase, ...] = (
 )
 
 
+# Where the operands lie (aligned to 16 bytes, to one element), and the device. Alignment picks a
+# kernel or its template arguments, the device how much shared memory.
+WAYS = (("start", 80), ("start", 90), ("offset", 90))
+
+
 def typical_launches() -> dict[str, set[Launch]]:
-    """Kernel -> how the typical problems launch it, on sm_80 and sm_90, from operands aligned to 16
-    bytes and from ones that are not."""
+    """Kernel -> how the typical problems launch it."""
+    assert {capability for _, capability in WAYS} == occupancy.SHARED.keys()
     found: dict[str, set[Launch]] = {}
     for instance in instances():
         for case in TYPICAL:
             if instance.refusal(case):
                 continue
-            for placement in ("start", "offset"):
-                for capability in occupancy.SHARED:
-                    for record in planned_launches(instance, case, placement, capability):
-                        launch = Launch(record.threads, record.dynamic_bytes)
-                        found.setdefault(readable(record.kernel), set()).add(launch)
+            for placement, capability in WAYS:
+                for record in planned_launches(instance, case, placement, capability):
+                    launch = Launch(record.threads, record.dynamic_bytes)
+                    found.setdefault(readable(record.kernel), set()).add(launch)
     return found

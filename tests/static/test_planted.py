@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(32) no_tensor_kernel(const float* x, float* y,
 
 @dataclass(frozen=True)
 class Planted:
+    out: Path
     report: str
     resources: dict[str, Resources]
     code: dict[str, Code]
@@ -127,6 +128,7 @@ def planted(request, tmp_path_factory) -> Planted:
     source.write_text(SOURCE)
     report = toolchain.compile_cuda(source, out, request.param)
     return Planted(
+        out,
         report,
         {name: found for (name, _), found in build.parse_report(report).items()},
         {k: Code(body) for k, body in build.machine_code(request.param, out).items()},
@@ -181,16 +183,14 @@ def test_engines(planted):
     assert len(complaints(planted.code["tensor_kernel"], others)) == 2
 
 
-def test_the_two_sources_of_resources_agree(planted, tmp_path):
+def test_the_two_sources_of_resources_agree(planted):
     """cuobjdump of the object and ptxas's report."""
-    source, out = tmp_path / "planted.cu", tmp_path / "planted.o"
-    source.write_text(SOURCE)
-    report = build.parse_report(toolchain.compile_cuda(source, out))
-    held = build.parse_resources(toolchain.cuobjdump("-res-usage", out))
-    assert report.keys() == held.keys() and len(held) == SOURCE.count("__global__")
-    for key, used in report.items():
-        assert held[key].registers == used.registers
-        assert (held[key].stack > 0) == (used.stack > 0)
+    held = build.parse_resources(toolchain.cuobjdump("-res-usage", planted.out))
+    assert len(held) == SOURCE.count("__global__")
+    assert {name for name, _ in held} == planted.resources.keys()
+    for (name, _), found in held.items():
+        assert found.registers == planted.resources[name].registers
+        assert (found.stack > 0) == (planted.resources[name].stack > 0)
 
 
 @pytest.mark.parametrize(

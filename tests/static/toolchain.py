@@ -77,6 +77,7 @@ def demangle_all(symbols: tuple[str, ...]) -> dict[str, str]:
     return {s: readable(name) for s, name in zip(symbols, filtered, strict=True)}
 
 
+@cache
 def readable(name: str) -> str:
     """`name` as c++filt or the emulation print it, in the one spelling of the table."""
     name = name.removeprefix("void ").replace("fastconv::cuda::", "").replace("fastconv::", "")
