@@ -28,11 +28,12 @@ $(VENV)/.run: Makefile
 	@touch $@
 
 # They read the compiled CUDA kernels for tests/static; any release reads what older nvcc wrote.
+# Triton, much larger, carries them too.
 CUDA_READERS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 
 $(VENV)/.dev: $(VENV)/.run
 	@$(PIP) "pytest>=8" pytest-xdist pytest-benchmark hypothesis psutil sympy ruff clang-format==19.1.7
-	@! command -v nvcc >/dev/null || $(PIP) $(CUDA_READERS)
+	@! command -v nvcc >/dev/null || $(PIP) $(CUDA_READERS) || $(PIP) triton
 	@touch $@
 
 # The extension is built in place, so that the sources that run are the ones in this tree.
