@@ -24,24 +24,28 @@ def _cell(summary: dict | None) -> str:
 def section(path: Path) -> str:
     """One result file as a sentence on where it was measured, a table, and the goals."""
     doc = json.loads(path.read_text())
-    machine = doc["machine"]
+    machine, settings = doc["machine"], doc["settings"]
+    present = {summary["contender"] for summary in doc["summaries"]}
+    shown = [name for name in CONTENDERS if name in present]
+    autotuned = ", after autotuning" if settings.get("autotune") else ""
     lines = [
         f"{machine['cpu']}, {machine['threads']} threads, {machine['fastconv_isa']}, torch"
-        f" {machine['torch']}, {doc['settings']['dtype']}, revision `{machine['revision'][:10]}`"
-        f" ([all rows]({path.relative_to(ROOT).with_suffix('.md')})). PyTorch's time over ours in"
-        " the same run, geometric mean over the distinct layers:",
+        f" {machine['torch']}, {settings['dtype']}{autotuned}, revision"
+        f" `{machine['revision'][:10]}` ([all rows]({path.relative_to(ROOT).with_suffix('.md')}))."
+        " PyTorch's time over ours in the same run, geometric mean over the distinct layers:",
         "",
-        "| network | N | direction | layout | auto | worst layer | im2col | winograd | direct |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | N | direction | layout | " + " | ".join(shown) + " | worst of auto |",
+        "|---|---|---|---|" + "---|" * (len(shown) + 1),
     ]
     groups: dict[tuple, dict[str, dict]] = {}
     for summary in doc["summaries"]:
         key = tuple(summary[k] for k in ("net", "batch", "direction", "layout"))
         groups.setdefault(key, {})[summary["contender"]] = summary
     for key, by_name in groups.items():
-        auto, *others = (_cell(by_name.get(name)) for name in CONTENDERS)
-        worst = f"{by_name['auto']['worst_ratio']:.2f}" if auto != "—" else "—"
-        lines.append(f"| {' | '.join(map(str, (*key, auto, worst, *others)))} |")
+        cells = [_cell(by_name.get(name)) for name in shown]
+        worst = by_name.get("auto", {}).get("worst_ratio")
+        cells.append("—" if worst is None else f"{worst:.2f}")
+        lines.append(f"| {' | '.join(map(str, (*key, *cells)))} |")
     return "\n".join([*lines, "", *(f"- {goal_line(goal)}" for goal in doc["goals"])])
 
 
