@@ -34,6 +34,7 @@ LOG_BYTES = 1 << 20  # of each stage's log
 FEW_THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
 PYTHON = sys.executable
 PYTEST = (
+    # A broken kernel fails each of hundreds of tests: 200 name it, more would only spend the time.
     *(PYTHON, "-m", "pytest", "-q", "-rf", "--tb=short", "--maxfail=200", "--color=no"),
     *("--confcutdir", "tests/gpu", "-p", "no:cacheprovider"),
 )

@@ -1,7 +1,7 @@
 """Fixtures, marks and device selection.
 
-Tests marked `gpu` are deselected where there is no CUDA device: a skip would count as a test that
-nobody ran.
+Tests marked `gpu` or `cuda_kernels` are deselected where there is no CUDA device, or no CUDA kernel
+in the build.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ if not any("benchmarks" in argument for argument in sys.argv):
 import hypothesis
 import pytest
 import torch
+from deselection import deselect
+
+from fastconv import _C
 
 hypothesis.settings.register_profile(
     "fastconv",
@@ -35,16 +38,17 @@ SEED = 20240229
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; deselected where there is none")
+    config.addinivalue_line(
+        "markers", "cuda_kernels: needs a build with CUDA kernels; deselected without"
+    )
     config.addinivalue_line("markers", "slow: takes more than a few seconds; runs by default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    deselected = [item for item in items if item.get_closest_marker("gpu")]
-    if deselected:
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    missing = [] if torch.cuda.is_available() else ["gpu"]
+    if not _C.build_cuda:
+        missing.append("cuda_kernels")
+    deselect(config, items, missing)
 
 
 @pytest.fixture(autouse=True)

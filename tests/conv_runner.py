@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from cases import EXPANSIONS, ConvCase
@@ -42,18 +43,15 @@ def run_conv(
     operands: tuple[Tensor, Tensor],
     bias: Tensor | None = None,
     channels_last: bool = False,
+    ops: Any = torch.ops.fastconv,
 ) -> Tensor:
-    """Operands are (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad."""
+    """Operands are (x, w) for fprop, (dy, w) for dgrad, (dy, x) for wgrad; `ops` holds the ops."""
     a, b = operands
     if direction == "fprop":
-        return torch.ops.fastconv.conv_fprop(a, b, bias, *case.params, algo)
+        return ops.conv_fprop(a, b, bias, *case.params, algo)
     if direction == "dgrad":
-        return torch.ops.fastconv.conv_dgrad(
-            a, b, list(case.input_size), *case.params, channels_last, algo
-        )
-    return torch.ops.fastconv.conv_wgrad(
-        a, b, list(case.weight_size), *case.params, channels_last, algo
-    )
+        return ops.conv_dgrad(a, b, list(case.input_size), *case.params, channels_last, algo)
+    return ops.conv_wgrad(a, b, list(case.weight_size), *case.params, channels_last, algo)
 
 
 @contextmanager

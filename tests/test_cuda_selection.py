@@ -17,7 +17,7 @@ from fastconv import _C, cost_aten_cuda, gpu, select, select_cuda, selftest, tru
 from fastconv.ops import conv_run
 from fastconv.problem import ConvSpec
 
-pytestmark = pytest.mark.skipif(not _C.build_cuda, reason="built without CUDA kernels")
+pytestmark = pytest.mark.cuda_kernels
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ def applicable_cases(instance: Instance) -> list[ConvCase]:
     return [case for case in cases if not instance.refusal(case)]
 
 
-@pytest.mark.skipif(not _C.build_cuda, reason="built without CUDA kernels")
+@pytest.mark.cuda_kernels
 def test_instances_are_those_of_the_package() -> None:
     """The number that the README gives is of the package's."""
     packaged = [f"{algorithm}/{name}" for algorithm, name, *_ in _C.cuda_instances()]

@@ -13,10 +13,10 @@ import pytest
 import torch
 from pretend_gpu import pretend_gpu, take_down
 
-from fastconv import _C, gpu, select, select_cuda, selftest, trust
+from fastconv import gpu, select, select_cuda, selftest, trust
 from fastconv.problem import ConvSpec
 
-pytestmark = pytest.mark.skipif(not _C.build_cuda, reason="built without CUDA kernels")
+pytestmark = pytest.mark.cuda_kernels
 TESTS = Path(__file__).parent
 CPU = torch.device("cpu")  # where the pretended device computes
 ONLY = "direct_plain/fprop"

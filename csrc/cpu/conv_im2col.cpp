@@ -74,7 +74,7 @@ double cost(const ConvProblem& p, DType dtype, Direction direction, int threads)
   const double elements =
       double(p.N) * (double(p.C) * double(p.in_size()) + double(p.K) * double(p.out_size())) +
       weights;
-  // The first megabyte stays in the caches.
+  // The first three megabytes stay in the caches.
   const double bytes = elements * 4 * wide, cached = std::min(bytes, 3e6);
   return seconds + cached / 60e9 + (bytes - cached) / 16e9 + (workers > 1 ? 15e-6 : 8e-6);
 }

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from fastconv.ops.conv_call import call_for
-from fastconv.ops.conv_run import dgrad_by, run_fprop, wgrad_by
+from fastconv.ops.conv_run import run_fprop
 from fastconv.problem import is_channels_last
 
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -36,10 +36,6 @@ def tracing() -> bool:
 def is_fake(t: object) -> bool:
     """Whether this is a FakeTensor: shapes without data."""
     return isinstance(t, FakeTensor)
-
-
-def _wants_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _tuples(*lists: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -83,7 +79,7 @@ def conv_fprop(
     geometry, channels_last = (stride, padding, dilation, groups), is_channels_last(x, w)
     tensors = (x, w, bias)
     call = call_for("fprop", x, x.shape, w.shape, *geometry, channels_last, algo, tensors)
-    if _wants_grad(x, w, bias):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, bias)):
         return conv_autograd.Fprop.apply(x, w, bias, call)
     return run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
 
@@ -114,9 +110,7 @@ def conv_dgrad(
         )
     geometry = (stride, padding, dilation, groups)
     call = call_for("dgrad", dy, input_size, w.shape, *geometry, channels_last, algo, (dy, w))
-    if _wants_grad(dy, w):
-        return conv_autograd.Dgrad.apply(dy, w, call)
-    return dgrad_by(call, dy, w)
+    return conv_autograd.dgrad(call, dy, w)
 
 
 def conv_wgrad(
@@ -145,9 +139,7 @@ def conv_wgrad(
         )
     geometry = (stride, padding, dilation, groups)
     call = call_for("wgrad", x, x.shape, weight_size, *geometry, channels_last, algo, (dy, x))
-    if _wants_grad(dy, x):
-        return conv_autograd.Wgrad.apply(dy, x, call)
-    return wgrad_by(call, dy, x)
+    return conv_autograd.wgrad(call, dy, x)
 
 
 # At the end: the Functions differentiate into the three functions above.

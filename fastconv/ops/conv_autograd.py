@@ -55,18 +55,20 @@ class Fprop(Function):
             if x_needs and w_needs and toward_x.name == toward_w.name == ATEN:
                 dx, dw = aten_gradients(dy, x, w, *call.geometry, (True, True))
             else:
-                dx = _dgrad(dy, w, toward_x) if x_needs else None
-                dw = _wgrad(dy, x, toward_w) if w_needs else None
+                dx = dgrad(toward_x, dy, w) if x_needs else None
+                dw = wgrad(toward_w, dy, x) if w_needs else None
         return dx, dw, sum_to_bias(dy) if bias_needs else None, None
 
 
-def _dgrad(dy: Tensor, w: Tensor, call: Call) -> Tensor:
+def dgrad(call: Call, dy: Tensor, w: Tensor) -> Tensor:
+    """`dgrad_by`, recorded where a gradient is wanted."""
     if torch.is_grad_enabled() and (dy.requires_grad or w.requires_grad):
         return Dgrad.apply(dy, w, call)
     return dgrad_by(call, dy, w)
 
 
-def _wgrad(dy: Tensor, x: Tensor, call: Call) -> Tensor:
+def wgrad(call: Call, dy: Tensor, x: Tensor) -> Tensor:
+    """`wgrad_by`, recorded where a gradient is wanted."""
     if torch.is_grad_enabled() and (dy.requires_grad or x.requires_grad):
         return Wgrad.apply(dy, x, call)
     return wgrad_by(call, dy, x)

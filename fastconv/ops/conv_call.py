@@ -44,7 +44,6 @@ class Call:
         "_gradients",
         "algo",
         "channels_last",
-        "direction",
         "geometry",
         "input_size",
         "name",
@@ -62,7 +61,7 @@ class Call:
         input_size: Sequence[int],
         weight_size: Sequence[int],
     ) -> None:
-        self.direction, self.name, self.algo = direction, name, algo
+        self.name, self.algo = name, algo
         self.geometry, self.channels_last = geometry, channels_last
         self.input_size, self.weight_size = tuple(input_size), tuple(weight_size)
         self._gradients: dict[str, tuple[Any, Call]] = {}

@@ -162,15 +162,8 @@ def run_algo(
     channels_last: bool = False,
 ) -> Tensor:
     """As `conv_runner.run_conv`, by the emulated ops where they stand for the device's."""
-    if not EMULATED:
-        return run_conv(algo, case, direction, operands, bias, channels_last)
-    a, b = operands
-    ops = emulated_ops()
-    if direction == "fprop":
-        return ops.conv_fprop(a, b, bias, *case.params, algo)
-    if direction == "dgrad":
-        return ops.conv_dgrad(a, b, list(case.input_size), *case.params, channels_last, algo)
-    return ops.conv_wgrad(a, b, list(case.weight_size), *case.params, channels_last, algo)
+    ops = emulated_ops() if EMULATED else torch.ops.fastconv
+    return run_conv(algo, case, direction, operands, bias, channels_last, ops)
 
 
 @cache

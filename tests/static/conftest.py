@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from deselection import deselect
 
 from . import build, toolchain
 
@@ -20,7 +21,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         missing |= {"nvcc", "cuda_build"}
     elif not build.built_archs():
         missing.add("cuda_build")
-    deselected = [i for i in items if any(i.get_closest_marker(name) for name in missing)]
-    if deselected:
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if item not in deselected]
+    deselect(config, items, missing)
