@@ -1,4 +1,4 @@
-"""fastconv: hand-written convolution kernels for PyTorch."""
+"""fastconv: hand-written convolution and pooling kernels for PyTorch."""
 
 import importlib as _importlib
 
@@ -14,17 +14,41 @@ from fastconv.autotune import autotune  # noqa: E402
 from fastconv.convert import convert, revert  # noqa: E402
 from fastconv.explain import explain  # noqa: E402
 from fastconv.functional import conv1d, conv2d, conv3d  # noqa: E402
+from fastconv.pooling import (  # noqa: E402
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    l2_pool2d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    sum_pool2d,
+)
 
 __all__ = [
     "__version__",
     "autotune",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "conv1d",
     "conv2d",
     "conv3d",
     "convert",
     "explain",
+    "l2_pool2d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
     "nn",
     "revert",
+    "sum_pool2d",
 ]
 
 

@@ -33,7 +33,7 @@ def _as_int(value: Any) -> Any:
         return None
 
 
-def _as_ints(value: Any, rank: int) -> tuple[Any, ...] | None:
+def as_ints(value: Any, rank: int) -> tuple[Any, ...] | None:
     """One entry per axis of an int or a list as PyTorch accepts them; None where it may not."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(values) == 1:
@@ -46,7 +46,7 @@ def geometry_of(
     rank: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> tuple[Geometry, list[int] | None] | None:
     """The geometry with numeric padding, and F.pad's argument; None when PyTorch must decide."""
-    strides, dilations = _as_ints(stride, rank), _as_ints(dilation, rank)
+    strides, dilations = as_ints(stride, rank), as_ints(dilation, rank)
     if strides is None or dilations is None or weight.dim() != rank + 2:
         return None
     groups = _as_int(groups)
@@ -64,7 +64,7 @@ def geometry_of(
         else:
             return None
     else:
-        paddings = _as_ints(padding, rank)
+        paddings = as_ints(padding, rank)
     if paddings is None:
         return None
     return Geometry(strides, paddings, dilations, groups), pad

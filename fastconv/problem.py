@@ -122,6 +122,11 @@ def unpacked_sizes(packed: int, rank: int) -> list[int]:
     return [packed >> 21 * axis & 0x1FFFFF for axis in range(rank)]
 
 
+def suggests_channels_last(x: torch.Tensor) -> bool:
+    """Whether x is channels_last rather than contiguous, as PyTorch judges."""
+    return strides_channels_last(x.shape, x.stride())
+
+
 def is_channels_last(x: torch.Tensor, w: torch.Tensor) -> bool:
     """The memory format that a convolution of x with w returns.
 

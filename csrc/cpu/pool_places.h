@@ -1,0 +1,17 @@
+// Pooling by explicit places, one element at a time: what no vector kernel computes. Layout-free:
+// an element of plane (n, c) at spatial place i is base(n, c) + i * step.
+#pragma once
+#include "pool.h"
+
+namespace fastconv::cpu {
+
+enum class IntegerType : int { kInt8, kUInt8, kInt16, kInt32, kInt64 };
+
+// Maxima of integers, forward; the call's dtype is not looked at.
+void max_pool_integers(const PoolCall& call, IntegerType type);
+// y[i] = x[place of index i], 0 where that lies outside; elements of `bytes` bytes.
+void max_pool_gather(const PoolCall& call, int64_t bytes);
+// dx from int64 places: a plane belongs to one thread, which adds in the order of the outputs.
+void max_pool_scatter(const PoolCall& call);
+
+}  // namespace fastconv::cpu
