@@ -46,13 +46,11 @@ def _takes(input: Any, rank: int, integers: bool) -> bool:
         return False
     if input.dtype not in NATIVE_DTYPES and not (integers and input.dtype in _INTEGERS):
         return False
-    if input.is_neg() or input.is_conj() or _jit_tracing() is not None:
-        return False
-    if _is_compiling() and pool.transforming():
-        return False  # a recorded op has one backward and no forward-mode rule
     if input.dtype in _HALVES and _any_autocast():
         return False
-    return _is_compiling() or foreign_dispatch(input) is None
+    if _is_compiling():  # a recorded op has one backward and no forward-mode rule
+        return not pool.transforming()
+    return _jit_tracing() is None and foreign_dispatch(input) is None
 
 
 def _windows(

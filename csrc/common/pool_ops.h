@@ -137,8 +137,9 @@ struct PoolOps {
                        : empty_as(x, size, last,
                                   kind == PoolIndex::kLong ? ScalarType::Long : ScalarType::Byte);
     if (y.numel() == 0) return {y, index};
-    PoolOperands o{p,      PoolOp::kMax, false,        last,         kind,  dense(x, last), y,
-                   index,  std::nullopt, std::nullopt, false,        0,     0,              false};
+    PoolOperands o{p, PoolOp::kMax, false,        last,         kind,  dense(x, last),
+                   y, index,        std::nullopt, std::nullopt, false, 0,
+                   0, false};
     Backend::run(o);
     return {y, index};
   }
@@ -228,20 +229,9 @@ struct PoolOps {
     dtype_of(dy, op);
     Tensor dx = empty_dense(dy, input_size, last);
     if (dx.numel() == 0) return dx;
-    PoolOperands o{p,
-                   PoolOp::kSum,
-                   true,
-                   last,
-                   PoolIndex::kNone,
-                   dense(dy, last),
-                   dx,
-                   std::nullopt,
-                   std::nullopt,
-                   std::nullopt,
-                   include_pad,
-                   divisor,
-                   1,
-                   false};
+    PoolOperands o{p,  PoolOp::kSum, true,         last,         PoolIndex::kNone, dense(dy, last),
+                   dx, std::nullopt, std::nullopt, std::nullopt, include_pad,      divisor,
+                   1,  false};
     Backend::run(o);
     return dx;
   }
@@ -283,20 +273,10 @@ struct PoolOps {
     const bool last = is_channels_last(x);
     Tensor y = empty_dense(x, pool_sizes(p, p.out), last);
     if (y.numel() == 0) return y;
-    PoolOperands o{p,
-                   kind,
-                   false,
-                   last,
-                   PoolIndex::kNone,
-                   dense(x, last),
-                   y,
-                   std::nullopt,
-                   std::nullopt,
-                   std::nullopt,
-                   include_pad,
-                   divisor,
-                   power,
-                   rescale};
+    PoolOperands o{
+        p,     kind,         false,        last,         PoolIndex::kNone, dense(x, last),
+        y,     std::nullopt, std::nullopt, std::nullopt, include_pad,      divisor,
+        power, rescale};
     Backend::run(o);
     return y;
   }
@@ -304,30 +284,29 @@ struct PoolOps {
 
 // Lists have one entry per spatial axis; input_size is the full shape. index: a PoolIndex.
 #define FC_POOL_LISTS "SymInt[] kernel, SymInt[] stride, SymInt[] padding"
-#define FC_DEFINE_POOL_OPS(m)                                                                \
-  m.def("max_pool_fprop(Tensor x, " FC_POOL_LISTS                                            \
-        ", SymInt[] dilation, bool ceil_mode, int index) -> (Tensor, Tensor)");              \
-  m.def("max_pool_dgrad(Tensor dy, Tensor index, SymInt[] input_size, " FC_POOL_LISTS        \
-        ", SymInt[] dilation, bool channels_last) -> Tensor");                               \
-  m.def("max_pool_at(Tensor x, Tensor index, " FC_POOL_LISTS                                 \
-        ", SymInt[] dilation) -> Tensor");                                                   \
-  m.def("sum_pool_fprop(Tensor x, " FC_POOL_LISTS                                            \
-        ", bool ceil_mode, bool include_pad, SymInt divisor) -> Tensor");                    \
-  m.def("sum_pool_dgrad(Tensor dy, SymInt[] input_size, " FC_POOL_LISTS                      \
-        ", bool include_pad, SymInt divisor, bool channels_last) -> Tensor");                \
-  m.def("lp_pool_fprop(Tensor x, " FC_POOL_LISTS                                             \
-        ", bool ceil_mode, float power, bool rescale) -> Tensor");                           \
-  m.def("lp_pool_dgrad(Tensor dy, Tensor x, Tensor y, " FC_POOL_LISTS                        \
+#define FC_DEFINE_POOL_OPS(m)                                                                   \
+  m.def("max_pool_fprop(Tensor x, " FC_POOL_LISTS                                               \
+        ", SymInt[] dilation, bool ceil_mode, int index) -> (Tensor, Tensor)");                 \
+  m.def("max_pool_dgrad(Tensor dy, Tensor index, SymInt[] input_size, " FC_POOL_LISTS           \
+        ", SymInt[] dilation, bool channels_last) -> Tensor");                                  \
+  m.def("max_pool_at(Tensor x, Tensor index, " FC_POOL_LISTS ", SymInt[] dilation) -> Tensor"); \
+  m.def("sum_pool_fprop(Tensor x, " FC_POOL_LISTS                                               \
+        ", bool ceil_mode, bool include_pad, SymInt divisor) -> Tensor");                       \
+  m.def("sum_pool_dgrad(Tensor dy, SymInt[] input_size, " FC_POOL_LISTS                         \
+        ", bool include_pad, SymInt divisor, bool channels_last) -> Tensor");                   \
+  m.def("lp_pool_fprop(Tensor x, " FC_POOL_LISTS                                                \
+        ", bool ceil_mode, float power, bool rescale) -> Tensor");                              \
+  m.def("lp_pool_dgrad(Tensor dy, Tensor x, Tensor y, " FC_POOL_LISTS                           \
         ", float power, bool rescale) -> Tensor")
 
 // Registers the ops for one dispatch key, inside STABLE_TORCH_LIBRARY_IMPL.
-#define FC_IMPL_POOL_OPS(m, Backend)                                               \
-  m.impl("max_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool));      \
+#define FC_IMPL_POOL_OPS(m, Backend)                                                \
+  m.impl("max_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool));       \
   m.impl("max_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_dgrad)); \
-  m.impl("max_pool_at", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_at));      \
-  m.impl("sum_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool));      \
+  m.impl("max_pool_at", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_at));       \
+  m.impl("sum_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool));       \
   m.impl("sum_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool_dgrad)); \
-  m.impl("lp_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool));        \
+  m.impl("lp_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool));         \
   m.impl("lp_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool_dgrad))
 
 }  // namespace fastconv

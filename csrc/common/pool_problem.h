@@ -65,7 +65,8 @@ FC_HOST_DEVICE int64_t pool_tap_on(const PoolProblem& p, int axis, int64_t o, in
 // PyTorch's rule: with ceil_mode the last window has to start in the input or the padding before.
 FC_HOST_DEVICE int64_t pool_out_extent(int64_t in, int64_t kernel, int64_t padding, int64_t stride,
                                        int64_t dilation, bool ceil_mode) {
-  const int64_t room = in + 2 * padding - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
+  const int64_t room =
+      in + 2 * padding - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
   if (room < 0) return 0;
   int64_t out = room / stride + 1;
   if (ceil_mode && (out - 1) * stride >= in + padding) --out;

@@ -91,8 +91,7 @@ struct Backend {
     }
     if (o.op == PoolOp::kSum && o.divisor != 0)
       for (double& n : count[0]) n = static_cast<double>(o.divisor);
-    if (o.op == PoolOp::kLp && o.rescale)
-      call.scale = static_cast<double>(o.problem.kernel_size());
+    if (o.op == PoolOp::kLp && o.rescale) call.scale = static_cast<double>(o.problem.kernel_size());
     if (o.channels_last)
       run_table(pool_channels_active(), call, o.input);
     else
@@ -102,9 +101,7 @@ struct Backend {
   static void gather(PoolOperands& o) {
     PoolCall call = call_of(o);
     call.dtype = dtype_of(o.input, "pool");
-    const int64_t bytes = call.dtype == DType::kFloat64   ? 8
-                          : call.dtype == DType::kFloat32 ? 4
-                                                          : 2;
+    const int64_t bytes = call.dtype == DType::kFloat64 ? 8 : call.dtype == DType::kFloat32 ? 4 : 2;
     max_pool_gather(call, bytes);
   }
 };

@@ -87,9 +87,7 @@ def _register(name: str) -> None:
     torch.library.register_fake(f"fastconv::{name}", fake, lib=_lib)
     torch.library.register_fake(f"fastconv::{bare}", fake, lib=_lib)
     setup, backward = pool_autograd.FORMULAS[name]
-    torch.library.register_autograd(
-        f"fastconv::{name}", backward, setup_context=setup, lib=_lib
-    )
+    torch.library.register_autograd(f"fastconv::{name}", backward, setup_context=setup, lib=_lib)
     op = getattr(_ops, name)
     torch.library.register_vmap(f"fastconv::{name}", pool_autograd.batched(name, op), lib=_lib)
 
