@@ -26,7 +26,7 @@ def _keep(ctx: Any, *tensors: Tensor) -> None:
 
 def _max_setup(ctx, inputs, output):
     x, *lists, _, index_kind = inputs
-    y, index = output
+    _, index = output
     ctx.mark_non_differentiable(index)
     _keep(ctx, index)
     ctx.size, ctx.lists, ctx.channels_last = x.shape, lists, _channels_last(x)
