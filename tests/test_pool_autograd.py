@@ -130,6 +130,7 @@ def test_opcheck() -> None:
     for channels_last in (False, True):
         x = sample((2, 3, 7, 6), channels_last).detach().requires_grad_()
         y, index = ops.max_pool(x.detach(), *lists, [1, 1], False, 1)
+        positive = x.detach().abs().requires_grad_()
         dy = torch.randn_like(y).requires_grad_()
         p = ops.lp_pool(x.detach(), *lists, False, 2.0, True)
         size = list(x.shape)
@@ -141,7 +142,7 @@ def test_opcheck() -> None:
             (ops.max_pool_take, (x, index, *lists, [1, 1])),
             (ops.sum_pool, (x, *lists, True, False, 0)),
             (ops.sum_pool_dx, (dy, size, *lists, False, True, 0, channels_last)),
-            (ops.lp_pool, (x, *lists, False, 3.0, True)),
+            (ops.lp_pool, (positive, *lists, False, 3.0, True)),
             (ops.lp_pool_dx, (dy, x, p, *lists, False, 2.0, True)),
         ):
             torch.library.opcheck(op.default, args)
