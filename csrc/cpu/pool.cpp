@@ -22,31 +22,9 @@ constexpr double kThreadedTaps = 1e5;
 std::vector<double> counts(const PoolProblem& p, int axis, bool include_pad, bool windows) {
   std::vector<double> n(p.out[axis], 1.0);
   if (!windows) return n;
-  for (int64_t i = 0; i < p.out[axis]; ++i) {
-    const int64_t first = p.origin(axis, i);
-    const int64_t padded = std::min(first + p.kernel[axis], p.in[axis] + p.padding[axis]);
-    const int64_t begin = include_pad ? first : std::max<int64_t>(first, 0);
-    const int64_t end = include_pad ? padded : std::min(padded, p.in[axis]);
-    n[i] = static_cast<double>(end - begin);
-  }
+  for (int64_t i = 0; i < p.out[axis]; ++i)
+    n[i] = static_cast<double>(pool_window_size(p, axis, i, include_pad));
   return n;
-}
-
-PoolCall call_of(const PoolOperands& o) {
-  PoolCall c{};
-  c.p = o.problem;
-  c.kind = static_cast<PoolKind>(o.op);
-  c.index_kind = o.index_kind;
-  c.channels_last = o.channels_last;
-  c.backward = o.backward;
-  (o.backward ? c.dy : c.x) = o.input.const_data_ptr();
-  c.result = const_cast<void*>(o.result.const_data_ptr());
-  if (o.index_kind != PoolIndex::kNone) c.index = const_cast<void*>(o.index->const_data_ptr());
-  if (o.x.has_value()) c.x = o.x->const_data_ptr();
-  if (o.y.has_value()) c.y = o.y->const_data_ptr();
-  c.scale = 1;
-  c.power = o.power;
-  return c;
 }
 
 bool integer_type(const Tensor& t, IntegerType* type) {
@@ -60,7 +38,7 @@ bool integer_type(const Tensor& t, IntegerType* type) {
   }
 }
 
-void run_table(const PoolTable& table, const PoolCall& call, const Tensor& like) {
+void run_table(const PoolTable& table, const CpuPoolCall& call, const Tensor& like) {
   const PoolProblem& p = call.p;
   const double taps = double(p.N) * p.C * p.out_size() * p.kernel_size();
   const int threads = taps > kThreadedTaps ? num_threads() : 1;
@@ -75,34 +53,41 @@ void run_table(const PoolTable& table, const PoolCall& call, const Tensor& like)
 }
 
 struct Backend {
-  static void run(PoolOperands& o) {
-    PoolCall call = call_of(o);
+  static void run(const char* op, PoolOperands& o) {
+    CpuPoolCall call{};
     IntegerType type;
-    if (o.op == PoolOp::kMax && !o.backward && integer_type(o.input, &type))
-      return max_pool_integers(call, type);
-    call.dtype = dtype_of(o.input, "pool");
-    if (o.op == PoolOp::kMax && o.backward && o.index_kind == PoolIndex::kLong)
+    const bool integers = o.kind == PoolKind::kMax && !o.backward && integer_type(*o.input, &type);
+    static_cast<PoolCall&>(call) = call_of(op, o, integers);
+    if (integers) return max_pool_integers(call, type);
+    if (o.kind == PoolKind::kMax && o.backward && o.index_kind == PoolIndex::kLong)
       return max_pool_scatter(call);
-    const bool windows = o.op == PoolOp::kSum ? o.divisor == 0 : o.rescale;
+    STD_TORCH_CHECK(o.kind <= PoolKind::kLp && !o.problem.adaptive(), op, ": not on the CPU yet");
+    const bool windows = o.kind == PoolKind::kSum ? o.divisor == 0 : o.rescale;
     std::vector<double> count[3];
     for (int axis = 0; axis < 3; ++axis) {
       count[axis] = counts(o.problem, axis, o.include_pad, windows);
       call.count[axis] = count[axis].data();
     }
-    if (o.op == PoolOp::kSum && o.divisor != 0)
+    if (o.kind == PoolKind::kSum && o.divisor != 0)
       for (double& n : count[0]) n = static_cast<double>(o.divisor);
-    if (o.op == PoolOp::kLp && o.rescale) call.scale = static_cast<double>(o.problem.kernel_size());
+    call.scale = 1;
+    if (o.kind == PoolKind::kLp && o.rescale)
+      call.scale = static_cast<double>(o.problem.kernel_size());
     if (o.channels_last)
-      run_table(pool_channels_active(), call, o.input);
+      run_table(pool_channels_active(), call, *o.input);
     else
-      run_table(o.backward ? pool_rows_dgrad_active() : pool_rows_active(), call, o.input);
+      run_table(o.backward ? pool_rows_dgrad_active() : pool_rows_active(), call, *o.input);
   }
 
-  static void gather(PoolOperands& o) {
-    PoolCall call = call_of(o);
-    call.dtype = dtype_of(o.input, "pool");
+  static void gather(const char* op, PoolOperands& o) {
+    CpuPoolCall call{};
+    static_cast<PoolCall&>(call) = call_of(op, o);
     const int64_t bytes = call.dtype == DType::kFloat64 ? 8 : call.dtype == DType::kFloat32 ? 4 : 2;
     max_pool_gather(call, bytes);
+  }
+
+  static void unpool(const char* op, PoolOperands&) {
+    STD_TORCH_CHECK(false, op, ": not on the CPU yet");
   }
 };
 

@@ -49,7 +49,7 @@ FC_INLINE void over_channels(int64_t C, const F& f) {
 template <class T, PoolKind KIND, bool INDEX>
 struct Window {
   using A = acc_t<T>;
-  const PoolCall& call;
+  const CpuPoolCall& call;
   const T* x;  // image [D, H, W, C]
   PoolTaps t, r, s;
   int64_t d0, h0, w0;  // the window's origin
@@ -118,7 +118,7 @@ struct Window {
 };
 
 template <class T, PoolKind KIND, bool INDEX>
-void forward(const PoolCall& call, int64_t begin, int64_t end) {
+void forward(const CpuPoolCall& call, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const PoolProblem& p = call.p;
   for (int64_t row = begin; row < end; ++row) {  // [N, O, P]
@@ -150,7 +150,7 @@ void forward(const PoolCall& call, int64_t begin, int64_t end) {
 template <class T, PoolKind KIND>
 struct Pixel {
   using A = acc_t<T>;
-  const PoolCall& call;
+  const CpuPoolCall& call;
   int64_t n, d, h, w;
   PoolOutputs o, r, q;
   int64_t input;  // of the pixel in x and dx
@@ -207,7 +207,7 @@ struct Pixel {
 };
 
 template <class T, PoolKind KIND>
-void backward(const PoolCall& call, int64_t begin, int64_t end) {
+void backward(const CpuPoolCall& call, int64_t begin, int64_t end) {
   const PoolProblem& p = call.p;
   for (int64_t row = begin; row < end; ++row) {  // [N, D, H]
     const int64_t h = row % p.in[1], d = row / p.in[1] % p.in[0], n = row / p.in[1] / p.in[0];
@@ -221,7 +221,7 @@ void backward(const PoolCall& call, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void run_typed(const PoolCall& c, int64_t begin, int64_t end) {
+void run_typed(const CpuPoolCall& c, int64_t begin, int64_t end) {
   constexpr auto kMax = PoolKind::kMax, kSum = PoolKind::kSum, kLp = PoolKind::kLp;
   if (c.backward) {
     if (c.kind == kMax) return backward<T, kMax>(c, begin, end);
@@ -234,12 +234,12 @@ void run_typed(const PoolCall& c, int64_t begin, int64_t end) {
   return forward<T, kMax, true>(c, begin, end);
 }
 
-int64_t tasks(const PoolCall& c, int) {
+int64_t tasks(const CpuPoolCall& c, int) {
   const int64_t* rows = c.backward ? c.p.in : c.p.out;
   return c.p.N * rows[0] * rows[1];
 }
-int64_t scratch(const PoolCall&) { return 0; }
-void run(const PoolCall& c, int64_t begin, int64_t end, int, void*) {
+int64_t scratch(const CpuPoolCall&) { return 0; }
+void run(const CpuPoolCall& c, int64_t begin, int64_t end, int, void*) {
   switch (c.dtype) {
     case DType::kFloat32: return run_typed<float>(c, begin, end);
     case DType::kFloat64: return run_typed<double>(c, begin, end);

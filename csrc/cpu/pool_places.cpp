@@ -18,7 +18,7 @@ namespace {
 struct Plane {
   int64_t in, out, step;
 };
-Plane plane_of(const PoolCall& call, int64_t index) {
+Plane plane_of(const CpuPoolCall& call, int64_t index) {
   const PoolProblem& p = call.p;
   if (!call.channels_last) return {index * p.in_size(), index * p.out_size(), 1};
   const int64_t n = index / p.C, c = index % p.C;
@@ -26,7 +26,7 @@ Plane plane_of(const PoolCall& call, int64_t index) {
 }
 
 template <class F>
-void over_planes(const PoolCall& call, const F& f) {
+void over_planes(const CpuPoolCall& call, const F& f) {
   const PoolProblem& p = call.p;
   const int64_t planes = p.N * p.C;
   if (planes * p.out_size() < 4096) {
@@ -56,7 +56,7 @@ int64_t place_of_tap(const PoolProblem& p, int64_t o, int64_t j, int64_t q, int6
 }
 
 template <class T>
-void max_of_integers(const PoolCall& call) {
+void max_of_integers(const CpuPoolCall& call) {
   const PoolProblem& p = call.p;
   const T* x = static_cast<const T*>(call.x);
   T* y = static_cast<T*>(call.result);
@@ -83,7 +83,7 @@ void max_of_integers(const PoolCall& call) {
 }
 
 template <class T>
-void gather(const PoolCall& call) {
+void gather(const CpuPoolCall& call) {
   const PoolProblem& p = call.p;
   const T* x = static_cast<const T*>(call.x);
   T* y = static_cast<T*>(call.result);
@@ -100,7 +100,7 @@ void gather(const PoolCall& call) {
 }
 
 template <class T, class A>
-void scatter(const PoolCall& call) {
+void scatter(const CpuPoolCall& call) {
   const PoolProblem& p = call.p;
   const T* dy = static_cast<const T*>(call.dy);
   T* dx = static_cast<T*>(call.result);
@@ -118,7 +118,7 @@ void scatter(const PoolCall& call) {
 
 }  // namespace
 
-void max_pool_integers(const PoolCall& call, IntegerType type) {
+void max_pool_integers(const CpuPoolCall& call, IntegerType type) {
   switch (type) {
     case IntegerType::kInt8: return max_of_integers<int8_t>(call);
     case IntegerType::kUInt8: return max_of_integers<uint8_t>(call);
@@ -128,13 +128,13 @@ void max_pool_integers(const PoolCall& call, IntegerType type) {
   }
 }
 
-void max_pool_gather(const PoolCall& call, int64_t bytes) {
+void max_pool_gather(const CpuPoolCall& call, int64_t bytes) {
   if (bytes == 2) return gather<uint16_t>(call);
   if (bytes == 4) return gather<uint32_t>(call);
   gather<uint64_t>(call);
 }
 
-void max_pool_scatter(const PoolCall& call) {
+void max_pool_scatter(const CpuPoolCall& call) {
   switch (call.dtype) {
     case DType::kFloat32: return scatter<float, float>(call);
     case DType::kFloat64: return scatter<double, double>(call);

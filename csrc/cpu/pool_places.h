@@ -8,10 +8,10 @@ namespace fastconv::cpu {
 enum class IntegerType : int { kInt8, kUInt8, kInt16, kInt32, kInt64 };
 
 // Maxima of integers, forward; the call's dtype is not looked at.
-void max_pool_integers(const PoolCall& call, IntegerType type);
+void max_pool_integers(const CpuPoolCall& call, IntegerType type);
 // y[i] = x[place of index i], 0 where that lies outside; elements of `bytes` bytes.
-void max_pool_gather(const PoolCall& call, int64_t bytes);
+void max_pool_gather(const CpuPoolCall& call, int64_t bytes);
 // dx from int64 places: a plane belongs to one thread, which adds in the order of the outputs.
-void max_pool_scatter(const PoolCall& call);
+void max_pool_scatter(const CpuPoolCall& call);
 
 }  // namespace fastconv::cpu

@@ -15,7 +15,7 @@ template <class T, PoolKind KIND>
 struct RowsBackward {
   using A = acc_t<T>;
   static constexpr int64_t lanes = Simd<A>::lanes;
-  const PoolCall& call;
+  const CpuPoolCall& call;
   const PoolProblem& p;
   const Phases phases;
   const int64_t Q;
@@ -23,7 +23,7 @@ struct RowsBackward {
   lane_t<A>* index;
   int64_t bytes = 0;
 
-  FC_INLINE RowsBackward(const PoolCall& c, void* scratch)
+  FC_INLINE RowsBackward(const CpuPoolCall& c, void* scratch)
       : call(c), p(c.p), phases(c.p, lanes), Q(phases.outputs) {
     char* at = static_cast<char*>(scratch);
     const auto take = [&](int64_t n) {
@@ -112,24 +112,24 @@ struct RowsBackward {
 };
 
 template <class T, PoolKind KIND>
-void run_as(const PoolCall& c, int64_t begin, int64_t end, void* scratch) {
+void run_as(const CpuPoolCall& c, int64_t begin, int64_t end, void* scratch) {
   const RowsBackward<T, KIND> rows(c, scratch);
   for (int64_t task = begin; task < end; ++task) rows.input_row(task);
 }
 
 template <class T>
-void run_typed(const PoolCall& c, int64_t begin, int64_t end, void* scratch) {
+void run_typed(const CpuPoolCall& c, int64_t begin, int64_t end, void* scratch) {
   if (c.kind == PoolKind::kMax) return run_as<T, PoolKind::kMax>(c, begin, end, scratch);
   if (c.kind == PoolKind::kSum) return run_as<T, PoolKind::kSum>(c, begin, end, scratch);
   return run_as<T, PoolKind::kLp>(c, begin, end, scratch);
 }
 
-int64_t tasks(const PoolCall& c, int) { return c.p.N * c.p.C * c.p.in[0] * c.p.in[1]; }
-int64_t scratch(const PoolCall& c) {
+int64_t tasks(const CpuPoolCall& c, int) { return c.p.N * c.p.C * c.p.in[0] * c.p.in[1]; }
+int64_t scratch(const CpuPoolCall& c) {
   if (c.dtype == DType::kFloat64) return RowsBackward<double, PoolKind::kMax>(c, nullptr).bytes;
   return RowsBackward<float, PoolKind::kMax>(c, nullptr).bytes;
 }
-void run(const PoolCall& c, int64_t begin, int64_t end, int, void* scratch) {
+void run(const CpuPoolCall& c, int64_t begin, int64_t end, int, void* scratch) {
   switch (c.dtype) {
     case DType::kFloat32: return run_typed<float>(c, begin, end, scratch);
     case DType::kFloat64: return run_typed<double>(c, begin, end, scratch);

@@ -22,7 +22,7 @@ template <class T, PoolKind KIND, bool INDEX>
 struct Rows {
   using A = acc_t<T>;
   static constexpr int64_t lanes = Simd<A>::lanes;
-  const PoolCall& call;
+  const CpuPoolCall& call;
   const PoolProblem& p;
   const Phases phases;
   const int64_t Q, ring_rows, ring_slices;
@@ -37,7 +37,7 @@ struct Rows {
 
   // With scratch = nullptr only `bytes` is meaningful.
   int64_t bytes = 0;
-  FC_INLINE Rows(const PoolCall& c, void* scratch)
+  FC_INLINE Rows(const CpuPoolCall& c, void* scratch)
       : call(c),
         p(c.p),
         phases(c.p, lanes),
@@ -241,7 +241,7 @@ struct Rows {
 
 // Pieces of a plane, so that few planes still keep every thread busy: of O where slices are kept,
 // else of P.
-int64_t pieces(const PoolCall& c, int threads) {
+int64_t pieces(const CpuPoolCall& c, int threads) {
   const int64_t planes = c.p.N * c.p.C;
   const int64_t most = c.p.kernel[0] > 1 ? c.p.out[0] : c.p.out[1];
   int64_t n = (4 * threads + planes - 1) / planes;
@@ -250,7 +250,7 @@ int64_t pieces(const PoolCall& c, int threads) {
 }
 
 template <class T, PoolKind KIND, bool INDEX>
-void run_as(const PoolCall& c, int64_t begin, int64_t end, int threads, void* scratch) {
+void run_as(const CpuPoolCall& c, int64_t begin, int64_t end, int threads, void* scratch) {
   const PoolProblem& p = c.p;
   const Rows<T, KIND, INDEX> rows(c, scratch);
   const int64_t n = pieces(c, threads);
@@ -266,7 +266,7 @@ void run_as(const PoolCall& c, int64_t begin, int64_t end, int threads, void* sc
 }
 
 template <class T>
-void run_typed(const PoolCall& c, int64_t begin, int64_t end, int threads, void* scratch) {
+void run_typed(const CpuPoolCall& c, int64_t begin, int64_t end, int threads, void* scratch) {
   constexpr auto kMax = PoolKind::kMax, kSum = PoolKind::kSum, kLp = PoolKind::kLp;
   if (c.kind == kSum) return run_as<T, kSum, false>(c, begin, end, threads, scratch);
   if (c.kind == kLp) return run_as<T, kLp, false>(c, begin, end, threads, scratch);
@@ -275,12 +275,12 @@ void run_typed(const PoolCall& c, int64_t begin, int64_t end, int threads, void*
   return run_as<T, kMax, true>(c, begin, end, threads, scratch);
 }
 
-int64_t tasks(const PoolCall& c, int threads) { return c.p.N * c.p.C * pieces(c, threads); }
-int64_t scratch(const PoolCall& c) {
+int64_t tasks(const CpuPoolCall& c, int threads) { return c.p.N * c.p.C * pieces(c, threads); }
+int64_t scratch(const CpuPoolCall& c) {
   if (c.dtype == DType::kFloat64) return Rows<double, PoolKind::kMax, true>(c, nullptr).bytes;
   return Rows<float, PoolKind::kMax, true>(c, nullptr).bytes;
 }
-void run(const PoolCall& c, int64_t begin, int64_t end, int threads, void* scratch) {
+void run(const CpuPoolCall& c, int64_t begin, int64_t end, int threads, void* scratch) {
   switch (c.dtype) {
     case DType::kFloat32: return run_typed<float>(c, begin, end, threads, scratch);
     case DType::kFloat64: return run_typed<double>(c, begin, end, threads, scratch);
