@@ -26,7 +26,7 @@ TOLERANCE = 8.0
 # scale is the largest sum|x||w| of its channel and image (of its filter's taps in wgrad).
 WINOGRAD_TOLERANCE = {"winograd_f2x2_3x3": 16.0, "winograd_f4x4_3x3": 64.0}
 
-_UNIT = {
+UNIT = {
     torch.float64: 2.0**-53,
     torch.float32: 2.0**-24,
     torch.bfloat16: 2.0**-24,  # 16-bit types accumulate in fp32 ...
@@ -34,7 +34,7 @@ _UNIT = {
 }
 # ... and round once at the end, by at most this fraction of the result (and, in fp16, of the
 # smallest normal number, where subnormals are absolute).
-_ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def gemm_k(layer: ConvLayer, direction: str, batch: int) -> int:
 def tolerance(algorithm: str, dtype: torch.dtype, terms: int) -> float:
     """The limit for an algorithm, in units of u * sum|x||w|."""
     limit = WINOGRAD_TOLERANCE.get(algorithm, TOLERANCE)
-    if dtype in _ROUNDING or dtype == torch.float64:
+    if dtype in ROUNDING or dtype == torch.float64:
         # An fp64 reference is no more exact than what it judges; 16-bit inputs leave sums whose
         # partial results are rounded wherever the blocking puts them.
         limit = max(limit, 2 * TOLERANCE, sqrt(terms))
@@ -120,7 +120,7 @@ def judge(result: Tensor, ref: Reference, algorithm: str, terms: int) -> Verdict
     if tuple(result.shape) != tuple(ref.value.shape):
         shapes = f"shape {tuple(result.shape)}, expected {tuple(ref.value.shape)}"
         return Verdict(float("inf"), limit, shapes)
-    rounding = _ROUNDING.get(result.dtype, 0.0)
+    rounding = ROUNDING.get(result.dtype, 0.0)
     excess = (result.detach().cpu().double() - ref.value).abs()
     if rounding:
         excess = (excess - rounding * ref.value.abs().clamp(min=2.0**-14)).clamp(min=0.0)
@@ -130,7 +130,7 @@ def judge(result: Tensor, ref: Reference, algorithm: str, terms: int) -> Verdict
     scale = ref.scale
     if algorithm in WINOGRAD_TOLERANCE:
         scale = scale.amax(dim=tuple(range(2, scale.dim())), keepdim=True)
-    units = torch.where(excess == 0, 0.0, excess / (_UNIT[result.dtype] * scale))
+    units = torch.where(excess == 0, 0.0, excess / (UNIT[result.dtype] * scale))
     if torch.isnan(units).any():
         return Verdict(float("inf"), limit, "NaN in the result")
     return Verdict(float(units.max()), limit)

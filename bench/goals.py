@@ -1,14 +1,14 @@
-"""The speed goals of the CPU convolutions, each a limit on a ratio, and how a run meets them."""
+"""The speed goals on the CPU, each a limit on a number of a row, and how a run meets them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Every row of `contender` that `where` selects has ratio >= `at_least`.
+    """Every row of `contender` that `where` selects has `of` >= `at_least`.
 
     A ratio is PyTorch's median time over the contender's, same run, same layout.
     """
@@ -17,12 +17,13 @@ class Goal:
     contender: str
     at_least: float
     where: Callable[[dict], bool] = lambda row: True
+    of: str = "ratio"
 
     def covers(self, row: dict) -> bool:
         return row["contender"] == self.contender and self.where(row)
 
     def met(self, row: dict) -> bool:
-        return row.get("status") == "ok" and row["ratio"] >= self.at_least
+        return row.get("status") == "ok" and row[self.of] >= self.at_least
 
 
 def _wide_3x3(row: dict) -> bool:
@@ -39,16 +40,16 @@ GOALS = (
 )
 
 
-def assess(rows: Iterable[dict]) -> list[dict]:
+def assess(rows: Iterable[dict], goals: Sequence[Goal] = GOALS) -> list[dict]:
     """Per goal: how many rows it covers, which of them miss it, and the worst ratio."""
     rows = list(rows)
     results = []
-    for goal in GOALS:
+    for goal in goals:
         covered = [row for row in rows if goal.covers(row)]
         if not covered:
             continue
         missed = [row for row in covered if not goal.met(row)]
-        ratios = [row["ratio"] for row in covered if row.get("status") == "ok"]
+        ratios = [row[goal.of] for row in covered if row.get("status") == "ok"]
         results.append(
             {
                 "goal": goal.name,
@@ -56,13 +57,13 @@ def assess(rows: Iterable[dict]) -> list[dict]:
                 "rows": len(covered),
                 "missed": len(missed),
                 "worst_ratio": min(ratios) if ratios else None,
-                "missed_rows": [describe(row) for row in missed],
+                "missed_rows": [describe(row, goal.of) for row in missed],
             }
         )
     return results
 
 
-def describe(row: dict) -> str:
+def describe(row: dict, of: str = "ratio") -> str:
     """A row in a line, e.g. 'resnet50 64x56x56>64 3x3 N=8 fprop nchw im2col 0.47 (first 0.45)'."""
     text = (
         f"{row['net']} {row['layer']} N={row['batch']} {row['direction']} {row['layout']} "
@@ -71,4 +72,4 @@ def describe(row: dict) -> str:
     if row.get("status") != "ok":
         return text + f"{row.get('status')}: {row.get('reason') or row.get('error')}"
     first = f" (first {row['first_ratio']:.2f})" if "first_ratio" in row else ""
-    return text + f"{row['ratio']:.2f}{first}"
+    return text + f"{row[of]:.2f}{first if of == 'ratio' else ''}"

@@ -62,11 +62,11 @@ class ConvLayer:
     @property
     def label(self) -> str:
         """What the tables print, e.g. '64x56x56>256 3x3 /2 g32'."""
-        text = f"{_times((self.C, *self.spatial))}>{self.K} {_times(self.kernel)}"
+        text = f"{times((self.C, *self.spatial))}>{self.K} {times(self.kernel)}"
         if any(s != 1 for s in self.stride):
-            text += f" /{_once(self.stride)}"
+            text += f" /{once(self.stride)}"
         if any(d != 1 for d in self.dilation):
-            text += f" d{_once(self.dilation)}"
+            text += f" d{once(self.dilation)}"
         return text + (f" g{self.groups}" if self.groups != 1 else "")
 
     @property
@@ -79,17 +79,18 @@ class ConvLayer:
         )
 
 
-def _times(values: tuple[int, ...]) -> str:
+def times(values: tuple[int, ...]) -> str:
     return "x".join(map(str, values))
 
 
-def _once(values: tuple[int, ...]) -> str:
+def once(values: tuple[int, ...]) -> str:
     """(2, 2) -> '2', (2, 1) -> '2x1'."""
-    return str(values[0]) if len(set(values)) == 1 else _times(values)
+    return str(values[0]) if len(set(values)) == 1 else times(values)
 
 
 @cache
-def _networks() -> dict:
+def networks() -> dict:
+    """The networks' layers of every kind, as in the file."""
     return json.loads((FOLDER / "networks.json").read_text())["networks"]
 
 
@@ -100,13 +101,13 @@ def _deepbench() -> dict:
 
 def net_names() -> tuple[str, ...]:
     """Every list of layers that `conv_layers` knows."""
-    return (*_networks(), *(DEEPBENCH + name for name in _deepbench()["sets"]))
+    return (*networks(), *(DEEPBENCH + name for name in _deepbench()["sets"]))
 
 
 def source(net: str) -> str:
     """Where a list comes from. Raises ValueError on an unknown name."""
     _check(net)
-    return _deepbench()["source"] if net.startswith(DEEPBENCH) else _networks()[net]["source"]
+    return _deepbench()["source"] if net.startswith(DEEPBENCH) else networks()[net]["source"]
 
 
 def conv_layers(net: str) -> list[ConvLayer]:
@@ -118,7 +119,7 @@ def conv_layers(net: str) -> list[ConvLayer]:
     if net.startswith(DEEPBENCH):
         rows = _deepbench()["sets"][net.removeprefix(DEEPBENCH)]
     else:
-        rows = [row for row in _networks()[net]["layers"] if row["op"] == "conv"]
+        rows = [row for row in networks()[net]["layers"] if row["op"] == "conv"]
     return [_layer(net, row) for row in rows]
 
 

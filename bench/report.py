@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from bench.goals import assess, describe
+from bench.goals import GOALS, Goal, assess, describe
 from bench.providers import PYTORCH
 
 SCHEMA = 1
@@ -52,13 +52,26 @@ def summarise(rows: Iterable[dict]) -> list[dict]:
     return summaries
 
 
-def document(machine: dict, settings: dict, rows: list[dict]) -> dict:
-    """Everything about a run, JSON-ready."""
+CONVOLUTION = (
+    "Convolution on the CPU",
+    "Error: largest deviation from fp64, in units of `u * sum|x||w|`.",
+)
+
+
+def document(
+    machine: dict,
+    settings: dict,
+    rows: list[dict],
+    goals: Sequence[Goal] = GOALS,
+    title: tuple[str, str] = CONVOLUTION,
+) -> dict:
+    """Everything about a run, JSON-ready. `title`: what was run, and what its errors mean."""
     return {
         "schema": SCHEMA,
+        "title": list(title),
         "machine": machine,
         "settings": settings,
-        "goals": assess(rows),
+        "goals": assess(rows, goals),
         "summaries": summarise(rows),
         "rows": rows,
     }
@@ -119,11 +132,12 @@ def goal_line(goal: dict) -> str:
 def markdown(doc: dict) -> str:
     """The run as a page: machine, goals, summaries, then every layer."""
     machine, settings = doc["machine"], doc["settings"]
+    title, errors = doc["title"]
     lines = [
-        "# Convolution on the CPU",
+        f"# {title}",
         "",
         "Ratio: PyTorch's median time over ours, same run, same layout; above 1 we are quicker.",
-        "Error: largest deviation from fp64, in units of `u * sum|x||w|`.",
+        errors,
         "",
         *(f"- {key}: {value}" for key, value in {**machine, **settings}.items()),
         "",
@@ -144,13 +158,15 @@ def markdown(doc: dict) -> str:
         head = [s["net"], s["batch"], s["direction"], s["layout"], s["contender"], timed]
         lines.append(_line([*head, *numbers, s.get("worst_layer", "-")]))
     header = ["net", "layer", "N", "direction", "layout", "algorithm", "ran", "error"]
-    lines += ["", "## Layers", "", *_head([*header, "ms", "p20-p80", "ratio"])]
+    limits = ["of copy"] if any("of_copy" in row for row in doc["rows"]) else []
+    lines += ["", "## Layers", "", *_head([*header, "ms", "p20-p80", "ratio", *limits])]
     for row in doc["rows"]:
         if row.get("status") == "not applicable":
             continue
         text = cell(row)
         head = [row["net"], row["layer"], row["batch"], row["direction"], row["layout"]]
         tail = [text[k] for k in ("ran", "error", "time", "spread", "ratio")]
+        tail += [f"{row['of_copy']:.2f}" if "of_copy" in row else "-" for _ in limits]
         lines.append(_line([*head, row["contender"], *tail]))
     absent = [describe(row) for row in doc["rows"] if row.get("status") == "not applicable"]
     if absent:
