@@ -1,6 +1,10 @@
 // Data movement of the im2col packers: converting copies, and transposes of blocks whose rows are
 // contiguous. Included by *_isa.cpp files only; everything has internal linkage.
 #pragma once
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "simd.h"
 
 namespace fastconv::cpu::FC_ISA {
