@@ -129,10 +129,10 @@ def test_opcheck() -> None:
     lists = ([3, 3], [2, 2], [1, 1])
     for channels_last in (False, True):
         x = sample((2, 3, 7, 6), channels_last).detach().requires_grad_()
-        y, index = ops.max_pool(x.detach(), *lists, [1, 1], False, 1)
+        y, index = ops.max_pool(x.detach(), *lists, [1, 1], False, 1, "direct")
         positive = x.detach().abs().requires_grad_()
         dy = torch.randn_like(y).requires_grad_()
-        p = ops.lp_pool(x.detach(), *lists, False, 2.0, True)
+        p = ops.lp_pool(x.detach(), *lists, False, 2.0, True, "direct")
         size = list(x.shape)
         for op, args in (
             (ops.max_pool, (x, *lists, [1, 1], False, 1)),
@@ -145,7 +145,7 @@ def test_opcheck() -> None:
             (ops.lp_pool, (positive, *lists, False, 3.0, True)),
             (ops.lp_pool_dx, (dy, x, p, *lists, False, 2.0, True)),
         ):
-            torch.library.opcheck(op.default, args)
+            torch.library.opcheck(op.default, (*args, "direct"))
 
 
 def test_training_keeps_a_byte_per_output() -> None:

@@ -1,0 +1,89 @@
+"""What the arguments of a pooling say, for all of the public functions.
+
+What our kernels do not take is given to PyTorch's own function, which computes it or raises its own
+error; so the texts are PyTorch's by construction. That is: devices without our kernels, dtypes
+other than float32, float64, bfloat16, float16 (maxima also of integers), empty planes, tensor
+types that implement PyTorch's operators themselves, 16-bit tensors under autocast where PyTorch
+has the function, torch.jit.trace, and functorch transforms inside a compiled function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastconv.arguments import as_ints
+from fastconv.ops import pool
+from fastconv.ops.pool import Windows
+
+IntOrInts = int | Sequence[int]
+
+_LIMIT = 4096
+_known: dict[Any, Windows | None] = {}
+
+
+def _plain(value: Any) -> bool:
+    """Whether this may stand in a key: True and 1.0 equal 1 but are errors."""
+    if value.__class__ is tuple:
+        return all(v.__class__ is int for v in value)
+    return value.__class__ is int or value is None
+
+
+def windows_of(
+    input: Tensor, rank: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
+) -> Windows | None:
+    """The windows, if PyTorch accepts them for this input; else None."""
+    if (
+        pool.tracing()  # sizes may be symbols
+        or not (_plain(kernel) and _plain(stride) and _plain(padding) and _plain(dilation))
+        or ceil_mode.__class__ is not bool
+    ):
+        return _windows(input.shape, rank, kernel, stride, padding, dilation, ceil_mode)
+    key = (rank, input.shape, kernel, stride, padding, dilation, ceil_mode)
+    if key in _known:
+        return _known[key]
+    windows = _windows(input.shape, rank, kernel, stride, padding, dilation, ceil_mode)
+    if len(_known) >= _LIMIT:
+        _known.clear()
+    _known[key] = windows
+    return windows
+
+
+def _windows(size, rank, kernel, stride, padding, dilation, ceil_mode) -> Windows | None:
+    if stride is None or (isinstance(stride, (tuple, list)) and len(stride) == 0):
+        stride = kernel
+    lists = [as_ints(values, rank) for values in (kernel, stride, padding, dilation)]
+    if None in lists or not isinstance(ceil_mode, bool):
+        return None
+    windows = Windows(*lists, ceil_mode)
+    for k, s, p, d in zip(*windows[:4], strict=True):
+        if k < 1 or s < 1 or d < 1 or p < 0 or 2 * p > d * (k - 1) + 1:
+            return None
+    if any(n < 1 for n in size[-rank - 1 :]):
+        return None
+    return windows if all(n > 0 for n in windows.out_extents(size[-rank:])) else None
+
+
+def kept(input: Tensor, windows: Windows, return_indices: bool) -> int:
+    """What a pooling that picks elements has to keep of its choice."""
+    if return_indices:
+        return pool.KEEP_PLACE
+    if input.is_floating_point() and (
+        pool.transforming() or (torch.is_grad_enabled() and input.requires_grad)
+    ):
+        taps = windows.taps(input.shape[-len(windows.kernel) :])
+        return pool.KEEP_BYTE if taps <= pool.MAX_BYTE_TAPS else pool.KEEP_PLACE
+    return pool.KEEP_NOTHING
+
+
+def batched(input: Tensor, rank: int) -> Tensor:
+    """(N, C, *in) of (N, C, *in) or (C, *in)."""
+    return input if input.dim() == rank + 2 else input.unsqueeze(0)
+
+
+def like(result: Tensor, input: Tensor, rank: int) -> Tensor:
+    """A result for `batched(input)` as one for the input."""
+    return result if input.dim() == rank + 2 else result.squeeze(0)
