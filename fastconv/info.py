@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import sys
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -72,25 +71,13 @@ def _cuda(native: Any) -> dict[str, Any]:
     return facts
 
 
-def _triton() -> dict[str, Any]:
-    try:
-        version = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        return {"installed": False, "version": None, "reason": "Triton is not installed"}
-    return {
-        "installed": True,
-        "version": version,
-        "reason": "this version of fastconv has no Triton kernels",
-    }
-
-
 def collect() -> dict[str, Any]:
     """Everything that ``python -m fastconv.info --json`` prints, as plain data."""
     native = _library.load()
-    from fastconv import autotune, select
+    from fastconv import _triton, autotune, select
 
     wanted_isa = os.environ.get("FASTCONV_CPU_ISA")
-    cuda, triton = _cuda(native), _triton()
+    cuda, triton = _cuda(native), _triton.status()
     isa = native.cpu_isa()
     notes = []
     if wanted_isa and wanted_isa != isa:
@@ -129,7 +116,11 @@ def collect() -> dict[str, Any]:
                 "reason": cuda["reason"],
                 "algorithms": [n for n in select.names("cuda") if n != "aten"],
             },
-            "triton": {"works": False, "reason": triton["reason"], "algorithms": []},
+            "triton": {
+                "works": triton["reason"] is None,
+                "reason": triton["reason"],
+                "algorithms": list(_triton.OPERATIONS),
+            },
             "aten": {"works": True, "reason": None, "algorithms": ["aten"]},
         },
         "cache": str(autotune.cache_path()),
