@@ -27,9 +27,32 @@ from fastconv.pooling import (  # noqa: E402
     max_pool3d,
     sum_pool2d,
 )
+from fastconv.pooling_adaptive import (  # noqa: E402
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
+from fastconv.pooling_features import l2_pool_features, maxout  # noqa: E402
+from fastconv.pooling_stochastic import (  # noqa: E402
+    stochastic_pool1d,
+    stochastic_pool2d,
+    stochastic_pool3d,
+)
 
 __all__ = [
     "__version__",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "autotune",
     "avg_pool1d",
     "avg_pool2d",
@@ -40,14 +63,22 @@ __all__ = [
     "convert",
     "explain",
     "l2_pool2d",
+    "l2_pool_features",
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
+    "maxout",
     "nn",
     "revert",
+    "stochastic_pool1d",
+    "stochastic_pool2d",
+    "stochastic_pool3d",
     "sum_pool2d",
 ]
 

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fastconv.ops import pool
-from fastconv.pooling_call import IntOrInts, batched, kept, like, windows_of
+from fastconv.pooling_call import (
+    IntOrInts,
+    batched,
+    kept,
+    like,
+    widened,
+    windows_of,
+    without_autocast,
+)
 from fastconv.select_pool import ATEN, KINDS, PoolCall, choose, insist
 
 _TORCH: dict[str, tuple[Callable[..., Any], ...]] = {
@@ -301,9 +309,9 @@ def l2_pool2d(
     if name != ATEN:
         windows = windows_of(input, 2, kernel_size, stride, padding, 1, ceil_mode)
     if windows is None:
-        wide = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        with torch.autocast(input.device.type, enabled=False):
-            squares = _avg(2, wide.pow(2), kernel_size, stride, padding, ceil_mode, True, 1, ATEN)
+        with without_autocast(input):
+            squares = widened(input).pow(2)
+            squares = _avg(2, squares, kernel_size, stride, padding, ceil_mode, True, 1, ATEN)
             y = torch.relu(squares).pow(0.5).to(input.dtype)
         insist(call, algo)
         return y

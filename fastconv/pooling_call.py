@@ -10,6 +10,7 @@ has the function, torch.jit.trace, and functorch transforms inside a compiled fu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -87,3 +88,15 @@ def batched(input: Tensor, rank: int) -> Tensor:
 def like(result: Tensor, input: Tensor, rank: int) -> Tensor:
     """A result for `batched(input)` as one for the input."""
     return result if input.dim() == rank + 2 else result.squeeze(0)
+
+
+def widened(input: Tensor) -> Tensor:
+    """float32 of 16-bit tensors, whose squares overflow; others as they are."""
+    return input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+
+
+def without_autocast(input: Tensor) -> AbstractContextManager[Any]:
+    """Within, operators keep the dtype they are given."""
+    if torch._C._is_any_autocast_enabled() and input.device.type in ("cpu", "cuda"):
+        return torch.autocast(input.device.type, enabled=False)
+    return nullcontext()

@@ -1,18 +1,14 @@
 """The registry of pooling algorithms and the choice among them.
 
-`direct`: our C++ kernels, on the CPU and on CUDA devices. `triton`: ours in Triton. `aten`: PyTorch's
-own function or, where it has none, a composition of its operators (never counted as ours). `auto`
-takes `direct` wherever it applies, else `aten`; the others run when they are named.
+`direct`: our C++ kernels, on the CPU and on CUDA devices. `triton`: ours in Triton. `aten`:
+PyTorch's own function or, where it has none, a composition of its operators (never counted as
+ours). `auto` takes `direct` wherever it applies, else `aten`; the others run when they are named.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -37,13 +33,14 @@ class Kind:
     """What a family of public functions asks of the kernels.
 
     ops: the bare ops of its forward and backward pass. integers: whether 8 to 64-bit integers are
-    taken (on the CPU). autocast: whether PyTorch has the function, and with it a rule for 16-bit
-    tensors under autocast; the others keep the dtype.
+    taken (on the CPU). triton: whether there are Triton kernels. autocast: whether PyTorch has the
+    function, and with it a rule for 16-bit tensors under autocast; the others keep the dtype.
     """
 
     name: str
     ops: tuple[str, ...]
     integers: bool = False
+    triton: bool = True
     autocast: bool = True
 
 
@@ -58,7 +55,7 @@ KINDS = {
         Kind("expectation_pool", ("expectation_pool_fprop", "sum_pool_dgrad"), autocast=False),
         Kind("adaptive_max_pool", ("max_pool_fprop", "max_pool_dgrad")),
         Kind("adaptive_avg_pool", ("sum_pool_fprop", "sum_pool_dgrad")),
-        Kind("max_unpool", ("max_unpool_fprop", "max_pool_at")),
+        Kind("max_unpool", ("max_unpool_fprop", "max_pool_at"), triton=False),
     )
 }
 
@@ -76,18 +73,12 @@ class PoolCall(NamedTuple):
     integers: bool = False
 
 
-@cache
-def triton_module() -> ModuleType | str:
-    """The Triton kernels' launchers, or why there are none."""
-    try:
-        return importlib.import_module("fastconv._triton.pool")
-    except ImportError as error:
-        return f"the Triton kernels cannot be imported ({error})"
+# torch.compile takes the answer as it stands: it cannot look into the search for a package.
+@torch.compiler.assume_constant_result
+def _triton_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    from fastconv import _triton
 
-
-def _interpreted() -> bool:
-    """Whether Triton interprets its kernels, on tensors of the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return _triton.applicable(device, dtype)
 
 
 def _dtype_refusal(call: PoolCall, integers: bool) -> str | None:
@@ -118,16 +109,9 @@ def cuda_refusal(device: str, call: PoolCall) -> str | None:
 
 
 def _triton_refusal(call: PoolCall) -> str | None:
-    device = call.input.device
-    if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
-        return f"Triton runs on CUDA devices, a tensor is on {device}"
-    module = triton_module()
-    if isinstance(module, str):
-        return module
-    missing = [op for op in call.kind.ops if not hasattr(module, op)]
-    if missing:
+    if not call.kind.triton:
         return f"there is no Triton kernel for {call.kind.name}"
-    return _dtype_refusal(call, False)
+    return _triton_reason(call.input.device, call.input.dtype)
 
 
 def _aten_refusal(call: PoolCall) -> str | None:

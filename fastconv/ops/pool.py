@@ -1,9 +1,9 @@
 """Pooling on tensors: chooses the way to differentiate, as `fastconv.ops.conv` does.
 
-Three linear pairs carry every derivative: (take at the kept places, send back to them) of a maximum
-or a sample, (sum of windows, spread over windows), and (unpool, take) of unpooling. Lp pooling has a
-kernel for its value and its gradient, stochastic pooling in evaluation one for its value; all that
-goes further is composed of the second pair (ops/pool_composed.py).
+Three linear pairs carry every derivative: (take at the kept places, send back to them) of a
+maximum or a sample, (sum of windows, spread over windows), and (unpool, take) of unpooling. Lp
+pooling has a kernel for its value and its gradient, stochastic pooling in evaluation one for its
+value; all that goes further is composed of the second pair (ops/pool_composed.py).
 
 Lists have one entry per spatial axis; where the stride is 0 the axis is adaptive and its kernel is
 the number of outputs. `index` is 0 (keep nothing), 1 (a byte per output, at most 255 taps) or 2
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from fastconv.ops.conv import tracing, transforming
 from fastconv.ops.pool_kernels import BARE
-from fastconv.problem import suggests_channels_last as channels_last  # noqa: F401
 
 KEEP_NOTHING, KEEP_BYTE, KEEP_PLACE = 0, 1, 2
 MAX_BYTE_TAPS = 255

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastconv.ops import pool
+from fastconv.problem import suggests_channels_last as _channels_last
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def lp_dx(dy: Tensor, x: Tensor, kernel, stride, padding, ceil_mode, power, resc
     windows, scale = _power_windows(kernel, stride, padding, ceil_mode, rescale, algo)
     wide = _wide(x)
     slope = _slope(windows.sums(wide.pow(power)) * scale, power) * scale
-    dx = windows.spread(_wide(dy) * slope, x.shape, pool.channels_last(x))
+    dx = windows.spread(_wide(dy) * slope, x.shape, _channels_last(x))
     return (dx if power == 1 else wide.pow(power - 1) * dx).to(x.dtype)
 
 
@@ -72,7 +73,7 @@ def lp_dx_backward(
     if power == 1:  # linear, but for the slope 0 at a sum of 0
         slope = _slope(windows.sums(wide) * scale, power)
         return (slope * windows.sums(g) * scale).to(dy.dtype), None
-    last = pool.channels_last(x)
+    last = _channels_last(x)
     sums, c, wide_dy = windows.sums(wide.pow(power)) * scale, wide.pow(power - 1), _wide(dy)
     slope, along = _slope(sums, power), windows.sums(c * g) * scale
     some = sums != 0
@@ -108,7 +109,7 @@ def expectation_dx(dy: Tensor, x: Tensor, kernel, stride, padding, ceil_mode, al
     """The gradient of `pool.expectation_pool` in x: (2 w - y) dy / sum of the windows on an element
     of weight w, and 0 for one that is not positive."""
     windows = _Windows(kernel, stride, padding, ceil_mode, 1, algo)
-    wide, last = _wide(x), pool.channels_last(x)
+    wide, last = _wide(x), _channels_last(x)
     shares = _Shares(wide, windows)
     dy = shares.of_sums(_wide(dy))
     to_square = windows.spread(dy, x.shape, last)
