@@ -36,4 +36,28 @@ struct FastDivmod {
   }
 };
 
+// The same for 64 bits: n < 2^63, 1 <= d < 2^63.
+struct FastDivmod64 {
+  uint64_t divisor, magic;
+  uint32_t shift;
+
+  FastDivmod64() = default;
+
+  explicit FastDivmod64(uint64_t d) : divisor(d), magic(0), shift(0) {
+    while ((uint64_t{1} << shift) < d) ++shift;
+    const unsigned __int128 rest = (uint64_t{1} << shift) - d;
+    magic = static_cast<uint64_t>((rest << 64) / d) + 1;
+  }
+
+  __device__ __forceinline__ uint64_t div(uint64_t n) const {
+    return (__umul64hi(n, magic) + n) >> shift;
+  }
+
+  __device__ __forceinline__ uint64_t divmod(uint64_t n, uint64_t& remainder) const {
+    const uint64_t quotient = div(n);
+    remainder = n - quotient * divisor;
+    return quotient;
+  }
+};
+
 }  // namespace fastconv::cuda
