@@ -1,4 +1,4 @@
-"""Which class a torch convolution takes when it is converted, and which it takes back.
+"""Which class a torch convolution or pooling takes when it is converted, and which it takes back.
 
 A converted layer is the same object with another `__class__`: parameters, buffers, hooks and user
 attributes live in `__dict__` and are never copied, so optimizers, tied weights and DDP keep what
@@ -19,17 +19,27 @@ import types
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastconv.nn.conv import Conv1d, Conv2d, Conv3d, ConvNd
+from fastconv import nn as ours_nn
+from fastconv.nn.conv import ConvNd
+from fastconv.nn.pool import PoolNd
 
-FASTCONV_OF = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
+OURS = (ConvNd, PoolNd)
+_POOLINGS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "MaxUnpool")
+CONVOLUTION_OF = {getattr(nn, f"Conv{r}d"): getattr(ours_nn, f"Conv{r}d") for r in (1, 2, 3)}
+POOLING_OF = {
+    getattr(nn, f"{kind}{rank}d"): getattr(ours_nn, f"{kind}{rank}d")
+    for kind in _POOLINGS
+    for rank in (1, 2, 3)
+}
+FASTCONV_OF = {**CONVOLUTION_OF, **POOLING_OF}
 TORCH_OF = {ours: torchs for torchs, ours in FASTCONV_OF.items()}
 
 # On a class made here: the class it was made from.
 ORIGINAL = "_fastconv_original_class"
 
 
-def torch_convolution_of(cls: type) -> type | None:
-    """The torch.nn convolution that `cls` is or derives from; None if there is none."""
+def torch_layer_of(cls: type) -> type | None:
+    """The torch.nn convolution or pooling that `cls` is or derives from; None if there is none."""
     return next((torchs for torchs in FASTCONV_OF if issubclass(cls, torchs)), None)
 
 
@@ -43,7 +53,7 @@ def is_parametrized_class(cls: type) -> bool:
 
 
 def converted_class(module: nn.Module) -> type:
-    """The class that makes `module`, a torch convolution or a plain subclass of one, ours."""
+    """The class that makes `module`, a torch layer or a plain subclass of one, ours."""
     cls = type(module)
     if parametrize.is_parametrized(module) and is_parametrized_class(cls):
         return _rebuild_parametrized(cls, _converted_static(cls.__bases__[0]), original=cls)
@@ -66,9 +76,9 @@ def original_class(module: nn.Module) -> type | None:
 
 
 def converted_subclass(user: type) -> type:
-    """The class below a user's subclass of a torch convolution and our layer of the same rank."""
+    """The class below a user's subclass of a torch layer and our layer of the same kind."""
     for cls in user.__subclasses__():
-        if cls.__dict__.get(ORIGINAL) is user and issubclass(cls, ConvNd):
+        if cls.__dict__.get(ORIGINAL) is user and issubclass(cls, OURS):
             return cls
     body = {
         "__module__": user.__module__,
@@ -77,7 +87,7 @@ def converted_subclass(user: type) -> type:
         "__reduce_ex__": _reduce_converted_subclass,
         ORIGINAL: user,
     }
-    ours = FASTCONV_OF[torch_convolution_of(user)]
+    ours = FASTCONV_OF[torch_layer_of(user)]
     return types.new_class(user.__name__, (user, ours), exec_body=lambda ns: ns.update(body))
 
 

@@ -1,4 +1,5 @@
-"""convert() makes a model's convolutions fastconv's, in place; revert() takes that back."""
+"""convert() makes a model's convolutions and poolings fastconv's, in place; revert() takes that
+back."""
 
 from __future__ import annotations
 
@@ -13,9 +14,16 @@ from torch.nn.modules.conv import _ConvTransposeNd as TorchConvTransposeNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from fastconv import select
-from fastconv._layer_classes import converted_class, original_class, torch_convolution_of
+from fastconv import select, select_pool
+from fastconv._layer_classes import (
+    OURS,
+    POOLING_OF,
+    converted_class,
+    original_class,
+    torch_layer_of,
+)
 from fastconv.nn.conv import ConvNd, check_algo
+from fastconv.nn.pool import PoolNd
 from fastconv.problem import NATIVE_DTYPES, ConvSpec
 
 # In a converted layer's __dict__: tells it from one built as fastconv.nn's, which revert leaves.
@@ -30,7 +38,7 @@ class ConversionReport:
     Attributes:
         model: the model that was passed in; it was changed in place.
         converted: (fqn, class name) of each layer changed, in the order of named_modules().
-        skipped: (fqn, reason) of each convolution left as it was.
+        skipped: (fqn, reason) of each convolution or pooling left as it was.
         action: "convert" or "revert".
 
     str() and repr() give a table. The root's name is "" here and "(root)" in the table.
@@ -58,25 +66,28 @@ def convert(
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     algo: str = "auto",
 ) -> ConversionReport:
-    """Makes the torch.nn.Conv1d/2d/3d in `model` (itself included) fastconv's, in place.
+    """Makes the convolutions and poolings in `model` (itself included) fastconv's, in place.
+
+    That is torch.nn's Conv, MaxPool, AvgPool, LPPool, AdaptiveMaxPool, AdaptiveAvgPool and
+    MaxUnpool, 1d to 3d.
 
     A layer stays the same object and takes the class of fastconv.nn's layer. Its parameters (the
     same objects, so optimizers keep working), buffers, hooks, parametrizations, pruning masks,
     training mode and state_dict are untouched. Subclasses that do not define a forward keep
     their methods. A layer reachable under several names is judged and converted under the first.
 
-    Skipped, with the reason in the report: convolutions that filter_fn refuses, transposed,
-    quantised, scripted and uninitialised lazy ones, those with a forward (or _conv_forward) of
-    their own, and those already converted.
+    Skipped, with the reason in the report: layers that filter_fn refuses, scripted ones, those with
+    a forward (or _conv_forward) of their own, those already converted, and of the convolutions the
+    transposed, quantised and uninitialised lazy ones.
 
     Args:
         model: any torch.nn.Module that is not scripted.
         filter_fn: called as filter_fn(module, fqn) on each layer that could be converted, with its
             name in model.named_modules(); a false result leaves the layer as it is.
         algo: "auto", or the one algorithm every converted layer is to use; layers that it can
-            never compute are skipped with its reason.
+            never compute are skipped with its reason ("direct" and "aten" are of both kinds).
 
-    Dtypes, layouts and determinism: those of fastconv.conv2d.
+    Dtypes, layouts and determinism: those of fastconv.conv2d and fastconv.max_pool2d.
 
     Raises:
         TypeError: model is not a Module or is scripted; filter_fn is not callable.
@@ -88,13 +99,14 @@ def convert(
         raise TypeError(
             f"convert: filter_fn must be callable as filter_fn(module, fqn), got {_kind(filter_fn)}"
         )
-    check_algo(algo)
+    if algo not in select_pool.names():
+        check_algo(algo)
 
     # Every decision comes before the first change: an exception must leave the model whole.
     plan: list[tuple[str, nn.Module, type | str]] = []
     first_names: dict[int, str] = {}
     for fqn, module in _all_names(model):
-        if not _is_convolution(module):
+        if not (_is_convolution(module) or _is_pooling(module)):
             continue
         if id(module) in first_names:
             plan.append((fqn, module, f"the same layer as {first_names[id(module)]!r}"))
@@ -135,7 +147,7 @@ def revert(model: nn.Module) -> ConversionReport:
     _require_module(model, "revert")
     report = ConversionReport(model, action="revert")
     for fqn, module in model.named_modules():
-        if not isinstance(module, ConvNd):
+        if not isinstance(module, OURS):
             continue
         name = type(module).__name__
         if MARK not in vars(module):
@@ -166,33 +178,45 @@ def _decide(module, fqn, filter_fn, algo) -> type | str:
 
 
 def _obstacle(module: nn.Module, algo: str) -> str | None:
-    """Why this convolution cannot be converted; None if it can."""
+    """Why this layer cannot be converted; None if it can."""
     cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted; convert before torch.jit.script or torch.jit.trace"
-    if isinstance(module, ConvNd):
+    if isinstance(module, OURS):
         return _already_ours(module, algo)
+    if _is_pooling(module):
+        reason = _changed(module, ("forward",), ("algo",))
+        return reason or _pool_algo_obstacle(torch_layer_of(cls), algo)
     if isinstance(module, TorchConvTransposeNd):
         return "transposed convolution"
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "lazy and not initialised yet; run one forward pass first"
     if _is_quantised(cls):
         return "quantised"
-    torchs = torch_convolution_of(cls)
-    if torchs is None:
+    if torch_layer_of(cls) is None:
         return f"{_class_path(cls)} is not a torch.nn.Conv1d, Conv2d or Conv3d"
-    for method in ("forward", "_conv_forward"):
+    reason = _changed(module, ("forward", "_conv_forward"), OUR_ATTRIBUTES)
+    return reason or _weight_obstacle(module) or _algo_obstacle(module, algo)
+
+
+def _changed(
+    module: nn.Module, methods: tuple[str, ...], attributes: tuple[str, ...]
+) -> str | None:
+    """What this layer computes or holds in another way than torch.nn's; None if nothing."""
+    cls = type(module)
+    torchs = torch_layer_of(cls)
+    for method in methods:
         if method in vars(module):
             return f"{method} was replaced on this layer"
         if getattr(cls, method) is not getattr(torchs, method):
             return f"{_class_path(cls)} has its own {method}"
-    for name in OUR_ATTRIBUTES:
+    for name in attributes:
         if hasattr(module, name):
             return f"it has an attribute {name!r} of its own, which fastconv uses"
-    return _weight_obstacle(module) or _algo_obstacle(module, algo)
+    return None
 
 
-def _already_ours(module: ConvNd, algo: str) -> str:
+def _already_ours(module: ConvNd | PoolNd, algo: str) -> str:
     if MARK not in vars(module):
         return f"already a fastconv.nn.{type(module).__name__}"
     if module.algo != algo:
@@ -251,7 +275,19 @@ def _algo_obstacle(module: nn.Module, algo: str) -> str | None:
     ]
     if None in reasons:
         return None
-    return f"algorithm {algo!r} does not apply: {reasons[0]}"
+    return f"algorithm {algo!r} does not apply: {(*reasons, 'it is not for convolutions')[0]}"
+
+
+def _pool_algo_obstacle(torchs: type, algo: str) -> str | None:
+    """Why a forced algorithm cannot compute such poolings; None if it can."""
+    if algo == select_pool.AUTO:
+        return None
+    reason = None
+    if algo not in select_pool.names():
+        reason = "it is not for poolings"
+    elif algo == select_pool.TRITON and not select_pool.has_triton_kernels(torchs.__name__):
+        reason = "there is no Triton kernel for it"
+    return None if reason is None else f"algorithm {algo!r} does not apply: {reason}"
 
 
 def _is_convolution(module: nn.Module) -> bool:
@@ -262,6 +298,13 @@ def _is_convolution(module: nn.Module) -> bool:
 
 
 _TORCH_NAMES = {f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)}
+_POOL_NAMES = {torchs.__name__ for torchs in POOLING_OF}
+
+
+def _is_pooling(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return getattr(module, "original_name", "") in _POOL_NAMES
+    return isinstance(module, (*POOLING_OF, PoolNd))
 
 
 def _is_quantised(cls: type) -> bool:

@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from fastconv.ops import pool
 from fastconv.pooling_call import (
     IntOrInts,
+    as_autocast,
     batched,
     kept,
     like,
@@ -51,6 +52,7 @@ def _max(
     args = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if has_torch_function_unary(input):
         return handle_torch_function(_MAX[rank - 1], (input,), *args, algo=algo)
+    input = as_autocast(input, "max_pool", rank, bool(return_indices))
     # PyTorch's 1-D maximum of integers exists with indices only.
     call = _call("max_pool", rank, input, rank > 1 or bool(return_indices))
     name = choose(call, algo)
@@ -58,7 +60,7 @@ def _max(
     if name != ATEN and isinstance(return_indices, bool):
         windows = windows_of(input, rank, *args[1:6])
     if windows is None:
-        y = _TORCH["max_pool"][rank - 1](*args)
+        y = _TORCH["max_pool"][rank - 1](input, *args[1:])
         insist(call, algo)
         return y
     index_kind = kept(input, windows, return_indices)
@@ -84,6 +86,7 @@ def _avg(
         args = (*args, divisor_override)
     if has_torch_function_unary(input):
         return handle_torch_function(_AVG[rank - 1], (input,), *args, algo=algo)
+    input = as_autocast(input, "avg_pool", rank)
     call = _call("avg_pool", rank, input)
     name = choose(call, algo)
     windows = None
@@ -124,6 +127,7 @@ def _lp(
     args = (input, norm_type, kernel_size, stride, ceil_mode)
     if has_torch_function_unary(input):
         return handle_torch_function(_LP[rank - 1], (input,), *args, algo=algo)
+    input = as_autocast(input, "lp_pool", rank)
     call = _call("lp_pool", rank, input)
     name = choose(call, algo)
     windows = None
@@ -135,7 +139,7 @@ def _lp(
     ):
         windows = windows_of(input, rank, kernel_size, stride, 0, 1, ceil_mode)
     if windows is None:
-        y = _TORCH["lp_pool"][rank - 1](*args)
+        y = _TORCH["lp_pool"][rank - 1](input, *args[1:])
         insist(call, algo)
         return y
     lists = (windows.kernel, windows.stride, windows.padding)

@@ -18,7 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from fastconv.arguments import as_ints
 from fastconv.ops import pool
 from fastconv.ops.pool import Windows
-from fastconv.pooling_call import IntOrInts, batched, kept, like
+from fastconv.pooling_call import IntOrInts, as_autocast, batched, kept, like
 from fastconv.select_pool import ATEN, KINDS, PoolCall, choose, insist
 
 OutputSize = int | None | Sequence[int | None]
@@ -62,13 +62,14 @@ def _adaptive_max(
     args = (input, output_size, return_indices)
     if has_torch_function_variadic(input):
         return handle_torch_function(_MAX[rank - 1], (input,), *args, algo=algo)
+    input = as_autocast(input, "adaptive_max_pool", rank)
     call = _call("adaptive_max_pool", rank, input)
     name = choose(call, algo)
     windows = None
     if name != ATEN and isinstance(return_indices, bool):
         windows = _adaptive_windows(input, rank, output_size)
     if windows is None:
-        y = _TORCH["adaptive_max_pool"][rank - 1](*args)
+        y = _TORCH["adaptive_max_pool"][rank - 1](input, *args[1:])
         insist(call, algo)
         return y
     index_kind = kept(input, windows, return_indices)
@@ -81,6 +82,7 @@ def _adaptive_max(
 def _adaptive_avg(rank: int, input: Tensor, output_size: Any, algo: str) -> Tensor:
     if has_torch_function_variadic(input):
         return handle_torch_function(_AVG[rank - 1], (input,), input, output_size, algo=algo)
+    input = as_autocast(input, "adaptive_avg_pool", rank)
     call = _call("adaptive_avg_pool", rank, input)
     name = choose(call, algo)
     windows = None if name == ATEN else _adaptive_windows(input, rank, output_size)
@@ -126,6 +128,7 @@ def _unpool(
     args = (input, indices, kernel_size, stride, padding, output_size)
     if has_torch_function_variadic(input, indices):
         return handle_torch_function(_UNPOOL[rank - 1], (input, indices), *args, algo=algo)
+    input = as_autocast(input, "max_unpool", rank)
     call = _call("max_unpool", rank, input)
     name = choose(call, algo)
     extents = None
@@ -139,7 +142,7 @@ def _unpool(
         step = kernel_size if stride is None else stride
         extents = _unpooled_extents(input, rank, kernel_size, step, padding, output_size)
     if extents is None:
-        y = _TORCH["max_unpool"][rank - 1](*args)
+        y = _TORCH["max_unpool"][rank - 1](input, *args[1:])
         insist(call, algo)
         return y
     x, index = batched(input, rank), batched(indices, rank)

@@ -3,8 +3,8 @@
 What our kernels do not take is given to PyTorch's own function, which computes it or raises its own
 error; so the texts are PyTorch's by construction. That is: devices without our kernels, dtypes
 other than float32, float64, bfloat16, float16 (maxima also of integers), empty planes, tensor
-types that implement PyTorch's operators themselves, 16-bit tensors under autocast where PyTorch
-has the function, torch.jit.trace, and functorch transforms inside a compiled function.
+types that implement PyTorch's operators themselves, torch.jit.trace, and functorch transforms
+inside a compiled function.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from fastconv.ops import pool
 from fastconv.ops.pool import Windows
 
 IntOrInts = int | Sequence[int]
+
+_HALVES = (torch.bfloat16, torch.float16)
+_any_autocast = torch._C._is_any_autocast_enabled
 
 _LIMIT = 4096
 _known: dict[Any, Windows | None] = {}
@@ -90,13 +93,29 @@ def like(result: Tensor, input: Tensor, rank: int) -> Tensor:
     return result if input.dim() == rank + 2 else result.squeeze(0)
 
 
+def as_autocast(input: Any, kind: str, rank: int, return_indices: bool = False) -> Any:
+    """What autocast makes of the input of one of PyTorch's poolings: float32 of some 16-bit ones.
+
+    On the CPU autocast lists unpooling and the 3-D functions (but not max_pool3d with indices), on
+    CUDA devices the power of lp_pool. Our own functions keep the dtype.
+    """
+    if getattr(input, "dtype", None) not in _HALVES or not _any_autocast():
+        return input
+    device = input.device.type
+    if device == "cpu":
+        widens = kind == "max_unpool" or (rank == 3 and not (kind == "max_pool" and return_indices))
+    else:
+        widens = device == "cuda" and kind == "lp_pool"
+    return input.float() if widens and torch.is_autocast_enabled(device) else input
+
+
 def widened(input: Tensor) -> Tensor:
     """float32 of 16-bit tensors, whose squares overflow; others as they are."""
-    return input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+    return input.float() if input.dtype in _HALVES else input
 
 
 def without_autocast(input: Tensor) -> AbstractContextManager[Any]:
     """Within, operators keep the dtype they are given."""
-    if torch._C._is_any_autocast_enabled() and input.device.type in ("cpu", "cuda"):
+    if _any_autocast() and input.device.type in ("cpu", "cuda"):
         return torch.autocast(input.device.type, enabled=False)
     return nullcontext()

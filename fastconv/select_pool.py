@@ -22,9 +22,7 @@ from fastconv.problem import NATIVE_DTYPES
 AUTO, DIRECT, TRITON, ATEN = "auto", "direct", "triton", "aten"
 
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-_HALVES = (torch.bfloat16, torch.float16)
 _is_compiling = torch.compiler.is_compiling
-_any_autocast = torch._C._is_any_autocast_enabled
 _jit_tracing = torch._C._get_tracing_state
 
 
@@ -33,15 +31,13 @@ class Kind:
     """What a family of public functions asks of the kernels.
 
     ops: the bare ops of its forward and backward pass. integers: whether 8 to 64-bit integers are
-    taken (on the CPU). triton: whether there are Triton kernels. autocast: whether PyTorch has the
-    function, and with it a rule for 16-bit tensors under autocast; the others keep the dtype.
+    taken (on the CPU). triton: whether there are Triton kernels.
     """
 
     name: str
     ops: tuple[str, ...]
     integers: bool = False
     triton: bool = True
-    autocast: bool = True
 
 
 KINDS = {
@@ -50,14 +46,19 @@ KINDS = {
         Kind("max_pool", ("max_pool_fprop", "max_pool_dgrad"), integers=True),
         Kind("avg_pool", ("sum_pool_fprop", "sum_pool_dgrad")),
         Kind("lp_pool", ("lp_pool_fprop", "lp_pool_dgrad")),
-        Kind("l2_pool", ("lp_pool_fprop", "lp_pool_dgrad"), autocast=False),
-        Kind("stochastic_pool", ("sample_pool_fprop", "max_pool_dgrad"), autocast=False),
-        Kind("expectation_pool", ("expectation_pool_fprop", "sum_pool_dgrad"), autocast=False),
+        Kind("l2_pool", ("lp_pool_fprop", "lp_pool_dgrad")),
+        Kind("stochastic_pool", ("sample_pool_fprop", "max_pool_dgrad")),
+        Kind("expectation_pool", ("expectation_pool_fprop", "sum_pool_dgrad")),
         Kind("adaptive_max_pool", ("max_pool_fprop", "max_pool_dgrad")),
         Kind("adaptive_avg_pool", ("sum_pool_fprop", "sum_pool_dgrad")),
         Kind("max_unpool", ("max_unpool_fprop", "max_pool_at"), triton=False),
     )
 }
+
+
+def has_triton_kernels(layer: str) -> bool:
+    """Whether the layers of this name, e.g. "MaxPool2d", have Triton kernels."""
+    return not layer.startswith("MaxUnpool")
 
 
 class PoolCall(NamedTuple):
@@ -158,8 +159,6 @@ def _tensor_refusal(call: PoolCall) -> str | None:
         return f"expected {call.rank + 1} or {call.rank + 2} dimensions, got {x.dim()}"
     if x.layout != torch.strided or x.is_nested:
         return f"the tensor has layout {x.layout}; only dense strided tensors are supported"
-    if x.dtype in _HALVES and call.kind.autocast and _any_autocast():
-        return "PyTorch decides the dtype of 16-bit tensors under autocast"
     if _is_compiling():  # a recorded op has one backward and no forward-mode rule
         if transforming():
             return "functorch transforms inside a compiled function are computed by PyTorch"

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
+from fastconv._layer_classes import POOLING_OF
+
 # Relative to the largest element of the expected tensor. A network multiplies a layer's roundoff
 # (batch normalisation divides by small deviations), so this is wider than a kernel's own bound.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
@@ -67,4 +69,9 @@ def fastconv_operators(call: Callable[[], Any]) -> set[str]:
 
 def convolutions(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, kinds))
+
+
+def poolings(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    kinds = tuple(POOLING_OF)
     return ((name, m) for name, m in model.named_modules() if isinstance(m, kinds))

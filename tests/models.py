@@ -216,23 +216,28 @@ class UNet(nn.Module):
 class Architecture(NamedTuple):
     """How to make one model (fp32, training mode), what it takes, what is in it.
 
-    convolutions: how many layers conversion changes. transposed: how many it must leave.
+    convolutions, poolings: how many layers conversion changes. transposed: how many it must leave.
     """
 
     make: Callable[[], nn.Module]
     input_size: tuple[int, ...]
     convolutions: int
+    poolings: int = 0
     transposed: int = 0
+
+    @property
+    def layers(self) -> int:
+        return self.convolutions + self.poolings
 
 
 ARCHITECTURES = {
-    "plain": Architecture(Plain, (2, 3, 12, 12), 4),
+    "plain": Architecture(Plain, (2, 3, 12, 12), 4, poolings=2),
     "resnet_basic": Architecture(resnet_basic, (2, 3, 12, 12), 6),
     "resnet_bottleneck": Architecture(resnet_bottleneck, (2, 3, 12, 12), 9),
     "resnext": Architecture(resnext, (2, 3, 12, 12), 9),
     "mobilenet": Architecture(mobilenet, (2, 3, 12, 12), 7),
-    "inception": Architecture(inception, (2, 3, 12, 12), 15),
+    "inception": Architecture(inception, (2, 3, 12, 12), 15, poolings=3),
     "speech": Architecture(Speech, (2, 1, 100), 5),
-    "video": Architecture(Video, (2, 2, 5, 8, 8), 3),
-    "unet": Architecture(UNet, (2, 3, 12, 12), 4, transposed=1),
+    "video": Architecture(Video, (2, 2, 5, 8, 8), 3, poolings=1),
+    "unet": Architecture(UNet, (2, 3, 12, 12), 4, poolings=1, transposed=1),
 }

@@ -12,6 +12,7 @@ from layers_check import (
     convolutions,
     fastconv_operators,
     operators,
+    poolings,
 )
 from models import ARCHITECTURES, CLASSES
 from torch import Tensor, nn
@@ -40,17 +41,20 @@ def _twins(name: str, dtype: torch.dtype, algo: str) -> tuple[nn.Module, nn.Modu
 
 
 @ARCHITECTURE
-def test_every_convolution_is_converted(name):
+def test_every_convolution_and_pooling_is_converted(name):
     architecture = ARCHITECTURES[name]
     model = architecture.make()
-    names = [fqn for fqn, _ in convolutions(model)]
+    found = [*convolutions(model), *poolings(model)]
+    order = [fqn for fqn, _ in model.named_modules()]
+    names = sorted((fqn for fqn, _ in found), key=order.index)
     keys, text = list(model.state_dict()), repr(model)
     report = fastconv.convert(model)
     assert report.model is model
     assert [fqn for fqn, _ in report.converted] == names
-    assert len(names) == architecture.convolutions
+    assert len(names) == architecture.layers
     assert len(report.skipped) == architecture.transposed
     assert all(isinstance(m, fastconv.nn.ConvNd) for _, m in convolutions(model))
+    assert all(isinstance(m, fastconv.nn.PoolNd) for _, m in poolings(model))
     assert list(model.state_dict()) == keys
     assert repr(model) == text
 
@@ -192,7 +196,7 @@ def test_graph_modules(name):
     x = torch.randn(ARCHITECTURES[name].input_size, dtype=torch.float64)
     traced = torch.fx.symbolic_trace(copy.deepcopy(model))
     report = fastconv.convert(traced, algo="direct")
-    assert len(report.converted) == ARCHITECTURES[name].convolutions
+    assert len(report.converted) == ARCHITECTURES[name].layers
     assert_same_function(traced, model, x)
     copied = copy.deepcopy(traced)
     assert "fastconv::conv_fprop" in fastconv_operators(lambda: copied(x))
@@ -225,6 +229,6 @@ def test_revert_gives_back_every_class(name):
     fastconv.convert(model, algo="direct")
     assert [type(m) for m in model.modules()] != classes
     report = fastconv.revert(model)
-    assert len(report.converted) == ARCHITECTURES[name].convolutions
+    assert len(report.converted) == ARCHITECTURES[name].layers
     assert [type(m) for m in model.modules()] == classes
     assert [list(vars(m)) for m in model.modules()] == attributes

@@ -59,7 +59,7 @@ def _lp_dx(dy, x, y, kernel, stride, padding, ceil_mode, power, rescale, algo):
 
 
 def _max_unpool(x: Tensor, index: Tensor, size: Any, algo: str) -> Tensor:
-    # On the CPU PyTorch raises; on a GPU that would need a wait, and such elements are left out.
+    # PyTorch raises on the CPU. On a GPU that would need a wait: such elements are left out.
     if index.device.type == "cpu" and index.numel():
         low, high = torch.aminmax(index)
         if low < 0 or high >= torch.Size(size[2:]).numel():
