@@ -5,23 +5,41 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import conv_cpu, pool_cpu, readme
+from bench import compare, lists, plot, providers, readme, run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and runs the command. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="the CPU convolutions against PyTorch")
-    conv_cpu.add_arguments(run)
-    pool = commands.add_parser("pool", help="the CPU poolings against PyTorch")
-    pool_cpu.add_arguments(pool)
+    commands.add_parser("list", help="the lists of layers and the providers")
+    run.add_arguments(commands.add_parser("run", help="lists of layers against providers"))
+    single = commands.add_parser("conv", help="one convolution, named as MIOpenDriver names it")
+    lists.add_single_convolution(single)
+    run.add_common_arguments(single)
+    compare.add_arguments(commands.add_parser("compare", help="what became slower beyond noise"))
+    plot.add_arguments(commands.add_parser("plot", help="pictures of a result file"))
     commands.add_parser("readme", help="write the README's tables from the committed results")
     args = parser.parse_args(argv)
+    if args.command == "list":
+        return listing()
     if args.command == "readme":
         readme.write()
         return 0
-    return pool_cpu.run(args) if args.command == "pool" else conv_cpu.run(args)
+    verbs = {"run": run.from_lists, "conv": run.single, "compare": compare.run, "plot": plot.run}
+    return verbs[args.command](args)
+
+
+def listing() -> int:
+    for name in lists.names():
+        families: dict[str, int] = {}
+        for layer in lists.layers(name):
+            family = lists.family_of(layer)
+            families[family] = families.get(family, 0) + 1
+        counts = ", ".join(f"{count} {family}" for family, count in families.items())
+        print(f"{name:28} {counts:32} {lists.source(name)}")
+    print(f"\nproviders: {', '.join(providers.known())}, or module:Class of your own")
+    return 0
 
 
 if __name__ == "__main__":

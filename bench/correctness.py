@@ -15,6 +15,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
+from bench.problem import Verdict
 from bench.problems import ConvLayer
 
 # Units of u * sum|x||w|; a sum of products in any order stays below 8 in fp32 in practice
@@ -45,19 +46,6 @@ class Reference:
     scale: Tensor  # sum|x||w| of each element
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """`error` in units of u * sum|x||w| (inf for NaN or a wrong shape), against `tolerance`."""
-
-    error: float
-    tolerance: float
-    reason: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return not self.reason and self.error <= self.tolerance
-
-
 def convolution(layer: ConvLayer, direction: str, x: Tensor, w: Tensor, dy: Tensor) -> Tensor:
     """PyTorch's own convolution in one direction: y, dx or dw."""
     rank = layer.rank
@@ -72,8 +60,17 @@ def convolution(layer: ConvLayer, direction: str, x: Tensor, w: Tensor, dy: Tens
     return dx if direction == "dgrad" else dw
 
 
-def reference(layer: ConvLayer, direction: str, x: Tensor, w: Tensor, dy: Tensor) -> Reference:
-    """The fp64 answer for these tensors (any layout; converted to fp64 NCHW here)."""
+def reference(
+    layer: ConvLayer,
+    direction: str,
+    x: Tensor,
+    w: Tensor,
+    dy: Tensor,
+    bias: Tensor | None = None,
+    relu: bool = False,
+) -> Reference:
+    """The fp64 answer for these tensors (any layout; converted to fp64 NCHW here). bias, [K], and
+    relu: what fprop's epilogue adds."""
 
     def in_fp64(x: Tensor, w: Tensor, dy: Tensor) -> Tensor:
         w = w.double()
@@ -91,7 +88,11 @@ def reference(layer: ConvLayer, direction: str, x: Tensor, w: Tensor, dy: Tensor
     x, w, dy = (t.detach().cpu().contiguous() for t in (x, w, dy))
     # The scale needs no more than a few digits: fp32, which is far quicker, will do.
     scale = convolution(layer, direction, *(t.float().abs() for t in (x, w, dy)))
-    return Reference(in_fp64(x, w, dy), scale.double())
+    value, scale = in_fp64(x, w, dy), scale.double()
+    if bias is not None:
+        along = bias.detach().cpu().double().view(-1, *(1,) * layer.rank)
+        value, scale = value + along, scale + along.abs()
+    return Reference(value.relu() if relu else value, scale)
 
 
 def gemm_k(layer: ConvLayer, direction: str, batch: int) -> int:

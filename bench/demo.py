@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import demo_layers, demo_training, machine
+from bench.conv_problem import PARTS as DIRECTIONS
 from bench.demo_layers import Comparison
 from bench.demo_training import Run
-from bench.providers import DIRECTIONS
 from fastconv import select
 
 ROOT = Path(__file__).resolve().parent.parent

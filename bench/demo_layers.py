@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from rich.table import Table
 
-from bench.measure import measure, problems_of
+from bench import providers
+from bench.conv_problem import problems_of
+from bench.measure import measure
 from bench.problems import ConvLayer
 from bench.providers import PYTORCH
 from bench.report import milliseconds
@@ -105,13 +107,14 @@ def compare(
     on_problem: Callable[[str], None] = lambda title: None,
 ) -> Iterator[Comparison]:
     """Checks and times every contender on every layer; yields layer by layer."""
-    names = contenders(device)
+    names = (PYTORCH, *contenders(device))
+    runners = [providers.provider(name, device) for name in names]
     for layer in layers:
-        comparison = Comparison(layer, {name: {} for name in (PYTORCH, *names)})
+        comparison = Comparison(layer, {name: {} for name in names})
         problems = problems_of(layer, batch, directions, ("nchw",), torch.float32, device)
-        for problem, ref in problems:
+        for problem in problems:
             on_problem(f"{comparison.title} {problem.direction}")
-            for row in measure(problem, names, ref, seconds, confirm=False):
+            for row in measure(problem, runners, seconds, goals=()):
                 comparison.rows[row["contender"]][problem.direction] = row
         yield comparison
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from bench.pool_problems import FAMILY
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -23,20 +25,66 @@ class Goal:
         return row["contender"] == self.contender and self.where(row)
 
     def met(self, row: dict) -> bool:
-        return row.get("status") == "ok" and row[self.of] >= self.at_least
+        return row.get("status") == "ok" and row.get(self.of, 0.0) >= self.at_least
+
+
+def _conv(row: dict) -> bool:
+    return row["op"].startswith("conv") and row["device"] == "cpu"
 
 
 def _wide_3x3(row: dict) -> bool:
     return (
-        row["dense_3x3_stride_1"] and min(row["C"], row["K"]) >= 128 and row["dtype"] == "float32"
+        _conv(row)
+        and row["dense_3x3_stride_1"]
+        and min(row["C"], row["K"]) >= 128
+        and row["dtype"] == "float32"
     )
 
 
+def _pool(row: dict) -> bool:
+    return row["op"].endswith("pool2d") and row["device"] == "cpu"
+
+
+def _stem(row: dict) -> bool:
+    wide = row["batch"] == 8 and row["dtype"] == "float32"
+    return _pool(row) and wide and row["net"] == FAMILY and "3x3/2" in row["layer"]
+
+
+def _deterministic(row: dict) -> bool:
+    return _stem(row) and row["kind"] != "stochastic" and row["direction"] == "forward"
+
+
+# (kind, layout, direction) of 8x64x112x112, 3x3/2 -> PyTorch's time over ours.
+_POOLS = {
+    ("max", "nchw", "forward"): 10.0,
+    ("avg", "nchw", "forward"): 4.0,
+    ("lp", "nchw", "forward"): 6.0,
+    ("max", "channels_last", "forward"): 1.3,
+    ("avg", "channels_last", "forward"): 1.0,
+    ("lp", "channels_last", "forward"): 3.0,
+    ("max", "nchw", "forward+backward"): 4.0,
+    ("lp", "nchw", "forward+backward"): 5.0,
+    ("stochastic", "nchw", "forward"): 30.0,
+}
+
+
+def _pool_goal(key: tuple[str, str, str], least: float) -> Goal:
+    kind, layout, direction = key
+
+    def where(row: dict) -> bool:
+        return _stem(row) and (row["kind"], row["layout"], row["direction"]) == key
+
+    return Goal(f"auto >= {least:g} on {kind} 3x3/2, {layout}, {direction}", "auto", least, where)
+
+
 GOALS = (
-    Goal("auto >= 0.95 on every layer", "auto", 0.95),
+    Goal("auto >= 0.95 on every convolution", "auto", 0.95, _conv),
     Goal("im2col >= 0.5 on 3x3 stride 1, C, K >= 128", "im2col", 0.5, _wide_3x3),
     Goal("winograd >= 1.0 on 3x3 stride 1, C, K >= 128", "winograd", 1.0, _wide_3x3),
-    Goal("direct >= 0.2 on every layer", "direct", 0.2),
+    Goal("direct >= 0.2 on every convolution", "direct", 0.2, _conv),
+    *(_pool_goal(key, least) for key, least in _POOLS.items()),
+    Goal("auto >= 0.5 of a copy's speed on 3x3/2, forward", "auto", 0.5, _deterministic, "of_copy"),
+    Goal("auto >= 0.95 on every pooling", "auto", 0.95, _pool),
 )
 
 
@@ -49,7 +97,7 @@ def assess(rows: Iterable[dict], goals: Sequence[Goal] = GOALS) -> list[dict]:
         if not covered:
             continue
         missed = [row for row in covered if not goal.met(row)]
-        ratios = [row[goal.of] for row in covered if row.get("status") == "ok"]
+        ratios = [row[goal.of] for row in covered if row.get("status") == "ok" and goal.of in row]
         results.append(
             {
                 "goal": goal.name,
@@ -71,5 +119,5 @@ def describe(row: dict, of: str = "ratio") -> str:
     )
     if row.get("status") != "ok":
         return text + f"{row.get('status')}: {row.get('reason') or row.get('error')}"
-    first = f" (first {row['first_ratio']:.2f})" if "first_ratio" in row else ""
-    return text + f"{row[of]:.2f}{first if of == 'ratio' else ''}"
+    first = f" (first {row['first_ratio']:.2f})" if of == "ratio" and "first_ratio" in row else ""
+    return text + f"{row[of]:.2f}{first}" if of in row else text + "no PyTorch to compare with"

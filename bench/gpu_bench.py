@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from bench import gpu_check, gpu_contenders
-from bench.gpu_ceilings import floor_ms, measured
+from bench import ceilings, gpu_check, gpu_contenders
+from bench.conv_problem import ConvProblem
 from bench.gpu_contenders import AUTO, COMPILED, EAGER, LAYOUTS
 from bench.gpu_layers import Timed, rehearsed_layers, timed_layers
 from bench.gpu_stages import RC_LIMITED
 from bench.gpu_timing import CudaTimer, HostTimer, timings
-from bench.providers import Problem
-from bench.timing import Timing
+from bench.problem import Once
+from bench.timing import Timing, quantile
 
 SECONDS_EACH = 0.03  # of samples, per contender and problem
 SLOW_SECONDS = 0.05  # a call that takes longer is sampled once
@@ -72,7 +72,7 @@ def work(layers: list[Timed]) -> Iterator[tuple[Timed, str, str]]:
     yield from ((item, "fprop", "tf32") for item in layers if item.gradients)
 
 
-def make_problem(item: Timed, direction: str, arithmetic: str, device: str) -> Problem:
+def make_problem(item: Timed, direction: str, arithmetic: str, device: str) -> ConvProblem:
     """NCHW, normal random numbers made on the device."""
     layer = item.layer
     dtype = torch.float32 if arithmetic == "tf32" else getattr(torch, arithmetic)
@@ -82,7 +82,9 @@ def make_problem(item: Timed, direction: str, arithmetic: str, device: str) -> P
         torch.randn(size, generator=generator, device=device, dtype=torch.float32).to(dtype)
         for size in sizes
     )
-    return Problem(layer, item.batch, direction, "nchw", x, w, dy)
+    answer = Once(lambda: gpu_check.exact(problem))
+    problem = ConvProblem(layer, item.batch, direction, "nchw", x, answer, w, dy)
+    return problem
 
 
 def names_for(direction: str, arithmetic: str, device: str, every_instance: bool) -> list[str]:
@@ -96,6 +98,17 @@ def names_for(direction: str, arithmetic: str, device: str, every_instance: bool
 def rounded(timing: Timing) -> dict[str, float]:
     """To tenths of a nanosecond."""
     return {k: round(v, 7) if isinstance(v, float) else v for k, v in timing.as_dict().items()}
+
+
+def measured_ceilings(timer: CudaTimer | HostTimer) -> dict[str, float]:
+    """The ceilings, and what a sample of next to nothing takes: the part of every time that is not
+    the kernel."""
+    arithmetics = ("bfloat16", "float32", "tf32")
+    small = timer.device != "cuda"
+    rates = ceilings.measured(timer.rate_samples, timer.device, arithmetics, small)
+    x = torch.zeros(32, device=timer.device)
+    ready = {"empty": timer.prepare("empty", lambda: x.add_(1.0))}
+    return rates | {"empty_call_ms": quantile(timer.samples(ready, 15)["empty"], 0.5)}
 
 
 def set_tf32(allowed: bool) -> None:
@@ -116,7 +129,7 @@ class Bench:
         tf32 = arithmetic == "tf32"
         set_tf32(False)  # for the reference too
         problem = make_problem(item, direction, arithmetic, self.timer.device)
-        answer = gpu_check.exact(problem)
+        answer = problem.answer.value
         arranged = {la: gpu_contenders.arrange(problem, la) for la in LAYOUTS}
         set_tf32(tf32)
         rows: dict[str, dict] = {}
@@ -134,8 +147,8 @@ class Bench:
                 ready[name] = prepared
         found = timings(self.timer, ready, SECONDS_EACH) if ready else {}
         moved = sum(t.numel() * t.element_size() for t in (problem.x, problem.w, problem.dy))
-        floor = floor_ms(
-            item.layer.macs(item.batch), moved, arithmetic, self.state.data["ceilings"]
+        floor = ceilings.floor_of(
+            2.0 * item.layer.macs(item.batch), moved, arithmetic, self.state.data["ceilings"]
         )
         for name, timing in found.items():
             rows[name] |= {"ms": rounded(timing), "floor_ms": floor, "how": self.timer.how[name]}
@@ -254,7 +267,7 @@ def main() -> int:
     with torch.inference_mode():
         try:
             if not state.data["ceilings"]:
-                state.data["ceilings"] = measured(timer)
+                state.data["ceilings"] = measured_ceilings(timer)
                 state.save()
             left = bench.run(layers, args.compiled)
         except RuntimeError as error:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.conv_problem import ConvProblem
 from bench.correctness import gemm_k
 from bench.gpu_contenders import tf32_kernels
-from bench.providers import Problem
 from fastconv import reference
 from fastconv.tolerances import conv_tolerance
 
@@ -26,7 +26,7 @@ class Answer:
     magnitude: Tensor
 
 
-def exact(problem: Problem) -> Answer:
+def exact(problem: ConvProblem) -> Answer:
     p, layer = problem, problem.layer
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
     if p.direction == "fprop":
@@ -51,7 +51,7 @@ def rounding(ran: str, tf32: bool) -> str:
     return "tf32" if ran in tf32_kernels() else algorithm
 
 
-def excess(result: Tensor, answer: Answer, ran: str, problem: Problem, tf32: bool) -> float:
+def excess(result: Tensor, answer: Answer, ran: str, problem: ConvProblem, tf32: bool) -> float:
     """The largest |error| / tolerance: right up to 1. inf for NaN or a wrong shape."""
     if result.shape != answer.value.shape:
         return float("inf")

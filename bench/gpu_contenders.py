@@ -15,8 +15,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bench import correctness, providers
-from bench.providers import Problem
+from bench import correctness
+from bench.conv_problem import ConvProblem
+from bench.providers import PROVIDERS, PYTORCH, Fastconv, arranged
 from fastconv import _C, gpu, select
 from fastconv.problem import NATIVE_DIRECTIONS, NATIVE_DTYPES, ConvSpec
 
@@ -53,11 +54,11 @@ def instances_of(direction: str, arithmetic: str) -> list[str]:
     ]
 
 
-def spec_of(problem: Problem) -> ConvSpec:
+def spec_of(problem: ConvProblem) -> ConvSpec:
     """As the registry knows it; TF32 as PyTorch's switch stands now."""
     device = gpu.device_key(problem.x.device)
     tf32 = select.allows_tf32(device, problem.x.dtype, "auto")
-    return replace(problem.spec, device=device, tf32=tf32)
+    return replace(problem.spec(problem.direction), device=device, tf32=tf32)
 
 
 def cheapest_instance(algorithm: str, spec: ConvSpec) -> str:
@@ -84,33 +85,33 @@ def cheapest_instance(algorithm: str, spec: ConvSpec) -> str:
     return f"{algorithm}/{min(runs, key=lambda row: row[3])[1]}"
 
 
-def arrange(problem: Problem, layout: str) -> Problem:
+def arrange(problem: ConvProblem, layout: str) -> ConvProblem:
     """The same problem with its tensors in a layout."""
-    x, w, dy = (providers.with_layout(t, layout) for t in (problem.x, problem.w, problem.dy))
-    return replace(problem, layout=layout, x=x, w=w, dy=dy)
+    return arranged(problem, layout)
 
 
-def call(name: str, problem: Problem) -> tuple[Callable[[], Tensor], str]:
+def call(name: str, problem: ConvProblem) -> tuple[Callable[[], Tensor], str]:
     """(the contender's call, what it runs) on `problem`, whose tensors are in its layout."""
     who = name.rpartition("@")[0]
     if who == "compile":
         return _compiled(problem), who
     if who == "eager":
         search = name == EAGER[1]
+        plain = PROVIDERS[PYTORCH].conv(problem)
 
         def eager() -> Tensor:
             torch.backends.cudnn.benchmark = search
-            return providers.pytorch(problem)()
+            return plain()
 
         return eager, who
     if who == "auto":
-        return providers.fastconv_with("auto")(problem), select.resolve(spec_of(problem), "auto")
+        return Fastconv("auto").conv(problem), select.resolve(spec_of(problem), "auto")
     if problem.x.is_cuda and "/" not in who:
         who = cheapest_instance(who, spec_of(problem))
     return _forced(who, problem), who
 
 
-def _forced(algo: str, problem: Problem) -> Callable[[], Tensor]:
+def _forced(algo: str, problem: ConvProblem) -> Callable[[], Tensor]:
     """Straight to the op: no choice, no check of trust."""
     p, layer = problem, problem.layer
     last = p.layout == "channels_last" and layer.rank > 1
@@ -123,7 +124,7 @@ def _forced(algo: str, problem: Problem) -> Callable[[], Tensor]:
     return lambda: ops.conv_wgrad(p.dy, p.x, list(p.w.shape), *geometry, last, algo)
 
 
-def _compiled(problem: Problem) -> Callable[[], Tensor]:
+def _compiled(problem: ConvProblem) -> Callable[[], Tensor]:
     """torch.compile of the plain convolution; its search runs at the first call."""
     # One code object serves every problem: after a few of them it would silently stay uncompiled.
     torch._dynamo.reset()

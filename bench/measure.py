@@ -3,41 +3,108 @@ timed again for longer before anybody believes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from bench import correctness, providers
-from bench.goals import GOALS
-from bench.problems import ConvLayer
-from bench.providers import PYTORCH, Problem
-from bench.timing import interleaved
+from bench.ceilings import floor_ms
+from bench.goals import GOALS, Goal
+from bench.problem import Problem
+from bench.providers import COPY, PYTORCH, Call, NotApplicable, Provider
+from bench.timing import Timing, interleaved
 
 AGAIN = 4  # a ratio below its goal is measured again with this many times the budget
 
 
-def check(name: str, problem: Problem, ref: correctness.Reference) -> tuple[dict, Callable | None]:
+def check(provider: Provider, problem: Problem) -> tuple[dict, Call | None]:
     """Runs a contender once. Returns its row without times and, if it was right, its call."""
-    row = _row(problem, name)
+    row = problem.facts() | {"contender": provider.name, "ours": provider.ours}
+    row["ran"] = provider.name
     try:
-        row["ran"] = providers.what_runs(name, problem)
-    except RuntimeError as reason:  # the registry's word that the algorithm does not apply
-        return row | {"status": "not applicable", "reason": str(reason)}, None
-    run = providers.provider(name)(problem)
+        row["ran"] = provider.ran(problem)
+        run = provider.prepare(problem)
+    except (NotApplicable, RuntimeError) as reason:
+        return row | {"status": "not applicable", "reason": _first_line(reason)}, None
+    except Exception as error:
+        return row | {"status": "error", "reason": _named(error)}, None
     try:
         result = run()
+        row["ran"] = provider.ran(problem)  # asked again: autotuning may have changed it
+        if provider.name == COPY:
+            return row | {"status": "ok"}, run
+        if hasattr(result, "is_mkldnn") and result.is_mkldnn:
+            result = result.to_dense()
+        verdict = problem.judge(result, row["ran"])
     except Exception as error:  # a crash of one contender is a result, not the end of the run
-        return row | {"status": "error", "reason": f"{type(error).__name__}: {error}"}, None
-    row["ran"] = providers.what_runs(name, problem)  # asked again: autotuning may have changed it
-    terms = correctness.gemm_k(problem.layer, problem.direction, problem.batch)
-    verdict = correctness.judge(result, ref, row["ran"], terms)
+        refused = isinstance(error, NotApplicable) or "does not apply" in str(error)
+        status = "not applicable" if refused else "error"
+        return row | {"status": status, "reason": _named(error)}, None
     row |= {"error": verdict.error, "tolerance": verdict.tolerance}
     if not verdict.ok:
         return row | {"status": "wrong", "reason": verdict.reason}, None
-    return row | {"status": "ok"}, _synchronised(run) if problem.x.is_cuda else run
+    return row | {"status": "ok"}, run
 
 
-def _synchronised(run: Callable) -> Callable:
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+Timer = Callable[[Mapping[str, Call], float, int], Mapping[str, Timing]]
+
+
+def host_timer(calls: Mapping[str, Call], seconds: float, least: int) -> Mapping[str, Timing]:
+    return interleaved(calls, seconds, least)
+
+
+def measure(
+    problem: Problem,
+    contenders: Sequence[Provider],
+    seconds: float,
+    *,
+    goals: Sequence[Goal] = GOALS,
+    ceilings: Mapping[str, float] | None = None,
+    timer: Timer = host_timer,
+) -> list[dict]:
+    """Rows of all contenders on one problem, in their order. Only right answers have a time, and a
+    ratio to PyTorch's where PyTorch is among them and right.
+
+    A ratio below one of the goals is measured again, longer; the second measurement is the result
+    and the first is kept in `first_ratio`. With `ceilings` rows have the time that the machine's
+    own limits leave (`floor_ms`), and the fraction of it that was reached (`of_limit`).
+    """
+    rows, calls = {}, {}
+    for provider in contenders:
+        rows[provider.name], run = check(provider, problem)
+        if run is not None:
+            calls[provider.name] = run
+    if not calls:
+        return list(rows.values())
+    if timer is host_timer and problem.x.is_cuda:
+        calls = {name: _synchronised(run) for name, run in calls.items()}
+    _record(rows, timer(calls, seconds, 0))
+    doubtful = [
+        name
+        for name in calls
+        if any(goal.covers(rows[name]) and not goal.met(rows[name]) for goal in goals)
+    ]
+    if doubtful and PYTORCH in calls:
+        first = {name: rows[name].get("ratio") for name in doubtful}
+        again = {n: calls[n] for n in calls if n in (PYTORCH, COPY) or n in doubtful}
+        _record(rows, timer(again, AGAIN * seconds, 9), keep=(PYTORCH,))
+        for name in doubtful:
+            rows[name]["first_ratio"] = first[name]
+    if ceilings:
+        for name in calls:
+            floor = floor_ms(problem, ceilings)
+            rows[name] |= {"floor_ms": floor, "of_limit": floor / rows[name]["ms"]["median"]}
+    return list(rows.values())
+
+
+def _synchronised(run: Call) -> Call:
     def call() -> None:
         run()
         torch.cuda.synchronize()
@@ -45,83 +112,15 @@ def _synchronised(run: Callable) -> Callable:
     return call
 
 
-def measure(
-    problem: Problem,
-    names: Sequence[str],
-    ref: correctness.Reference,
-    seconds: float,
-    confirm: bool = True,
-) -> list[dict]:
-    """Rows of all contenders on one problem, PyTorch's first. Only right answers have a time.
-
-    `confirm`: a ratio below one of the GOALS is measured again, longer; the second measurement is
-    the result and the first is kept in `first_ratio`.
-    """
-    rows, calls = {}, {}
-    for name in (PYTORCH, *names):
-        rows[name], run = check(name, problem, ref)
-        if run is not None:
-            calls[name] = run
-    if PYTORCH not in calls:
-        raise RuntimeError(f"PyTorch itself fails on {problem.layer.label}: {rows[PYTORCH]}")
-    _record(rows, interleaved(calls, seconds))
-    doubtful = [
-        name
-        for name in calls
-        if confirm and any(goal.covers(rows[name]) and not goal.met(rows[name]) for goal in GOALS)
-    ]
-    if doubtful:
-        first = {name: rows[name]["ratio"] for name in doubtful}
-        again = {name: calls[name] for name in (PYTORCH, *doubtful)}
-        _record(rows, interleaved(again, AGAIN * seconds, min_rounds=9), keep_pytorch=True)
-        for name in doubtful:
-            rows[name]["first_ratio"] = first[name]
-    return list(rows.values())
-
-
-def problems_of(
-    layer: ConvLayer,
-    batch: int,
-    directions: Sequence[str],
-    layouts: Sequence[str],
-    dtype: torch.dtype,
-    device: str = "cpu",
-):
-    """Yields (problem, reference); the reference is shared by the layouts of a direction."""
-    x, w, dy = providers.make_tensors(layer, batch, dtype, device)
-    for direction in directions:
-        ref = correctness.reference(layer, direction, x, w, dy)
-        for layout in layouts:
-            if layout == "channels_last" and layer.rank == 1 and "nchw" in layouts:
-                continue  # a 1-D problem has one layout
-            tensors = (providers.with_layout(t, layout) for t in (x, w, dy))
-            yield Problem(layer, batch, direction, layout, *tensors), ref
-
-
-def _record(rows: dict[str, dict], timings: dict, keep_pytorch: bool = False) -> None:
-    yardstick = timings[PYTORCH]
+def _record(rows: dict[str, dict], timings: Mapping[str, Timing], keep: Sequence[str] = ()) -> None:
+    yardstick, copy = timings.get(PYTORCH), timings.get(COPY)
     for name, timing in timings.items():
-        if name == PYTORCH and keep_pytorch:
+        if name in keep:
             continue
-        rows[name]["ms"] = timing.as_dict()
-        rows[name]["pytorch_ms"] = yardstick.as_dict()
-        rows[name]["ratio"] = yardstick.median / timing.median
-
-
-def _row(problem: Problem, name: str) -> dict:
-    layer = problem.layer
-    return {
-        "net": layer.net,
-        "layer": layer.label,
-        "count": layer.count,
-        "C": layer.C,
-        "K": layer.K,
-        "dense_3x3_stride_1": layer.is_dense_3x3_stride_1,
-        "macs": layer.macs(problem.batch),
-        "batch": problem.batch,
-        "direction": problem.direction,
-        "layout": problem.layout,
-        "dtype": str(problem.x.dtype).removeprefix("torch."),
-        "contender": name,
-        "ran": name,
-    }
+        row = rows[name]
+        row["ms"] = timing.as_dict()
+        if yardstick is not None:
+            row["pytorch_ms"] = yardstick.as_dict()
+            row["ratio"] = yardstick.median / timing.median
+        if copy is not None:
+            row["of_copy"] = copy.median / timing.median

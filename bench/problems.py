@@ -59,6 +59,14 @@ class ConvLayer:
         """Multiply-adds of one direction, padding counted."""
         return prod(self.output_size(batch)) * prod(self.weight_size[1:])
 
+    def elements(self, batch: int) -> int:
+        """Elements of x, w and y that have to cross the memory bus: each once, and of x only the
+        pixels that a pointwise filter samples."""
+        x = prod(self.input_size(batch))
+        if set(self.kernel) == {1}:
+            x = min(x, batch * self.C * prod(self.output_size(batch)[2:]))
+        return x + prod(self.weight_size) + prod(self.output_size(batch))
+
     @property
     def label(self) -> str:
         """What the tables print, e.g. '64x56x56>256 3x3 /2 g32'."""
@@ -120,7 +128,7 @@ def conv_layers(net: str) -> list[ConvLayer]:
         rows = _deepbench()["sets"][net.removeprefix(DEEPBENCH)]
     else:
         rows = [row for row in networks()[net]["layers"] if row["op"] == "conv"]
-    return [_layer(net, row) for row in rows]
+    return [layer_of(net, row) for row in rows]
 
 
 def _check(net: str) -> None:
@@ -128,7 +136,8 @@ def _check(net: str) -> None:
         raise ValueError(f"unknown list of layers {net!r}; known: {', '.join(net_names())}")
 
 
-def _layer(net: str, row: dict) -> ConvLayer:
+def layer_of(net: str, row: dict) -> ConvLayer:
+    """A row of a problem file."""
     rank = len(row["spatial"])
     return ConvLayer(
         net=net,

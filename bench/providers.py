@@ -1,125 +1,292 @@
-"""Who can run a convolution: PyTorch, or fastconv with a given algorithm.
+"""Who can run a problem. A provider turns it into a call without arguments, so that the timer sees
+nothing but the call itself.
 
-A provider turns a problem into a call without arguments, so that the timer sees nothing but the
-call itself. `PROVIDERS` may be extended (a test adds a wrong one).
+To add one, subclass `Provider` and name it on the command line: `--providers auto,my.module:Mine`.
+It needs a name and a method per family of operations that it runs; a method may raise
+`NotApplicable` with the reason.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import fastconv
 import fastconv.functional
 from bench import correctness
-from bench.problems import ConvLayer
+from bench.conv_problem import ConvProblem
+from bench.inception_problem import InceptionProblem, inception
+from bench.pool_problem import PoolProblem, pytorch_pool
+from bench.pool_problems import LP_POWER
+from bench.problem import Problem, with_layout
 from fastconv import select
 from fastconv.ops import conv as ops
-from fastconv.problem import ConvSpec
 
+Call = Callable[[], Any]
 PYTORCH = "pytorch"  # the yardstick: eager, same layout
-DIRECTIONS = ("fprop", "dgrad", "wgrad")
-LAYOUTS = ("nchw", "channels_last")
+COPY = "copy"
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One layer with its batch, direction, dtype, layout and tensors.
+class NotApplicable(RuntimeError):
+    """A provider does not run a problem, and why."""
 
-    x: [N, C, *spatial], w: [K, C/groups, *kernel], dy: [N, K, *out]; normal random numbers.
+
+class Provider:
+    """Somebody who runs problems.
+
+    name: as rows and the command line have it. ours: whether it counts as fastconv's; then a wrong
+    answer is an error of the run.
     """
 
-    layer: ConvLayer
-    batch: int
-    direction: str
-    layout: str
-    x: Tensor
-    w: Tensor
-    dy: Tensor
+    name = ""
+    ours = False
 
-    @property
-    def spec(self) -> ConvSpec:
-        layer = self.layer
-        return ConvSpec(
-            direction=self.direction,
-            device=self.x.device.type,
-            dtype=self.x.dtype,
-            input_size=tuple(self.x.shape),
-            weight_size=tuple(self.w.shape),
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=layer.groups,
-            channels_last=self.layout == "channels_last" and layer.rank > 1,
-        )
+    def conv(self, problem: ConvProblem) -> Call:
+        raise NotApplicable(f"{self.name} runs no convolutions")
+
+    def pool(self, problem: PoolProblem) -> Call:
+        raise NotApplicable(f"{self.name} runs no poolings")
+
+    def inception(self, problem: InceptionProblem) -> Call:
+        raise NotApplicable(f"{self.name} runs no inception modules")
+
+    def ran(self, problem: Problem) -> str:
+        """The concrete algorithm; asked before and after the first call."""
+        return self.name
+
+    def prepare(self, problem: Problem) -> Call:
+        return getattr(self, problem.family)(problem)
 
 
-Provider = Callable[[Problem], Callable[[], Tensor]]
+def with_gradients(run: Callable[..., Tensor], operands: tuple[Tensor, ...], dy: Tensor) -> Call:
+    """(y, gradients of the operands) of one training step of `run`."""
+    leaves = [t.detach().requires_grad_() for t in operands]
+
+    def call() -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            y = run(*leaves)
+        return (y.detach(), *torch.autograd.grad(y, leaves, dy))
+
+    return call
 
 
-def make_tensors(
-    layer: ConvLayer, batch: int, dtype: torch.dtype, device: str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x, w, dy of a layer, NCHW: the same numbers for the same sizes, whatever the device."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = (layer.input_size(batch), layer.weight_size, layer.output_size(batch))
-    x, w, dy = (
-        torch.randn(size, generator=generator, dtype=torch.float32).to(device, dtype)
-        for size in sizes
-    )
-    return x, w, dy
+def arranged(problem: Problem, layout: str) -> Problem:
+    """The same problem with its tensors in a layout."""
+
+    def arrange(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(with_layout(t, layout) for t in value)
+        return with_layout(value, layout)
+
+    names = [name for name in ("x", "w", "dy") if hasattr(problem, name)]
+    tensors = {name: arrange(getattr(problem, name)) for name in names}
+    return replace(problem, layout=layout, **tensors)
 
 
-def with_layout(tensor: Tensor, layout: str) -> Tensor:
-    """The tensor in a layout; 1-D problems have only one."""
-    if layout == "channels_last" and tensor.dim() > 3:
-        last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
-        return tensor.contiguous(memory_format=last)
-    return tensor.contiguous()
+class PyTorch(Provider):
+    """Eager PyTorch in the problem's layout; cuDNN searches its algorithms in channels_last, and
+    takes its defaults in NCHW: the two ways that users have it."""
 
+    name = PYTORCH
 
-def pytorch(problem: Problem) -> Callable[[], Tensor]:
-    p = problem
-    return lambda: correctness.convolution(p.layer, p.direction, p.x, p.w, p.dy)
-
-
-def fastconv_with(algo: str) -> Provider:
-    """fastconv through the functions that its layers call, with one algorithm (or 'auto')."""
-
-    def provider(problem: Problem) -> Callable[[], Tensor]:
-        p, layer = problem, problem.layer
-        geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
-        channels_last = p.spec.channels_last
+    def conv(self, problem: ConvProblem) -> Call:
+        p = problem
+        if p.direction == "forward+backward":
+            return with_gradients(lambda x, w: _torch_conv(p, x, w), (p.x, p.w), p.dy)
         if p.direction == "fprop":
-            names = ("conv1d", "conv2d", "conv3d")
-            forward = getattr(fastconv.functional, names[layer.rank - 1])
-            return lambda: forward(p.x, p.w, None, *geometry, algo=algo)
+            return lambda: _torch_conv(p, p.x, p.w)
+        return lambda: correctness.convolution(p.layer, p.direction, p.x, p.w, p.dy)
+
+    def pool(self, problem: PoolProblem) -> Call:
+        p = problem
+        if p.direction == "forward":
+            return lambda: pytorch_pool(p.layer, p.x)
+        return with_gradients(lambda x: pytorch_pool(p.layer, x), (p.x,), p.dy)
+
+    def inception(self, problem: InceptionProblem) -> Call:
+        return lambda: inception(F.conv2d, F.max_pool2d, problem.x, problem.w)
+
+    def prepare(self, problem: Problem) -> Call:
+        run = super().prepare(problem)
+        if not problem.x.is_cuda:
+            return run
+
+        def searching() -> Any:
+            torch.backends.cudnn.benchmark = problem.layout == "channels_last"
+            return run()
+
+        return searching
+
+
+class ChannelsLast(PyTorch):
+    """Eager PyTorch in channels_last whatever the problem's layout: what a user could have."""
+
+    name = "pytorch_channels_last"
+
+    def prepare(self, problem: Problem) -> Call:
+        return super().prepare(arranged(problem, "channels_last"))
+
+
+class Compiled(PyTorch):
+    """torch.compile in its most patient mode; its search runs at the first call."""
+
+    name = "compile"
+
+    def prepare(self, problem: Problem) -> Call:
+        if problem.direction == "forward+backward":
+            raise NotApplicable("torch.compile is timed on single directions")
+        # One code object serves every problem: after a few it would silently stay uncompiled.
+        torch._dynamo.reset()
+        # The GPU's timer captures the graph itself.
+        mode = "max-autotune-no-cudagraphs" if problem.x.is_cuda else "max-autotune"
+        p: Any = problem
+        if problem.family == "pool":
+            compiled = torch.compile(lambda x: pytorch_pool(p.layer, x), mode=mode)
+            return lambda: compiled(p.x)
+        if p.direction == "fprop":
+            compiled = torch.compile(lambda x, w: _torch_conv(p, x, w), mode=mode)
+            return lambda: compiled(p.x, p.w)
+        compiled = torch.compile(
+            lambda x, w, dy: correctness.convolution(p.layer, p.direction, x, w, dy), mode=mode
+        )
+        return lambda: compiled(p.x, p.w, p.dy)
+
+
+class OneDNN(Provider):
+    """oneDNN in layouts of its own choice: input and output stay in them, the weight was reordered
+    before."""
+
+    name = "onednn"
+
+    def conv(self, problem: ConvProblem) -> Call:
+        p, layer = problem, problem.layer
+        if p.direction != "fprop" or layer.rank != 2 or p.epilogue != "none" or p.x.is_cuda:
+            raise NotApplicable("oneDNN's own layouts are timed on 2-D fprop on the CPU")
+        x = p.x.to_mkldnn()
+        geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+        reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
+        w = reorder(p.w.to_mkldnn(), *geometry, list(p.x.shape))
+        layout = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+        return lambda: F.conv2d(x, w, None, *layout)
+
+
+class Copy(Provider):
+    """The physical limit of what is bound by memory: a copy that moves the problem's bytes."""
+
+    name = COPY
+
+    def prepare(self, problem: Problem) -> Call:
+        count = problem.bytes() // 2 // problem.x.element_size()
+        source = torch.ones(count, dtype=problem.x.dtype, device=problem.x.device)
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+
+
+class Fastconv(Provider):
+    """fastconv through the functions that its layers call, with one algorithm or "auto"."""
+
+    ours = True
+
+    def __init__(self, algo: str) -> None:
+        self.name = algo
+
+    def conv(self, problem: ConvProblem) -> Call:
+        p, layer, algo = problem, problem.layer, self.name
+        geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+        channels_last = p.layout == "channels_last" and layer.rank > 1
         if p.direction == "dgrad":
             size = list(p.x.shape)
             return lambda: ops.conv_dgrad(p.dy, p.w, size, *geometry, channels_last, algo)
-        size = list(p.w.shape)
-        return lambda: ops.conv_wgrad(p.dy, p.x, size, *geometry, channels_last, algo)
+        if p.direction == "wgrad":
+            size = list(p.w.shape)
+            return lambda: ops.conv_wgrad(p.dy, p.x, size, *geometry, channels_last, algo)
+        functions = (fastconv.conv1d, fastconv.conv2d, fastconv.conv3d)
+        forward = functions[layer.rank - 1]
+        relu = p.epilogue == "bias+relu"
 
-    return provider
+        def run(x: Tensor, w: Tensor) -> Tensor:
+            y = forward(x, w, p.bias, *geometry, algo=algo)
+            return y.relu_() if relu else y
+
+        if p.direction == "forward+backward":
+            return with_gradients(run, (p.x, p.w), p.dy)
+        return lambda: run(p.x, p.w)
+
+    def pool(self, problem: PoolProblem) -> Call:
+        p = problem
+        if p.direction == "forward":
+            return lambda: _our_pool(p, p.x, self.name)
+        return with_gradients(lambda x: _our_pool(p, x, self.name), (p.x,), p.dy)
+
+    def inception(self, problem: InceptionProblem) -> Call:
+        def conv(*args: Any) -> Tensor:
+            return fastconv.conv2d(*args, algo=self.name)
+
+        # A convolution's algorithm is none of a pooling's.
+        return lambda: inception(conv, fastconv.max_pool2d, problem.x, problem.w)
+
+    def ran(self, problem: Problem) -> str:
+        if not isinstance(problem, ConvProblem):
+            return self.name
+        return "+".join(
+            dict.fromkeys(select.resolve(problem.spec(d), self.name) for d in problem.parts)
+        )
 
 
-PROVIDERS: dict[str, Provider] = {PYTORCH: pytorch}
+def _torch_conv(problem: ConvProblem, x: Tensor, w: Tensor) -> Tensor:
+    layer = problem.layer
+    forward = (F.conv1d, F.conv2d, F.conv3d)[layer.rank - 1]
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    y = forward(x, w, problem.bias, *geometry)
+    return y.relu_() if problem.epilogue == "bias+relu" else y
 
 
-def provider(name: str) -> Provider:
-    return PROVIDERS.get(name) or fastconv_with(name)
+def _our_pool(problem: PoolProblem, x: Tensor, algo: str) -> Tensor:
+    layer = problem.layer
+    window = (layer.kernel, layer.stride)
+    if layer.kind == "max":
+        return fastconv.max_pool2d(x, *window, layer.padding, 1, layer.ceil_mode, algo=algo)
+    if layer.kind == "avg":
+        return fastconv.avg_pool2d(x, *window, layer.padding, layer.ceil_mode, algo=algo)
+    if layer.kind == "lp":
+        return fastconv.lp_pool2d(x, LP_POWER, *window, layer.ceil_mode, algo=algo)
+    if layer.kind == "adaptive_avg":
+        return fastconv.adaptive_avg_pool2d(x, layer.kernel, algo=algo)
+    return fastconv.stochastic_pool2d(x, *window, layer.padding, layer.ceil_mode, algo=algo)
+
+
+_PLAIN = (PyTorch(), ChannelsLast(), Compiled(), OneDNN(), Copy())
+PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in _PLAIN}
 
 
 def known(device: str = "cpu") -> tuple[str, ...]:
-    """Names that `--algos` takes."""
-    return ("auto", *select.names(device), *(n for n in PROVIDERS if n != PYTORCH))
+    """Names that `--providers` takes."""
+    return (*PROVIDERS, "auto", *select.names(device))
 
 
-def what_runs(name: str, problem: Problem) -> str:
-    """The concrete algorithm behind a name ('auto', 'winograd'); raises RuntimeError with the
-    reason when it does not apply."""
+def provider(name: str, device: str = "cpu") -> Provider:
+    """By name, or "module:Class" for one of the user's.
+
+    Raises: ValueError on an unknown name, with the known ones.
+    """
     if name in PROVIDERS:
-        return name
-    return select.resolve(problem.spec, name)
+        return PROVIDERS[name]
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            made = getattr(importlib.import_module(module), attribute)()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"cannot load the provider {name!r}: {error}") from error
+        if not isinstance(made, Provider):
+            raise ValueError(f"{name!r} is no bench.providers.Provider")
+        made.name = made.name or attribute
+        return made
+    if name.partition("/")[0] not in known(device):
+        raise ValueError(f"unknown provider {name!r}; known: {', '.join(known(device))}")
+    return Fastconv(name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bench.pool_problems import FAMILY
+from bench.providers import PYTORCH
 from bench.report import goal_line
 from fastconv.catalogue import fill
 
@@ -12,6 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
 CONTENDERS = ("auto", "im2col", "winograd", "direct")
+# Results from before runs recorded their command.
+COMMAND = (
+    "run --lists resnet50,vgg16,googlenet --ops conv --batch 1,8 --providers"
+    " auto,direct,im2col,winograd"
+)
+SHOWN_POOL = "3x3/2"  # of the family; the others are in the page
 
 
 def _cell(summary: dict | None) -> str:
@@ -39,6 +47,8 @@ def section(path: Path) -> str:
     ]
     groups: dict[tuple, dict[str, dict]] = {}
     for summary in doc["summaries"]:
+        if summary["net"] == FAMILY or summary.get("against", PYTORCH) != PYTORCH:
+            continue
         key = tuple(summary[k] for k in ("net", "batch", "direction", "layout"))
         groups.setdefault(key, {})[summary["contender"]] = summary
     for key, by_name in groups.items():
@@ -46,18 +56,37 @@ def section(path: Path) -> str:
         worst = by_name.get("auto", {}).get("worst_ratio")
         cells.append("—" if worst is None else f"{worst:.2f}")
         lines.append(f"| {' | '.join(map(str, (*key, *cells)))} |")
-    return "\n".join([*lines, "", *(f"- {goal_line(goal)}" for goal in doc["goals"])])
+    lines += [*_pools(doc), "", *(f"- {goal_line(goal)}" for goal in doc["goals"])]
+    lines += ["", f"Repeat with `python -m bench {settings.get('command', COMMAND)}`."]
+    return "\n".join(lines)
+
+
+def _pools(doc: dict) -> list[str]:
+    """The pools' family, row by row: there is no network to sum it up over."""
+    rows = [
+        row
+        for row in doc["rows"]
+        if row["net"] == FAMILY and row["contender"] == "auto" and SHOWN_POOL in row["layer"]
+    ]
+    if not rows:
+        return []
+    lines = [
+        "",
+        "| pooling | N | direction | layout | auto | of a copy's speed |",
+        "|---" * 6 + "|",
+    ]
+    for row in rows:
+        where = [row["layer"], row["batch"], row["direction"], row["layout"]]
+        numbers = [f"{row['ratio']:.2f}", f"{row['of_copy']:.2f}"] if "ratio" in row else ["—"] * 2
+        lines.append(f"| {' | '.join(map(str, (*where, *numbers)))} |")
+    return lines
 
 
 def measured() -> str:
-    """Every committed result file, and the command that repeats one."""
+    """Every committed result file."""
     sections = [section(path) for path in sorted(RESULTS.glob("*/*.json"))]
-    repeat = (
-        "Repeat with `python -m bench run --nets resnet50,vgg16,googlenet --batch 1,8 --algos"
-        " auto,direct,im2col,winograd`; this section is written by `python -m bench readme`. No GPU"
-        " figure: not measured on a GPU."
-    )
-    return "\n\n".join([*sections, repeat])
+    end = "Written by `python -m bench readme`. No GPU figure: not measured on a GPU."
+    return "\n\n".join([*sections, end])
 
 
 def write() -> None:

@@ -1,80 +1,116 @@
-"""Turns rows into summaries, JSON and markdown. Knows nothing of how rows are made."""
+"""Turns rows into summaries, JSON, CSV and markdown. Knows nothing of how rows are made."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from bench.goals import GOALS, Goal, assess, describe
-from bench.providers import PYTORCH
+from bench.providers import COPY, PYTORCH
 
-SCHEMA = 1
+SCHEMA = 2
+GROUP = ("net", "batch", "direction", "layout", "contender")
 
 
 def summarise(rows: Iterable[dict]) -> list[dict]:
-    """Per net, batch, direction, layout and contender: geometric mean of the ratios over distinct
-    layers, the ratio of whole-network times (layers weighted by count), and the worst layer."""
+    """Per net, batch, direction, layout and contender of ours, against every other that has times
+    there: geometric mean of the ratios over distinct layers, the ratio of whole-network times
+    (layers weighted by count), and the worst layer. PyTorch in the same layout comes first.
 
-    def key(row: dict) -> tuple:
-        return tuple(row[k] for k in ("net", "batch", "direction", "layout", "contender"))
-
-    order = {k: i for i, k in enumerate(dict.fromkeys(key(row) for row in rows))}
+    A net's operations are summed up together, as a network runs them.
+    """
+    rows = list(rows)
+    where = {(*problem_key(row), row["contender"]): row for row in rows if row["status"] == "ok"}
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[k] for k in GROUP), []).append(row)
+    rivals = [name for name in dict.fromkeys(r["contender"] for r in rows) if name != COPY]
+    ours = {row["contender"] for row in rows if row["ours"]}
     summaries = []
-    for group, members in groupby(sorted(rows, key=lambda row: order[key(row)]), key=key):
-        members = list(members)
-        timed = [row for row in members if row.get("status") == "ok"]
-        if group[-1] == PYTORCH:
+    for group, members in groups.items():
+        if group[-1] in (PYTORCH, COPY):
             continue
-        summary = dict(
-            zip(("net", "batch", "direction", "layout", "contender"), group, strict=True)
-        )
-        summary |= {
-            "layers": len(members),
-            "timed": len(timed),
-            "wrong": sum(row["status"] in ("wrong", "error") for row in members),
-        }
-        if timed:
-            worst = min(timed, key=lambda row: row["ratio"])
-            ours = sum(row["count"] * row["ms"]["median"] for row in timed)
-            theirs = sum(row["count"] * row["pytorch_ms"]["median"] for row in timed)
-            summary |= {
-                "geomean_ratio": math.exp(
-                    sum(math.log(row["ratio"]) for row in timed) / len(timed)
-                ),
-                "total_ratio": theirs / ours,
-                "worst_ratio": worst["ratio"],
-                "worst_layer": worst["layer"],
-            }
-        summaries.append(summary)
+        against = [PYTORCH] if group[-1] != "auto" else [n for n in rivals if n != "auto"]
+        if group[-1] not in ours:
+            against = [PYTORCH]
+        for rival in against:
+            pairs = [
+                (row, where[(*problem_key(row), rival)])
+                for row in members
+                if row["status"] == "ok" and (*problem_key(row), rival) in where
+            ]
+            if pairs or rival == PYTORCH:
+                summaries.append(_summary(group, members, rival, pairs))
     return summaries
 
 
-CONVOLUTION = (
-    "Convolution on the CPU",
-    "Error: largest deviation from fp64, in units of `u * sum|x||w|`.",
-)
+def problem_key(row: dict) -> tuple:
+    """What makes two rows rows of one problem in one layout."""
+    return tuple(
+        row[k] for k in ("op", "net", "layer", "batch", "direction", "layout", "device", "dtype")
+    )
+
+
+def _summary(group: tuple, members: list[dict], rival: str, pairs: list[tuple[dict, dict]]) -> dict:
+    summary = dict(zip(GROUP, group, strict=True)) | {
+        "against": rival,
+        "layers": len(members),
+        "timed": len(pairs),
+        "wrong": sum(row["status"] in ("wrong", "error") for row in members),
+    }
+    if pairs:
+        # A row that was measured again has PyTorch's time of that measurement.
+        of = "pytorch_ms" if rival == PYTORCH else "ms"
+        pairs = [(ours, ours if rival == PYTORCH else theirs) for ours, theirs in pairs]
+        ratios = [theirs[of]["median"] / ours["ms"]["median"] for ours, theirs in pairs]
+        worst = min(range(len(pairs)), key=ratios.__getitem__)
+        mine = sum(ours["count"] * ours["ms"]["median"] for ours, _ in pairs)
+        total = sum(theirs["count"] * theirs[of]["median"] for _, theirs in pairs)
+        summary |= {
+            "geomean_ratio": math.exp(sum(map(math.log, ratios)) / len(ratios)),
+            "total_ratio": total / mine,
+            "worst_ratio": ratios[worst],
+            "worst_layer": pairs[worst][0]["layer"],
+        }
+    return summary
 
 
 def document(
-    machine: dict,
-    settings: dict,
-    rows: list[dict],
-    goals: Sequence[Goal] = GOALS,
-    title: tuple[str, str] = CONVOLUTION,
+    machine: dict, settings: dict, rows: list[dict], goals: Sequence[Goal] = GOALS
 ) -> dict:
-    """Everything about a run, JSON-ready. `title`: what was run, and what its errors mean."""
+    """Everything about a run, JSON-ready."""
     return {
         "schema": SCHEMA,
-        "title": list(title),
         "machine": machine,
         "settings": settings,
         "goals": assess(rows, goals),
         "summaries": summarise(rows),
         "rows": rows,
     }
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run's results go. Each is replaced at once: a reader never sees half of one."""
+
+    json: Path
+    markdown: Path
+    csv: Path
+
+    def paths(self) -> tuple[Path, ...]:
+        return (self.json, self.markdown, self.csv)
+
+    def write(self, doc: dict) -> None:
+        for path, write in zip(self.paths(), (write_json, write_markdown, write_csv), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            write(doc, partial)
+            partial.replace(path)
 
 
 def write_json(doc: dict, path: Path) -> None:
@@ -86,8 +122,31 @@ def write_json(doc: dict, path: Path) -> None:
             parts.append(f"{json.dumps(name)}: [\n  {items}\n]" if value else f'"{name}": []')
         else:
             parts.append(f"{json.dumps(name)}: {json.dumps(_finite(value), indent=2)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def write_markdown(doc: dict, path: Path) -> None:
+    path.write_text(markdown(doc))
+
+
+def write_csv(doc: dict, path: Path) -> None:
+    """A row a line; nested times as columns ms_median, ms_p20, …"""
+    flat = [_flat(row) for row in doc["rows"]]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def _flat(row: dict) -> dict:
+    flat = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}_{part}": each for part, each in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _finite(value: object) -> object:
@@ -112,11 +171,12 @@ def cell(row: dict) -> dict[str, str]:
         "time": "-",
         "spread": "",
         "ratio": "-",
+        "of_limit": "-",
     }
     if row.get("status") == "ok":
         texts["time"] = milliseconds(row["ms"]["median"])
         texts["spread"] = "-".join(milliseconds(row["ms"][k]) for k in ("p20", "p80"))
-        texts["ratio"] = f"{row['ratio']:.2f}"
+        texts |= {k: f"{row[k]:.2f}" for k in ("ratio", "of_limit") if k in row}
     else:
         texts["time"] = {"wrong": "WRONG", "error": "ERROR"}.get(row.get("status", ""), "n/a")
     return texts
@@ -129,45 +189,50 @@ def goal_line(goal: dict) -> str:
     return f"{goal['goal']}: {verdict} of {goal['rows']} rows{worst_text}"
 
 
+HEAD = (
+    "Ratio: PyTorch's median time over this one's, same run, same layout; above 1 is quicker.",
+    "Of limit: the time that this run's own triad and matrix product leave for the problem's bytes"
+    " and FLOPs, over the time it took (above 1: its operands stay in a cache, or it is Winograd,"
+    " which multiplies less). Of copy: the same against a copy of as many bytes, cache and all.",
+    "Error: convolutions, the largest deviation from fp64 in units of `u * sum|x||w|`; sums and"
+    " norms, in units of `u * |y|`; maxima have to be equal; draws, of their mean from its"
+    " expectation in standard errors.",
+)
+
+
 def markdown(doc: dict) -> str:
     """The run as a page: machine, goals, summaries, then every layer."""
     machine, settings = doc["machine"], doc["settings"]
-    title, errors = doc["title"]
-    lines = [
-        f"# {title}",
-        "",
-        "Ratio: PyTorch's median time over ours, same run, same layout; above 1 we are quicker.",
-        errors,
-        "",
-        *(f"- {key}: {value}" for key, value in {**machine, **settings}.items()),
-        "",
-        "## Goals",
-        "",
-    ]
+    lines = ["# Benchmark", "", *(line for text in HEAD for line in (text, ""))]
+    lines += [f"- {key}: {value}" for key, value in {**machine, **settings}.items()]
+    lines += ["", "## Goals", ""]
     for goal in doc["goals"]:
         lines.append(f"- {goal_line(goal)}")
         lines += [f"  - {text}" for text in goal["missed_rows"]]
-    header = ["net", "N", "direction", "layout", "algorithm", "layers timed", "geometric mean"]
-    lines += ["", "## Summary", "", *_head([*header, "whole network", "worst", "worst layer"])]
+    header = ["net", "N", "direction", "layout", "provider", "against", "layers timed"]
+    header += ["geometric mean", "whole network", "worst", "worst layer"]
+    lines += ["", "## Summary", "", *_head(header)]
     for s in doc["summaries"]:
         timed = f"{s['timed']} of {s['layers']}" + (f", {s['wrong']} WRONG" if s["wrong"] else "")
         numbers = [
             f"{s[k]:.2f}" if k in s else "-"
             for k in ("geomean_ratio", "total_ratio", "worst_ratio")
         ]
-        head = [s["net"], s["batch"], s["direction"], s["layout"], s["contender"], timed]
+        head = [*(s[k] for k in GROUP), s["against"], timed]
         lines.append(_line([*head, *numbers, s.get("worst_layer", "-")]))
-    header = ["net", "layer", "N", "direction", "layout", "algorithm", "ran", "error"]
-    limits = ["of copy"] if any("of_copy" in row for row in doc["rows"]) else []
-    lines += ["", "## Layers", "", *_head([*header, "ms", "p20-p80", "ratio", *limits])]
-    for row in doc["rows"]:
-        if row.get("status") == "not applicable":
+    header = ["net", "layer", "N", "direction", "layout", "provider", "ran", "error"]
+    header += ["ms", "p20-p80", "ratio", "of limit", "of copy"]
+    for op, members in groupby(doc["rows"], key=lambda row: row["op"]):
+        shown = [row for row in members if row["status"] != "not applicable"]
+        if not shown:
             continue
-        text = cell(row)
-        head = [row["net"], row["layer"], row["batch"], row["direction"], row["layout"]]
-        tail = [text[k] for k in ("ran", "error", "time", "spread", "ratio")]
-        tail += [f"{row['of_copy']:.2f}" if "of_copy" in row else "-" for _ in limits]
-        lines.append(_line([*head, row["contender"], *tail]))
+        lines += ["", f"## {op}", "", *_head(header)]
+        for row in shown:
+            text = cell(row)
+            head = [row["net"], row["layer"], row["batch"], row["direction"], row["layout"]]
+            tail = [text[k] for k in ("ran", "error", "time", "spread", "ratio", "of_limit")]
+            tail.append(f"{row['of_copy']:.2f}" if "of_copy" in row else "-")
+            lines.append(_line([*head, row["contender"], *tail]))
     absent = [describe(row) for row in doc["rows"] if row.get("status") == "not applicable"]
     if absent:
         lines += ["", f"Not applicable: {len(absent)} rows (reasons are in the JSON)."]

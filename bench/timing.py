@@ -43,12 +43,19 @@ def quantile(values: list[float], q: float) -> float:
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
+def rate_samples(run: Callable[[], object], count: int) -> list[float]:
+    """Milliseconds per call over five batches of `count` calls back to back, after one more."""
+    run()
+    return [_sample(run, count) for _ in range(5)]
+
+
 def interleaved(
     contenders: Mapping[str, Callable[[], object]],
     seconds: float = 0.25,
     min_rounds: int = MIN_ROUNDS,
 ) -> dict[str, Timing]:
-    """Times every contender; about `seconds` for each of them, but at least `min_rounds` rounds.
+    """Times every contender; about `seconds` for each of them, but at least `min_rounds` rounds
+    (0: the default).
 
     Returns: a Timing per contender, in the order given.
     """
@@ -57,7 +64,7 @@ def interleaved(
     calls = {name: _calls_per_sample(run) for name, run in contenders.items()}
     round_seconds = sum(count * per_call for count, per_call in calls.values())
     rounds = int(seconds * len(contenders) / max(round_seconds, 1e-9))
-    rounds = max(min_rounds, min(rounds, MAX_ROUNDS))
+    rounds = max(min_rounds or MIN_ROUNDS, min(rounds, MAX_ROUNDS))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     collecting = gc.isenabled()

@@ -1,93 +1,122 @@
-"""The benchmark: its problem lists, its method, and that a wrong answer can never have a time."""
+"""The benchmark's method: a wrong answer can never have a time, noise is measured again, and a
+user's own provider takes part."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from bench import conv_cpu, correctness, goals, machine, measure, problems, providers, report
-from bench.__main__ import main
-from bench.problems import ConvLayer, conv_layers, net_names
-from bench.timing import interleaved, quantile
+from bench import (
+    ceilings,
+    conv_problem,
+    correctness,
+    goals,
+    inception_problem,
+    lists,
+    machine,
+    measure,
+    pool_problem,
+    providers,
+    report,
+)
+from bench.lists import Layer
+from bench.pool_problems import KINDS, PoolLayer
+from bench.problem import Problem
+from bench.problems import ConvLayer
+from bench.providers import COPY, PYTORCH, Call, Provider
+from bench.timing import interleaved, quantile, rate_samples
 from fastconv import reference
 
-TINY = ConvLayer("tiny", 4, (6, 5), 8, (3, 3), (1, 1), (1, 1), (1, 1), groups=2, count=3)
-
-# Multiply-adds of one image through the convolutions, in 1e9, as published with the networks.
-PUBLISHED_GMACS = {
-    "resnet18": 1.81,
-    "resnet50": 4.09,
-    "resnet152": 11.51,
-    "vgg16": 15.35,
-    "googlenet": 1.50,
-    "inception_v3": 5.71,
-    "densenet121": 2.83,
-    "mobilenet_v2": 0.30,
-    "squeezenet1_1": 0.349,
-    "resnext50_32x4d": 4.23,
+CONV = ConvLayer("tiny", 4, (6, 5), 8, (3, 3), (1, 1), (1, 1), (1, 1), groups=2, count=3)
+LAYERS: dict[str, Layer] = {
+    kind: PoolLayer("tiny", kind, 3, (9, 8), (3, 3), (2, 2), (0 if kind == "lp" else 1,) * 2)
+    for kind in KINDS
 }
+LAYERS["adaptive_avg"] = PoolLayer("tiny", "adaptive_avg", 3, (9, 8), (2, 3))
+LAYERS["conv"] = CONV
+LAYERS["inception"] = inception_problem.InceptionLayer("tiny", 5, 6, (3, 2, 4, 2, 3, 2))
+DIRECTIONS = {
+    **dict.fromkeys(LAYERS, pool_problem.DIRECTIONS),
+    "conv": conv_problem.DIRECTIONS,
+    "inception": inception_problem.DIRECTIONS,
+}
+CASES = [(name, direction) for name in LAYERS for direction in DIRECTIONS[name]]
 
 
-@pytest.fixture
-def tiny_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of layers named 'tiny', so that a run takes no time."""
-    monkeypatch.setattr(conv_cpu, "conv_layers", lambda net: [TINY])
-    monkeypatch.setattr(conv_cpu, "source", lambda net: "made up")
+def problem_of(
+    name: str = "conv", direction: str = "fprop", dtype: str = "float32", layout: str = "nchw"
+) -> Problem:
+    kind = getattr(torch, dtype)
+    return next(lists.problems_of(LAYERS[name], 2, [direction], [layout], kind))
 
 
-def _problem(direction: str = "fprop", dtype: torch.dtype = torch.float32):
-    return next(measure.problems_of(TINY, 2, [direction], ["nchw"], dtype))
+def named(*names: str) -> list[Provider]:
+    return [providers.provider(name) for name in names]
 
 
-def _wrong(damage):
-    """A provider that computes the right answer and then damages it."""
+class Broken(Provider):
+    """PyTorch's right answer, damaged."""
 
-    def provider(problem: providers.Problem):
-        right = providers.pytorch(problem)
-        return lambda: damage(right())
+    name = "broken"
+    ours = True
 
-    return provider
+    def __init__(self, damage) -> None:
+        self.damage = damage
 
+    def prepare(self, problem: Problem) -> Call:
+        right = providers.PROVIDERS[PYTORCH].prepare(problem)
 
-@pytest.mark.parametrize("net", net_names())
-def test_every_list_loads(net: str) -> None:
-    layers = conv_layers(net)
-    assert layers and problems.source(net)
-    for layer in layers:
-        assert min(layer.output_size(1)) > 0, layer
-        assert layer.C % layer.groups == 0 and layer.K % layer.groups == 0
+        def call():
+            result = right()
+            if isinstance(result, tuple):
+                return (*result[:-1], self.damage(result[-1]))
+            return self.damage(result)
 
-
-@pytest.mark.parametrize("net", PUBLISHED_GMACS)
-def test_lists_have_the_published_work(net: str) -> None:
-    gmacs = sum(layer.count * layer.macs(1) for layer in conv_layers(net)) / 1e9
-    assert gmacs == pytest.approx(PUBLISHED_GMACS[net], rel=0.01)
+        return call
 
 
-def test_unknown_list_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown list of layers 'lenet'.*resnet50"):
-        conv_layers("lenet")
+def measured(problem: Problem, *contenders: Provider, **options) -> list[dict]:
+    return measure.measure(problem, [*named(PYTORCH), *contenders], 0.001, **options)
+
+
+def largest(value: float):
+    """Overwrites the largest element."""
+
+    def damage(y: torch.Tensor) -> torch.Tensor:
+        y = y.clone(memory_format=torch.contiguous_format)
+        y.view(-1)[y.abs().argmax()] = value
+        return y
+
+    return damage
+
+
+DAMAGES = {
+    "one element": largest(2.0),
+    "NaN": largest(math.nan),
+    "infinity": largest(math.inf),
+    "too coarse": lambda y: y * (1 + 1e-4),
+    "shape": lambda y: y[:, :-1],
+}
 
 
 def test_layer_geometry_is_pytorchs() -> None:
     layer = ConvLayer("t", 6, (11, 9), 4, (3, 2), (2, 1), (1, 0), (2, 3), groups=2)
-    x, w, dy = providers.make_tensors(layer, 2, torch.float32)
+    x, w, dy, _ = conv_problem.make_tensors(layer, 2, torch.float32)
     y = correctness.convolution(layer, "fprop", x, w, dy)
     assert tuple(y.shape) == layer.output_size(2) == tuple(dy.shape)
     assert layer.macs(2) == y.numel() * 3 * 6
     assert layer.label == "6x11x9>4 3x2 /2x1 d2x3 g2"
 
 
-@pytest.mark.parametrize("direction", providers.DIRECTIONS)
+@pytest.mark.parametrize("direction", conv_problem.PARTS)
 def test_reference_is_the_definition(direction: str) -> None:
-    x, w, dy = providers.make_tensors(TINY, 2, torch.float32)
-    ref = correctness.reference(TINY, direction, x, w, dy)
-    geometry = (TINY.stride, TINY.padding, TINY.dilation, TINY.groups)
+    x, w, dy, bias = conv_problem.make_tensors(CONV, 2, torch.float32)
+    ref = correctness.reference(CONV, direction, x, w, dy)
+    geometry = (CONV.stride, CONV.padding, CONV.dilation, CONV.groups)
     x, w, dy = x.double(), w.double(), dy.double()
     defined = {
         "fprop": lambda: reference.conv_fprop(x, w, None, *geometry),
@@ -96,189 +125,156 @@ def test_reference_is_the_definition(direction: str) -> None:
     }[direction]()
     torch.testing.assert_close(ref.value, defined, rtol=1e-12, atol=1e-12)
     assert (ref.scale >= ref.value.abs() * (1 - 1e-6)).all()
-
-
-def _first(value: float):
-    """Overwrites one element."""
-
-    def damage(y: torch.Tensor) -> torch.Tensor:
-        y = y.clone()
-        y.view(-1)[7] = value
-        return y
-
-    return damage
-
-
-DAMAGES = {
-    "one element": _first(0.0),
-    "NaN": _first(math.nan),
-    "infinity": _first(math.inf),
-    "too coarse": lambda y: y * (1 + 1e-5),
-    "shape": lambda y: y[:, :-1],
-}
+    if direction == "fprop":
+        ref = correctness.reference(CONV, direction, x, w, dy, bias, relu=True)
+        torch.testing.assert_close(ref.value, (defined + bias.double().view(-1, 1, 1)).relu())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("direction", providers.DIRECTIONS)
-def test_wrong_answer_has_no_time(
-    damage: str, direction: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(providers.PROVIDERS, "broken", _wrong(DAMAGES[damage]))
-    problem, ref = _problem(direction)
-    yardstick, row = measure.measure(problem, ["broken"], ref, seconds=0.001)
+@pytest.mark.parametrize("name, direction", CASES)
+def test_wrong_answer_has_no_time(name: str, direction: str, damage: str) -> None:
+    torch.manual_seed(0)
+    problem = problem_of(name, direction)
+    if name == "stochastic" and direction != "forward" and damage == "shape":
+        return  # its gradient is judged by its sum
+    yardstick, row = measured(problem, Broken(DAMAGES[damage]))
     assert yardstick["status"] == "ok" and yardstick["ms"]["median"] > 0
-    assert row["status"] == "wrong"
+    assert row["status"] == "wrong", row
     assert not {"ms", "ratio"} & set(row)
     assert report.cell(row)["time"] == "WRONG" and report.cell(row)["ratio"] == "-"
 
 
-def test_right_answer_of_every_algorithm_passes() -> None:
-    for direction in providers.DIRECTIONS:
-        problem, ref = _problem(direction)
-        for row in measure.measure(problem, ["auto", "direct", "im2col"], ref, seconds=0.001):
-            assert row["status"] == "ok", row
-            assert 0 <= row["error"] <= row["tolerance"]
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("name, direction", CASES)
+def test_right_answers_pass(name: str, direction: str, layout: str) -> None:
+    torch.manual_seed(0)
+    ours = named("auto", "direct", "im2col") if name == "conv" else named("auto")
+    plain = named("pytorch_channels_last", COPY)
+    for row in measured(problem_of(name, direction, layout=layout), *ours, *plain):
+        assert row["status"] == "ok", row
+        assert row["contender"] == COPY or 0 <= row["error"] <= row["tolerance"]
+        assert row["of_copy"] > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_dtypes_pass_and_their_errors_show(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "name, direction",
+    [("conv", "fprop"), ("max", "forward"), ("avg", "forward+backward"), ("lp", "forward")],
+)
+def test_other_dtypes_pass_and_their_errors_show(name: str, direction: str, dtype: str) -> None:
     # 4 units in the last place: more than any rounding, and a tenth of what a lost term costs.
-    damage = 8 * torch.finfo(dtype).eps
-    if dtype == torch.float64:
-        damage = 1e-13
-    monkeypatch.setitem(providers.PROVIDERS, "broken", _wrong(lambda y: y * (1 + damage)))
-    problem, ref = _problem("fprop", dtype)
-    rows = measure.measure(problem, ["direct", "broken"], ref, seconds=0.001)
-    assert [row["status"] for row in rows] == ["ok", "ok", "wrong"]
+    damage = 1e-13 if dtype == "float64" else 16 * torch.finfo(getattr(torch, dtype)).eps
+    rows = measured(
+        problem_of(name, direction, dtype), *named("direct"), Broken(lambda y: y * (1 + damage))
+    )
+    # PyTorch's own 16-bit norms and averages round in between.
+    assert [row["status"] for row in rows[1:]] == ["ok", "wrong"]
+
+
+@pytest.mark.parametrize("epilogue", ["bias", "bias+relu"])
+def test_epilogues(epilogue: str) -> None:
+    (problem,) = lists.problems_of(CONV, 2, ["fprop"], ["nchw"], torch.float32, epilogue=epilogue)
+    yardstick, row = measured(problem, *named("im2col"))
+    assert yardstick["status"] == row["status"] == "ok" and row["epilogue"] == epilogue
+    result = providers.PROVIDERS[PYTORCH].prepare(problem)()
+    assert bool((result >= 0).all()) == (epilogue == "bias+relu")
+    plain = correctness.convolution(CONV, "fprop", problem.x, problem.w, problem.dy)
+    assert not problem.judge(plain, PYTORCH).ok
+
+
+def test_onednn_layouts_and_compile() -> None:
+    layer = ConvLayer("tiny", 16, (6, 6), 8, (3, 3), (1, 1), (1, 1), (1, 1))
+    (problem,) = lists.problems_of(layer, 2, ["fprop"], ["nchw"], torch.float32)
+    assert [row["status"] for row in measured(problem, *named("onednn"))] == ["ok", "ok"]
+    (problem,) = lists.problems_of(layer, 2, ["dgrad"], ["nchw"], torch.float32)
+    assert measured(problem, *named("onednn"))[1]["status"] == "not applicable"
+    assert isinstance(providers.provider("compile"), providers.Compiled)
+
+
+def test_a_biased_draw_is_seen() -> None:
+    layer = PoolLayer("t", "stochastic", 8, (24, 24), (2, 2), (2, 2), (0, 0))
+    (problem,) = lists.problems_of(layer, 2, ["forward"], ["nchw"], torch.float32)
+    verdict = problem.judge(F.max_pool2d(problem.x, 2), "broken")
+    assert not verdict.ok and not verdict.reason
 
 
 def test_inapplicable_algorithm_is_reported_with_its_reason() -> None:
     layer = ConvLayer("tiny", 4, (8, 8), 4, (5, 5), (1, 1), (2, 2), (1, 1))
-    problem, ref = next(measure.problems_of(layer, 1, ["fprop"], ["nchw"], torch.float32))
-    row = measure.measure(problem, ["winograd"], ref, seconds=0.001)[1]
+    (problem,) = lists.problems_of(layer, 1, ["fprop"], ["nchw"], torch.float32)
+    row = measured(problem, *named("winograd"))[1]
     assert row["status"] == "not applicable" and "does not apply" in row["reason"]
 
 
-def test_crash_of_a_contender_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(problem: providers.Problem):
-        def call():
-            raise MemoryError("no room")
+def test_crash_of_a_contender_is_a_row() -> None:
+    def crash(y: torch.Tensor) -> torch.Tensor:
+        raise MemoryError("no room")
 
-        return call
-
-    monkeypatch.setitem(providers.PROVIDERS, "broken", crash)
-    problem, ref = _problem()
-    row = measure.measure(problem, ["broken"], ref, seconds=0.001)[1]
+    row = measured(problem_of(), Broken(crash))[1]
     assert row["status"] == "error" and row["reason"] == "MemoryError: no room"
 
 
-def test_ratio_below_a_goal_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratio_below_a_goal_is_measured_again() -> None:
     calls = []
 
-    def slow(problem: providers.Problem):
-        right = providers.pytorch(problem)
+    def slow_at_first(y: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) < 8:  # like a burst of somebody else's load
+            time.sleep(0.02)
+        return y
 
-        def call() -> torch.Tensor:
-            calls.append(1)
-            if len(calls) < 8:  # slow at first only, like a burst of somebody else's load
-                time.sleep(0.02)
-            return right()
-
-        return call
-
-    monkeypatch.setitem(providers.PROVIDERS, "hindered", slow)
-    goal = goals.Goal("hindered >= 0.5", "hindered", 0.5)
-    monkeypatch.setattr(measure, "GOALS", (goal,))
-    problem, ref = _problem()
-    row = measure.measure(problem, ["hindered"], ref, seconds=0.001)[1]
+    goal = goals.Goal("broken >= 0.5", "broken", 0.5)
+    row = measured(problem_of(), Broken(slow_at_first), goals=[goal])[1]
     assert row["first_ratio"] < 0.5 < row["ratio"]
 
 
-def _row(contender: str, ratio: float, **other: object) -> dict:
-    row = {"net": "n", "layer": "l", "count": 1, "C": 128, "K": 128, "batch": 1}
-    row |= {"direction": "fprop", "layout": "nchw", "dtype": "float32", "status": "ok"}
-    row |= {"dense_3x3_stride_1": True, "contender": contender, "ran": contender}
-    row |= {"ratio": ratio, "ms": {"median": 1.0}, "pytorch_ms": {"median": ratio}}
-    return row | other
+class Mine(Provider):
+    """As a user writes one."""
+
+    name = "mine"
+
+    def conv(self, problem):
+        return providers.PROVIDERS[PYTORCH].conv(problem)
 
 
-def test_goals_fail_on_one_bad_row() -> None:
-    rows = [_row("auto", 1.2), _row("auto", 0.94), _row("winograd", 1.0), _row("direct", 0.3)]
-    rows += [_row("im2col", 0.4, C=64), _row("im2col", 0.6)]  # too few channels: not covered
-    found = {g["goal"].split()[0]: g for g in goals.assess(rows)}
-    assert not found["auto"]["passed"] and found["auto"]["missed"] == 1
-    assert found["auto"]["worst_ratio"] == 0.94 and "0.94" in found["auto"]["missed_rows"][0]
-    assert found["winograd"]["passed"] and found["direct"]["passed"]
-    assert found["im2col"]["passed"] and found["im2col"]["rows"] == 1
+def test_a_users_provider_takes_part() -> None:
+    mine = providers.provider(f"{__name__}:Mine")
+    assert [row["status"] for row in measured(problem_of(), mine)] == ["ok", "ok"]
+    row = measured(problem_of("max", "forward"), mine)[1]
+    assert row["status"] == "not applicable" and row["reason"] == "mine runs no poolings"
+    for name in (f"{__name__}:Yours", "no.such.module:X"):
+        with pytest.raises(ValueError, match="cannot load the provider"):
+            providers.provider(name)
 
 
-def test_wrong_row_misses_its_goal() -> None:
-    (goal,) = goals.assess([_row("auto", 2.0), {**_row("auto", 2.0), "status": "wrong"}])
-    assert not goal["passed"] and goal["missed"] == 1
+def test_limits_are_the_definitions() -> None:
+    problem = problem_of()
+    x, w, y = 2 * 4 * 6 * 5, 8 * 2 * 9, 2 * 8 * 6 * 5
+    assert problem.bytes() == 4 * (x + w + y)
+    assert problem.flops() == 2 * y * 2 * 9
+    both = problem_of(direction="forward+backward")
+    assert (both.bytes(), both.flops()) == (3 * problem.bytes(), 3 * problem.flops())
+    layer = LAYERS["max"]
+    x, y = 2 * 3 * 9 * 8, 2 * 3 * 5 * 4
+    assert layer.elements(2, "forward") == x + y
+    assert layer.elements(2, "forward+backward") == 2 * (x + y)
+    assert LAYERS["lp"].elements(2, "forward+backward") == 3 * (x + 2 * 3 * 4 * 3)
+    module = problem_of("inception", "forward")
+    assert module.flops() == 2 * 50 * (6 * 3 + 6 * 2 + 2 * 4 * 9 + 6 * 2 + 2 * 3 * 25 + 6 * 2)
+    assert module.bytes() == 4 * (2 * 25 * (6 + 12) + sum(w.numel() for w in module.w))
 
 
-def test_summary_weighs_layers() -> None:
-    rows = [_row("auto", 4.0), _row("auto", 1.0, layer="often", count=3)]
-    (summary,) = report.summarise(rows)
-    assert summary["geomean_ratio"] == pytest.approx(2.0)
-    assert summary["total_ratio"] == pytest.approx((4 + 3) / 4)
-    assert (summary["worst_ratio"], summary["worst_layer"]) == (1.0, "often")
+def test_rows_carry_their_floor() -> None:
+    rates = {"triad_bytes_per_s": 1e9, "gemm_float32_flops": 1e9}
+    for row in measured(problem_of(), *named("direct"), ceilings=rates):
+        assert row["floor_ms"] == max(row["flops"], row["bytes"]) / 1e6
+        assert row["of_limit"] == pytest.approx(row["floor_ms"] / row["ms"]["median"])
+    assert ceilings.floor_of(4e11, 4e9, "bfloat16", {"triad_bytes_per_s": 4e12}) == 1.0
 
 
-def test_command_line(tiny_list: None, tmp_path: Path) -> None:
-    out, page = tmp_path / "a" / "out.json", tmp_path / "b" / "out.md"
-    command = "run --nets tiny --batch 1,2 --algos auto,direct --directions fprop,wgrad"
-    command += f" --threads {torch.get_num_threads()} --seconds 0.001 --json {out}"
-    assert main([*command.split(), "--markdown", str(page)]) == 0
-    doc = json.loads(out.read_text())
-    assert doc["schema"] == report.SCHEMA
-    assert {"cpu", "threads", "torch", "revision", "fastconv_isa"} <= set(doc["machine"])
-    # batches x directions x layouts x (PyTorch and two algorithms)
-    assert len(doc["rows"]) == 2 * 2 * 2 * 3
-    assert len(doc["summaries"]) == 2 * 2 * 2 * 2
-    for row in doc["rows"]:
-        assert row["status"] == "ok"
-        assert 0 < row["ms"]["p20"] <= row["ms"]["median"] <= row["ms"]["p80"]
-        assert row["ratio"] == pytest.approx(row["pytorch_ms"]["median"] / row["ms"]["median"])
-    assert {goal["goal"].split()[0] for goal in doc["goals"]} == {"auto", "direct"}
-    text = page.read_text()
-    assert TINY.label in text and doc["machine"]["cpu"] in text
-
-
-def test_command_line_fails_on_a_wrong_answer(
-    tiny_list: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setitem(providers.PROVIDERS, "broken", _wrong(DAMAGES["infinity"]))
-    command = "run --nets tiny --batch 1 --algos broken --layout nchw --seconds 0.001"
-    command += f" --threads {torch.get_num_threads()} --json {tmp_path / 'o.json'}"
-    assert main([*command.split(), "--markdown", str(tmp_path / "o.md")]) == 1
-    printed = capsys.readouterr().out
-    assert "WRONG" in printed and "WRONG on 1 layers" in printed
-    assert json.loads((tmp_path / "o.json").read_text())["rows"][1]["error"] is None
-    assert "WRONG" in (tmp_path / "o.md").read_text()
-
-
-@pytest.mark.parametrize(
-    "arguments, text",
-    [
-        (["--algos", "fft"], "unknown algorithms ['fft']"),
-        (["--nets", "lenet", "--algos", "auto"], "unknown list of layers 'lenet'"),
-        (["--directions", "up"], "unknown ['up']"),
-        (["--batch", "0"], "expected whole numbers above 0"),
-    ],
-)
-def test_bad_arguments(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = main(["run", *arguments])
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
-    assert text in capsys.readouterr().err
+def test_ceilings_are_rates() -> None:
+    rates = ceilings.measured(rate_samples, "cpu", ("float32", "bfloat16"), small=True)
+    assert set(rates) == {"triad_bytes_per_s", "gemm_float32_flops", "gemm_bfloat16_flops"}
+    assert all(rate > 1e6 for rate in rates.values())
 
 
 def test_quantiles() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bench import demo, demo_layers, demo_plot, demo_training, providers
+from bench.conv_problem import PARTS
 from bench.demo_training import Run
 from bench.problems import ConvLayer
 from fastconv import select
@@ -88,20 +89,21 @@ def test_verify_checks_accuracies_and_nan() -> None:
 
 
 def test_comparison_names_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = providers.fastconv_with("direct")
-    broken = lambda problem: lambda: right(problem)() + 1  # noqa: E731
+    right = providers.Fastconv("direct")
+    broken = providers.Fastconv("direct")
+    broken.conv = lambda problem: lambda: right.conv(problem)() + 1
     monkeypatch.setitem(providers.PROVIDERS, "direct", broken)
     (first, _) = demo_layers.compare(TINY, ("fprop", "dgrad"), seconds=0.001)
     assert len(first.wrong) == 2 and all("direct" in text for text in first.wrong)
 
 
 def test_picture_and_tables(tmp_path: Path) -> None:
-    comparisons = list(demo_layers.compare(TINY, providers.DIRECTIONS, seconds=0.001))
+    comparisons = list(demo_layers.compare(TINY, PARTS, seconds=0.001))
     assert not [text for c in comparisons for text in c.wrong]
     assert all(c.error("direct") < 1e-6 for c in comparisons)
     console = demo.make_console()
     with console.capture() as captured:
-        console.print(demo_layers.table(comparisons, providers.DIRECTIONS))
+        console.print(demo_layers.table(comparisons, PARTS))
     printed = captured.get()
     for name in (*demo_layers.contenders()[1:3], "auto: ", TINY[0].label):
         assert name in printed

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from bench import (
+    ceilings,
     gpu_bench,
-    gpu_ceilings,
     gpu_check,
     gpu_contenders,
     gpu_report,
@@ -53,9 +53,9 @@ def test_report_of_a_benchmark() -> None:
         row("direct_plain@nchw", None, status="not applicable"),
     ]
     compiled = [row("compile@channels_last", 3.0)]
-    ceilings = {"triad_bytes_per_s": 4e12, "gemm_bfloat16_flops": 7e14, "gemm_float32_flops": 5e13,
+    rates = {"triad_bytes_per_s": 4e12, "gemm_bfloat16_flops": 7e14, "gemm_float32_flops": 5e13,
                 "gemm_tf32_flops": 3e14, "empty_call_ms": 0.003}  # fmt: skip
-    parts = [{"ceilings": ceilings, "rows": rows}, {"rows": compiled}]
+    parts = [{"ceilings": rates, "rows": rows}, {"rows": compiled}]
     outcomes = [{"instance": "im2col/a", "error": ""}, {"instance": "direct/b", "error": "off"}]
     stage = gpu_stages.Result("selftest", PASSED, True).as_dict()
     doc = gpu_report.document(False, {"device": "d"}, [stage], parts, {"outcomes": outcomes})
@@ -250,12 +250,12 @@ def test_cuda_timer(capturable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ceilings_and_floor() -> None:
-    found = gpu_ceilings.measured(gpu_timing.HostTimer())
+    found = gpu_bench.measured_ceilings(gpu_timing.HostTimer())
     assert all(value > 0 for value in found.values())
     rates = {"triad_bytes_per_s": 4e12, "gemm_bfloat16_flops": 8e14}
-    assert gpu_ceilings.floor_ms(4e11, 4e9, "bfloat16", rates) == pytest.approx(1.0)
-    assert gpu_ceilings.floor_ms(4e12, 4e9, "bfloat16", rates) == pytest.approx(10.0)
-    assert gpu_ceilings.floor_ms(4e12, 4e9, "float64", rates) == pytest.approx(1.0)
+    assert ceilings.floor_of(8e11, 4e9, "bfloat16", rates) == pytest.approx(1.0)
+    assert ceilings.floor_of(8e12, 4e9, "bfloat16", rates) == pytest.approx(10.0)
+    assert ceilings.floor_of(8e12, 4e9, "float64", rates) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])

@@ -1,4 +1,4 @@
-"""Regression targets for pytest-benchmark: call overhead, and each algorithm on a few layers.
+"""Regression targets for pytest-benchmark: call overhead, and the algorithms on a few layers.
 
 Not collected by the tests; `make benchmarks` runs this file and compares with the last run.
 """
@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 
 import fastconv.functional
+from bench.conv_problem import PARTS, make_tensors, problems_of
 from bench.demo_layers import contenders
+from bench.pool_problem import problems_of as pool_problems_of
+from bench.pool_problems import FAMILY, PoolLayer, pool_layers
 from bench.problems import ConvLayer, conv_layers
-from bench.providers import DIRECTIONS, Problem, make_tensors, provider, pytorch, what_runs
+from bench.providers import provider
 
 # Few enough multiply-adds that what is measured is the way to the kernel.
 OVERHEAD = ConvLayer("overhead", 1, (3, 3), 1, (3, 3), (1, 1), (1, 1), (1, 1))
@@ -33,7 +36,7 @@ LAYERS = tuple(
 @pytest.mark.parametrize("needs_grad", [False, True], ids=["no grad", "grad"])
 @pytest.mark.parametrize("algo", ["pytorch", "direct", "auto"])
 def test_overhead(benchmark: Callable, algo: str, needs_grad: bool) -> None:
-    x, w, _ = make_tensors(OVERHEAD, 1, torch.float32)
+    x, w, *_ = make_tensors(OVERHEAD, 1, torch.float32)
     w.requires_grad_(needs_grad)
     benchmark.group = f"overhead, {'with' if needs_grad else 'without'} grad"
     if algo == "pytorch":
@@ -42,17 +45,29 @@ def test_overhead(benchmark: Callable, algo: str, needs_grad: bool) -> None:
         benchmark(fastconv.functional.conv2d, x, w, None, 1, 1, algo=algo)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", PARTS)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.label)
 @pytest.mark.parametrize("algo", ["pytorch", *contenders()])
 def test_layer(benchmark: Callable, algo: str, layer: ConvLayer, direction: str) -> None:
-    problem = Problem(layer, 1, direction, "nchw", *make_tensors(layer, 1, torch.float32))
-    if algo != "pytorch":
-        try:
-            what_runs(algo, problem)
-        except RuntimeError as reason:
-            pytest.skip(str(reason))
+    (problem,) = problems_of(layer, 1, [direction], ["nchw"], torch.float32)
+    runner = provider(algo)
+    try:
+        runner.ran(problem)
+    except RuntimeError as reason:
+        pytest.skip(str(reason))
     benchmark.group = f"{layer.label} {direction}"
-    run = pytorch(problem) if algo == "pytorch" else provider(algo)(problem)
     with torch.inference_mode():
-        benchmark(run)
+        benchmark(runner.prepare(problem))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+@pytest.mark.parametrize("layer", pool_layers(FAMILY)[:4], ids=lambda layer: layer.label)
+@pytest.mark.parametrize("algo", ["pytorch", "auto"])
+def test_pool(
+    benchmark: Callable, algo: str, layer: PoolLayer, direction: str, layout: str
+) -> None:
+    (problem,) = pool_problems_of(layer, 1, [direction], [layout], torch.float32)
+    benchmark.group = f"{layer.label} {direction} {layout}"
+    with torch.no_grad():
+        benchmark(provider(algo).prepare(problem))

@@ -1,0 +1,134 @@
+"""One convolution of the benchmark: its tensors, its exact answer, its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bench import correctness
+from bench.problem import Once, Problem, Verdict, with_layout
+from bench.problems import ConvLayer
+from fastconv.problem import ConvSpec
+
+PARTS = ("fprop", "dgrad", "wgrad")
+DIRECTIONS = (*PARTS, "forward+backward")
+EPILOGUES = ("none", "bias", "bias+relu")  # of fprop
+
+
+@dataclass(frozen=True)
+class ConvProblem(Problem):
+    """x: [N, C, *spatial], w: [K, C/groups, *kernel], dy: [N, K, *out], bias: [K]; normal random
+    numbers. The result of "forward+backward" is (y, dx, dw)."""
+
+    w: Tensor
+    dy: Tensor
+    bias: Tensor | None = None
+    epilogue: str = "none"
+
+    family: ClassVar[str] = "conv"
+    layer: ConvLayer
+
+    @property
+    def op(self) -> str:
+        return f"conv{self.layer.rank}d"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The single directions that it consists of."""
+        return PARTS if self.direction == "forward+backward" else (self.direction,)
+
+    def spec(self, direction: str) -> ConvSpec:
+        """One direction of it as the registry of algorithms knows it."""
+        layer = self.layer
+        return ConvSpec(
+            direction=direction,
+            device=self.x.device.type,
+            dtype=self.x.dtype,
+            input_size=tuple(self.x.shape),
+            weight_size=tuple(self.w.shape),
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            channels_last=self.layout == "channels_last" and layer.rank > 1,
+        )
+
+    def judge(self, result: Any, ran: str) -> Verdict:
+        results = result if isinstance(result, tuple) else (result,)
+        verdicts = []
+        for part, given, exact in zip(self.parts, results, self.answer.value, strict=True):
+            terms = correctness.gemm_k(self.layer, part, self.batch)
+            verdicts.append(correctness.judge(given, exact, ran, terms))
+        return max(verdicts, key=lambda v: (bool(v.reason), v.error / v.tolerance))
+
+    def bytes(self) -> int:
+        return self.layer.elements(self.batch) * len(self.parts) * self.x.element_size()
+
+    def flops(self) -> float:
+        return 2.0 * self.layer.macs(self.batch) * len(self.parts)
+
+    def facts(self) -> dict:
+        layer = self.layer
+        return super().facts() | {
+            "C": layer.C,
+            "K": layer.K,
+            "dense_3x3_stride_1": layer.is_dense_3x3_stride_1,
+            "epilogue": self.epilogue,
+        }
+
+
+def make_tensors(
+    layer: ConvLayer, batch: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, w, dy, bias of a layer, NCHW: the same numbers for the same sizes, whatever the device."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (layer.input_size(batch), layer.weight_size, layer.output_size(batch), (layer.K,))
+    x, w, dy, bias = (
+        torch.randn(size, generator=generator, dtype=torch.float32).to(device, dtype)
+        for size in sizes
+    )
+    return x, w, dy, bias
+
+
+def problems_of(
+    layer: ConvLayer,
+    batch: int,
+    directions: Sequence[str],
+    layouts: Sequence[str],
+    dtype: torch.dtype,
+    device: str = "cpu",
+    epilogue: str = "none",
+) -> Iterator[ConvProblem]:
+    """One per direction and layout; the exact answer is shared by the layouts of a direction."""
+    x, w, dy, bias = make_tensors(layer, batch, dtype, device)
+    for direction in directions:
+        if direction not in DIRECTIONS:
+            continue
+        with_bias = bias if direction == "fprop" and epilogue != "none" else None
+        parts = PARTS if direction == "forward+backward" else (direction,)
+
+        def exact(parts=parts, with_bias=with_bias) -> list[correctness.Reference]:
+            relu = epilogue == "bias+relu"
+            return [correctness.reference(layer, p, x, w, dy, with_bias, relu) for p in parts]
+
+        answer = Once(exact)
+        for layout in layouts:
+            if layout == "channels_last" and layer.rank == 1 and "nchw" in layouts:
+                continue  # a 1-D problem has one layout
+            tensors = [with_layout(t, layout) for t in (x, w, dy)]
+            yield ConvProblem(
+                layer,
+                batch,
+                direction,
+                layout,
+                tensors[0],
+                answer,
+                tensors[1],
+                tensors[2],
+                with_bias,
+                epilogue if with_bias is not None else "none",
+            )

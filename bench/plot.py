@@ -1,0 +1,176 @@
+"""`python -m bench plot result.json`: roofline, speed-up per network, error against time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.providers import COPY, PYTORCH
+
+HINT = "python -m bench plot needs matplotlib: pip install matplotlib"
+MOST_BARS = 24
+# Distinct also in print and for colour-blind readers (Okabe and Ito's palette).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv<P"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("json", type=Path)
+    parser.add_argument("--out", type=Path, help="folder; default: beside the JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0, or 2 where the file is no result or matplotlib is missing."""
+    try:
+        doc = json.loads(args.json.read_text())
+        rows = [row for row in doc["rows"] if row["status"] == "ok" and row["contender"] != COPY]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{args.json} is no result of `python -m bench run`: {error}", file=sys.stderr)
+        return 2
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+    except ImportError:
+        print(HINT, file=sys.stderr)
+        return 2
+    folder = args.out or args.json.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = args.json.stem
+    for name, draw in (("roofline", roofline), ("speedup", speedup), ("error", error_and_time)):
+        figure = draw(doc, rows)
+        if figure is None:
+            print(f"{name}: nothing to draw")
+            continue
+        path = folder / f"{stem}_{name}.png"
+        figure.savefig(path, dpi=120)
+        print(f"written: {path}")
+    return 0
+
+
+def _styles(rows: list[dict]) -> dict[str, dict[str, Any]]:
+    names = sorted({r["contender"] for r in rows}, key=lambda n: (n != PYTORCH, n != "auto", n))
+    return {
+        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, name in enumerate(names)
+    }
+
+
+def _caption(doc: dict) -> str:
+    machine, settings = doc["machine"], doc["settings"]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, {settings['dtype']},"
+        f" revision {machine['revision'][:10]}"
+    )
+
+
+def _figure(doc: dict, title: str, width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    figure.suptitle(title, fontsize=12)
+    axes.set_title(_caption(doc), fontsize=8, color="0.35")
+    axes.grid(True, which="major", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def roofline(doc: dict, rows: list[dict]) -> Any:
+    """FLOP/s against FLOP per byte, under this run's own ceilings."""
+    rows = [row for row in rows if row["flops"] > 0]
+    rates = doc["settings"].get("ceilings", {})
+    peak = rates.get(f"gemm_{doc['settings']['dtype']}_flops")
+    if not rows or not peak:
+        return None
+    figure, axes = _figure(doc, "Roofline", 8, 5.5)
+    intensity = [row["flops"] / row["bytes"] for row in rows]
+    low, high = min(intensity) / 2, max(intensity) * 2
+    bandwidth = rates["triad_bytes_per_s"]
+    knee = peak / bandwidth
+    axes.plot(
+        [low, knee, max(high, knee * 2)],
+        [low * bandwidth / 1e9, peak / 1e9, peak / 1e9],
+        color="0.4",
+        linewidth=1.5,
+        label=f"triad {bandwidth / 1e9:.0f} GB/s, matrix product {peak / 1e9:.0f} GFLOP/s",
+    )
+    for name, style in _styles(rows).items():
+        own = [row for row in rows if row["contender"] == name]
+        axes.scatter(
+            [row["flops"] / row["bytes"] for row in own],
+            [row["flops"] / row["ms"]["median"] / 1e6 for row in own],
+            s=18,
+            alpha=0.7,
+            linewidths=0,
+            label=name,
+            **style,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of operands and result")
+    axes.set_ylabel("GFLOP/s of the definition (Winograd multiplies less)")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def speedup(doc: dict, rows: list[dict]) -> Any:
+    """PyTorch's time over each contender's: geometric means over a network's layers."""
+    summaries = [s for s in doc["summaries"] if "geomean_ratio" in s and s["against"] == PYTORCH]
+    if not summaries:
+        return None
+    groups = list(dict.fromkeys(_group(s) for s in summaries))[:MOST_BARS]
+    names = list(dict.fromkeys(s["contender"] for s in summaries))
+    styles = _styles([{"contender": name} for name in (PYTORCH, *names)])
+    height = 1.6 + len(groups) * (0.16 * len(names) + 0.18)
+    figure, axes = _figure(doc, "PyTorch's time over ours, geometric mean over layers", 8, height)
+    thickness = 0.8 / len(names)
+    for i, name in enumerate(names):
+        of = {_group(s): s["geomean_ratio"] for s in summaries if s["contender"] == name}
+        places = [g for g in range(len(groups)) if groups[g] in of]
+        values = [of[groups[g]] for g in places]
+        bars = axes.barh(
+            [g + (i - (len(names) - 1) / 2) * thickness for g in places],
+            values,
+            thickness * 0.9,
+            color=styles[name]["color"],
+            label=name,
+        )
+        axes.bar_label(bars, [f"{v:.2f}" for v in values], fontsize=7, padding=2)
+    axes.axvline(1.0, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(groups)), groups, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12, y=0.02)
+    axes.set_xlabel("above 1 is quicker than PyTorch in the same layout")
+    axes.grid(False, axis="y")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=min(len(names), 5))
+    return figure
+
+
+def _group(summary: dict) -> str:
+    s = summary
+    return f"{s['net']} N={s['batch']} {s['direction']} {s['layout']}"
+
+
+def error_and_time(doc: dict, rows: list[dict]) -> Any:
+    """Deviation from fp64 against time, relative to PyTorch's time on the same problem."""
+    rows = [r for r in rows if r["flops"] > 0 and "ratio" in r and r.get("error") is not None]
+    if not rows:
+        return None
+    figure, axes = _figure(doc, "Error against fp64, and time", 8, 5.5)
+    for name, style in _styles(rows).items():
+        own = [row for row in rows if row["contender"] == name]
+        axes.scatter(
+            [1 / row["ratio"] for row in own],
+            [max(row["error"], 1e-2) for row in own],
+            s=18,
+            alpha=0.7,
+            linewidths=0,
+            label=name,
+            **style,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="time, PyTorch = 1")
+    axes.set_ylabel("largest error, in units of u · Σ|x||w|")
+    axes.legend(fontsize=8, loc="upper right")
+    return figure
