@@ -79,6 +79,16 @@ def _figure(doc: dict, title: str, width: float, height: float) -> tuple[Any, An
     return figure, axes
 
 
+def _plain_numbers(axes: Any) -> None:
+    """1, 2, 5, 10, … on logarithmic axes instead of powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def roofline(doc: dict, rows: list[dict]) -> Any:
     """FLOP/s against FLOP per byte, under this run's own ceilings."""
     rows = [row for row in rows if row["flops"] > 0]
@@ -88,11 +98,11 @@ def roofline(doc: dict, rows: list[dict]) -> Any:
         return None
     figure, axes = _figure(doc, "Roofline", 8, 5.5)
     intensity = [row["flops"] / row["bytes"] for row in rows]
-    low, high = min(intensity) / 2, max(intensity) * 2
     bandwidth = rates["triad_bytes_per_s"]
     knee = peak / bandwidth
+    low, high = min(*intensity, knee) / 2, max(*intensity, knee) * 2
     axes.plot(
-        [low, knee, max(high, knee * 2)],
+        [low, knee, high],
         [low * bandwidth / 1e9, peak / 1e9, peak / 1e9],
         color="0.4",
         linewidth=1.5,
@@ -111,7 +121,8 @@ def roofline(doc: dict, rows: list[dict]) -> Any:
         )
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of operands and result")
     axes.set_ylabel("GFLOP/s of the definition (Winograd multiplies less)")
-    axes.legend(fontsize=8, loc="lower right")
+    _plain_numbers(axes)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -124,7 +135,8 @@ def speedup(doc: dict, rows: list[dict]) -> Any:
     names = list(dict.fromkeys(s["contender"] for s in summaries))
     styles = _styles([{"contender": name} for name in (PYTORCH, *names)])
     height = 1.6 + len(groups) * (0.16 * len(names) + 0.18)
-    figure, axes = _figure(doc, "PyTorch's time over ours, geometric mean over layers", 8, height)
+    title = "PyTorch's time over each one's, geometric mean over layers"
+    figure, axes = _figure(doc, title, 8, height)
     thickness = 0.8 / len(names)
     for i, name in enumerate(names):
         of = {_group(s): s["geomean_ratio"] for s in summaries if s["contender"] == name}
@@ -172,5 +184,6 @@ def error_and_time(doc: dict, rows: list[dict]) -> Any:
         )
     axes.set(xscale="log", yscale="log", xlabel="time, PyTorch = 1")
     axes.set_ylabel("largest error, in units of u · Σ|x||w|")
-    axes.legend(fontsize=8, loc="upper right")
+    _plain_numbers(axes)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=6)
     return figure
