@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fastconv import _C, select
+from fastconv import _C, select, select_pool, select_pool_cuda
 from fastconv.problem import NATIVE_DIRECTIONS, NATIVE_DTYPES, ConvSpec
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
@@ -80,7 +80,25 @@ def operations_table() -> str:
                 cells.append(", ".join(f"`{name}`" for name in names) or "—")
             operation = f"`conv{rank}d`" + (", depthwise" if depthwise else "")
             lines.append(f"| {operation} | {direction} | {' | '.join(cells)} | `aten` |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_pool_rows()])
+
+
+def _pool_rows() -> list[str]:
+    """Poolings against backends; `composed`: of PyTorch's operators, where it has no function."""
+    families: dict[str, list[str]] = {}
+    for function in select_pool.FUNCTIONS:
+        families.setdefault(re.sub(r"\dd$", "", function), []).append(function)
+    instances = select_pool_cuda.instances()
+    rows = []
+    for functions in families.values():
+        kind = select_pool.KINDS[select_pool.FUNCTIONS[functions[0]]]
+        operation = ", ".join(f"`{function}`" for function in functions)
+        theirs = "`aten`" if hasattr(torch.nn.functional, functions[0]) else "composed"
+        for direction, op in zip(("fprop", "dgrad"), kind.ops, strict=True):
+            cuda = "`direct`" if (op, torch.float32) in instances else "—"
+            triton = "`triton`" if kind.triton else "—"
+            rows.append(f"| {operation} | {direction} | `direct` | {cuda} | {triton} | {theirs} |")
+    return rows
 
 
 def algorithms_table() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Choice:
                 parts.append(f"estimated {_time(row.cost)}")
             if row.workspace is not None:
                 parts.append(f"workspace {row.workspace / 1024:.1f} KiB")
-            lines.append(f"  {mark} {row.name:<{width}}  {', '.join(parts)}")
+            lines.append(f"  {mark} {row.name:<{width}}  {', '.join(parts) or 'applies'}")
         return "\n".join(lines)
 
 
@@ -120,7 +121,29 @@ def _direction(spec: ConvSpec, algo: str) -> Choice:
     return Choice(spec.direction, ran, why, rows)
 
 
-def explain(
+def explain(input: Tensor | str, *args: Any, **options: Any) -> Explanation:
+    """What a convolution or a pooling would run in each direction, and why.
+
+    `explain(input, weight, bias, stride, padding, dilation, groups, algo=, precision=)` takes the
+    arguments of `fastconv.conv1d/2d/3d` (the rank is the weight's), and
+    `explain("max_pool2d", input, 3, 2, 1)` the name of a pooling and that function's arguments.
+    Nothing is computed. The result prints as a table: every algorithm with the reason why it does
+    not apply, or, for convolutions, its estimated time, workspace and, where autotuning has
+    recorded it, measured time.
+
+    Raises:
+        RuntimeError, TypeError: as the function would, in PyTorch's words; also where a named
+            algorithm does not apply.
+        ValueError: unknown `algo`, `precision` or pooling.
+    """
+    if isinstance(input, str):
+        from fastconv import explain_pool
+
+        return explain_pool.explain(input, *args, **options)
+    return _convolution(input, *args, **options)
+
+
+def _convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -132,17 +155,6 @@ def explain(
     algo: str = "auto",
     precision: str | None = None,
 ) -> Explanation:
-    """What the convolution with these arguments would run in each direction, and why.
-
-    Takes the arguments of `fastconv.conv1d/2d/3d` (the rank is the weight's) and computes nothing.
-    The result prints as a table: every algorithm with the reason why it does not apply, or its
-    estimated time, workspace and, where autotuning has recorded it, measured time.
-
-    Raises:
-        RuntimeError, TypeError: as the convolution would, in PyTorch's words; also where a named
-            algorithm does not apply.
-        ValueError: unknown `algo` or `precision`.
-    """
     arguments.check_options(algo, precision)
     rank = weight.dim() - 2
     if rank not in (1, 2, 3):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastconv import gpu
+from fastconv import gpu, select_pool_cuda
 from fastconv.arguments import foreign_dispatch
 from fastconv.ops.conv import transforming
 from fastconv.problem import NATIVE_DTYPES
@@ -56,6 +56,26 @@ KINDS = {
 }
 
 
+def _functions() -> dict[str, str]:
+    families = {
+        "max_pool": ("max_pool", (1, 2, 3)),
+        "avg_pool": ("avg_pool", (1, 2, 3)),
+        "sum_pool": ("avg_pool", (2,)),
+        "lp_pool": ("lp_pool", (1, 2, 3)),
+        "l2_pool": ("l2_pool", (2,)),
+        "stochastic_pool": ("stochastic_pool", (1, 2, 3)),
+        "adaptive_max_pool": ("adaptive_max_pool", (1, 2, 3)),
+        "adaptive_avg_pool": ("adaptive_avg_pool", (1, 2, 3)),
+        "max_unpool": ("max_unpool", (1, 2, 3)),
+    }
+    ranked = {f"{f}{rank}d": kind for f, (kind, ranks) in families.items() for rank in ranks}
+    return {**ranked, "maxout": "max_pool", "l2_pool_features": "l2_pool"}
+
+
+# Every public pooling and its kind.
+FUNCTIONS: dict[str, str] = _functions()
+
+
 def has_triton_kernels(layer: str) -> bool:
     """Whether the layers of this name, e.g. "MaxPool2d", have Triton kernels."""
     return not layer.startswith("MaxUnpool")
@@ -92,40 +112,36 @@ def _dtype_refusal(call: PoolCall, integers: bool) -> str | None:
     )
 
 
-def _direct_refusal(call: PoolCall) -> str | None:
-    device = call.input.device
-    if device.type == "cpu":
-        key = gpu.device_key(device)
-        if key == "cpu":
-            return _dtype_refusal(call, call.integers and call.kind.integers)
-    else:
-        key = gpu.device_key(device)
-    reason = gpu.refusal(key) or _dtype_refusal(call, False)
-    return reason or cuda_refusal(key, call)
+def _direct_refusal(call: PoolCall, forced: bool) -> str | None:
+    key = gpu.device_key(call.input.device)
+    if key == "cpu":
+        return _dtype_refusal(call, call.integers and call.kind.integers)
+    reason = _dtype_refusal(call, False)
+    return reason or select_pool_cuda.refusal(key, call.kind.ops, call.input.dtype, forced)
 
 
-def cuda_refusal(device: str, call: PoolCall) -> str | None:
-    """Why the CUDA kernels of this build may not compute the call; None if they may."""
-    return "this build has no CUDA pooling kernels"
-
-
-def _triton_refusal(call: PoolCall) -> str | None:
+def _triton_refusal(call: PoolCall, forced: bool) -> str | None:
     if not call.kind.triton:
         return f"there is no Triton kernel for {call.kind.name}"
     return _triton_reason(call.input.device, call.input.dtype)
 
 
-def _aten_refusal(call: PoolCall) -> str | None:
+def _aten_refusal(call: PoolCall, forced: bool) -> str | None:
     return None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One algorithm. applicable: None if it takes a call (its windows aside), else why not."""
+    """One algorithm. applicable: None if it takes a call (its windows aside), else why not; with
+    whether it was named."""
 
     name: str
     backends: tuple[str, ...]
-    applicable: Callable[[PoolCall], str | None]
+    applicable: Callable[[PoolCall, bool], str | None]
+
+    def backend_on(self, device: torch.device) -> str:
+        """The backend that it uses for tensors of this device."""
+        return device.type if device.type in self.backends else self.backends[0]
 
 
 ENTRIES = (
@@ -168,11 +184,11 @@ def _tensor_refusal(call: PoolCall) -> str | None:
     return foreign_dispatch(x)
 
 
-def refusal(call: PoolCall, name: str) -> str | None:
-    """Why the named algorithm does not take the call; None if it does."""
+def refusal(call: PoolCall, name: str, forced: bool = True) -> str | None:
+    """Why the algorithm does not take the call; None if it does."""
     if name == ATEN:
         return None
-    return _tensor_refusal(call) or _BY_NAME[name].applicable(call)
+    return _tensor_refusal(call) or _BY_NAME[name].applicable(call, forced)
 
 
 def choose(call: PoolCall, algo: str) -> str:
@@ -182,10 +198,9 @@ def choose(call: PoolCall, algo: str) -> str:
     Raises ValueError on an unknown name.
     """
     if algo == AUTO:
-        algo = DIRECT
-    else:
-        check_name(algo)
-    return ATEN if algo == ATEN or refusal(call, algo) is not None else algo
+        return ATEN if refusal(call, DIRECT, False) is not None else DIRECT
+    check_name(algo)
+    return ATEN if refusal(call, algo) is not None else algo
 
 
 def insist(call: PoolCall, algo: str) -> None:

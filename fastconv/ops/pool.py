@@ -74,7 +74,7 @@ def _route(name: str, tensors: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any
     if tracing():
         return getattr(torch.ops.fastconv, name)(*tensors, *args)
     if _wants_grad(*tensors):
-        return pool_autograd.FUNCTIONS[name].apply(*tensors, *args)
+        return pool_autograd.EAGER[name](*tensors, *args)
     return BARE[name](*tensors, *args)
 
 

@@ -235,3 +235,5 @@ def _function(name: str) -> type[Function]:
 
 
 FUNCTIONS = {name: _function(name) for name in FORMULAS}
+# Function.apply without its Python part, which inspects signatures and looks for functorch.
+EAGER = {name: super(Function, function).apply for name, function in FUNCTIONS.items()}

@@ -59,21 +59,20 @@ def _lp_dx(dy, x, y, kernel, stride, padding, ceil_mode, power, rescale, algo):
 
 
 def _max_unpool(x: Tensor, index: Tensor, size: Any, algo: str) -> Tensor:
-    # PyTorch raises on the CPU. On a GPU that would need a wait: such elements are left out.
-    if index.device.type == "cpu" and index.numel():
-        low, high = torch.aminmax(index)
-        if low < 0 or high >= torch.Size(size[2:]).numel():
+    try:
+        return _kernel("max_unpool_fprop", algo)(x, index, size)
+    except RuntimeError as error:
+        if "Found an invalid max index" in str(error):  # with the place in our sources before it
             _raise_as_pytorch(x, index, size[2:])
-    return _kernel("max_unpool_fprop", algo)(x, index, size)
+        raise
 
 
-def _raise_as_pytorch(x: Tensor, index: Tensor, extents: Any) -> None:
+def _raise_as_pytorch(x: Tensor, index: Tensor, extents: Any) -> Any:
     if len(extents) == 1:
         return _raise_as_pytorch(x.unsqueeze(-1), index.unsqueeze(-1), (*extents, 1))
     if len(extents) == 2:
-        torch.ops.aten.max_unpool2d(x, index, extents)
-    torch.ops.aten.max_unpool3d(x, index, extents, [1] * 3, [0] * 3)
-    raise RuntimeError(f"max_unpool: an index lies outside of {tuple(extents)}")
+        return torch.ops.aten.max_unpool2d(x, index, extents)
+    return torch.ops.aten.max_unpool3d(x, index, extents, [1] * 3, [0] * 3)
 
 
 def _max_unpool_dx(dy: Tensor, index: Tensor, algo: str) -> Tensor:
