@@ -27,13 +27,10 @@ $(VENV)/.run: Makefile
 	@$(PIP) "setuptools>=77" wheel "pybind11>=2.12" ninja numpy rich matplotlib scikit-learn
 	@touch $@
 
-# They read the compiled CUDA kernels for tests/static; any release reads what older nvcc wrote.
-# Triton, much larger, carries them too.
-CUDA_READERS := nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
-
+# Triton also carries what reads the compiled CUDA kernels for tests/static.
 $(VENV)/.dev: $(VENV)/.run
 	@$(PIP) "pytest>=8" pytest-xdist pytest-benchmark hypothesis psutil sympy ruff clang-format==19.1.7
-	@! command -v nvcc >/dev/null || $(PIP) $(CUDA_READERS) || $(PIP) triton
+	@$(PIP) triton || echo "== no Triton for this machine: its tests will be skipped"
 	@touch $@
 
 # The extension is built in place, so that the sources that run are the ones in this tree.

@@ -69,4 +69,6 @@ def floor_of(flops: float, moved: float, arithmetic: str, ceilings: Mapping[str,
 def floor_ms(problem: Problem, ceilings: Mapping[str, float]) -> float:
     """`floor_of` a problem in its own arithmetic."""
     arithmetic = str(problem.x.dtype).removeprefix("torch.")
+    if getattr(problem, "precision", "ieee") == "tf32":
+        arithmetic = "tf32"
     return floor_of(problem.flops(), problem.bytes(), arithmetic, ceilings)

@@ -12,11 +12,13 @@ from torch import Tensor
 from bench import correctness
 from bench.problem import Once, Problem, Verdict, with_layout
 from bench.problems import ConvLayer
+from fastconv import gpu
 from fastconv.problem import ConvSpec
 
 PARTS = ("fprop", "dgrad", "wgrad")
 DIRECTIONS = (*PARTS, "forward+backward")
 EPILOGUES = ("none", "bias", "bias+relu")  # of fprop
+PRECISIONS = ("ieee", "tf32", "tf32x3")  # of float32 on CUDA
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class ConvProblem(Problem):
     dy: Tensor
     bias: Tensor | None = None
     epilogue: str = "none"
+    precision: str = "ieee"
 
     family: ClassVar[str] = "conv"
     layer: ConvLayer
@@ -46,7 +49,7 @@ class ConvProblem(Problem):
         layer = self.layer
         return ConvSpec(
             direction=direction,
-            device=self.x.device.type,
+            device=gpu.device_key(self.x.device),
             dtype=self.x.dtype,
             input_size=tuple(self.x.shape),
             weight_size=tuple(self.w.shape),
@@ -55,6 +58,7 @@ class ConvProblem(Problem):
             dilation=layer.dilation,
             groups=layer.groups,
             channels_last=self.layout == "channels_last" and layer.rank > 1,
+            tf32=self.x.is_cuda and self.precision == "tf32",
         )
 
     def judge(self, result: Any, ran: str) -> Verdict:
@@ -62,7 +66,8 @@ class ConvProblem(Problem):
         verdicts = []
         for part, given, exact in zip(self.parts, results, self.answer.value, strict=True):
             terms = correctness.gemm_k(self.layer, part, self.batch)
-            verdicts.append(correctness.judge(given, exact, ran, terms))
+            unit = correctness.TF32_UNIT if self.precision == "tf32" else None
+            verdicts.append(correctness.judge(given, exact, ran, terms, unit))
         return max(verdicts, key=lambda v: (bool(v.reason), v.error / v.tolerance))
 
     def bytes(self) -> int:
@@ -78,6 +83,7 @@ class ConvProblem(Problem):
             "K": layer.K,
             "dense_3x3_stride_1": layer.is_dense_3x3_stride_1,
             "epilogue": self.epilogue,
+            "precision": self.precision,
         }
 
 
@@ -102,6 +108,7 @@ def problems_of(
     dtype: torch.dtype,
     device: str = "cpu",
     epilogue: str = "none",
+    precision: str = "ieee",
 ) -> Iterator[ConvProblem]:
     """One per direction and layout; the exact answer is shared by the layouts of a direction."""
     x, w, dy, bias = make_tensors(layer, batch, dtype, device)
@@ -131,4 +138,5 @@ def problems_of(
                 tensors[2],
                 with_bias,
                 epilogue if with_bias is not None else "none",
+                precision,
             )

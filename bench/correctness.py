@@ -33,6 +33,7 @@ UNIT = {
     torch.bfloat16: 2.0**-24,  # 16-bit types accumulate in fp32 ...
     torch.float16: 2.0**-24,
 }
+TF32_UNIT = 2.0**-11  # float32 operands rounded to TF32's mantissa
 # ... and round once at the end, by at most this fraction of the result (and, in fp16, of the
 # smallest normal number, where subnormals are absolute).
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -115,8 +116,11 @@ def tolerance(algorithm: str, dtype: torch.dtype, terms: int) -> float:
     return limit
 
 
-def judge(result: Tensor, ref: Reference, algorithm: str, terms: int) -> Verdict:
-    """Compares one result with the reference; `terms` is gemm_k."""
+def judge(
+    result: Tensor, ref: Reference, algorithm: str, terms: int, unit: float | None = None
+) -> Verdict:
+    """Compares one result with the reference; `terms` is gemm_k. unit: of the operands' rounding,
+    where that is coarser than the accumulator's."""
     limit = tolerance(algorithm, result.dtype, terms)
     if tuple(result.shape) != tuple(ref.value.shape):
         shapes = f"shape {tuple(result.shape)}, expected {tuple(ref.value.shape)}"
@@ -131,7 +135,7 @@ def judge(result: Tensor, ref: Reference, algorithm: str, terms: int) -> Verdict
     scale = ref.scale
     if algorithm in WINOGRAD_TOLERANCE:
         scale = scale.amax(dim=tuple(range(2, scale.dim())), keepdim=True)
-    units = torch.where(excess == 0, 0.0, excess / (UNIT[result.dtype] * scale))
+    units = torch.where(excess == 0, 0.0, excess / ((unit or UNIT[result.dtype]) * scale))
     if torch.isnan(units).any():
         return Verdict(float("inf"), limit, "NaN in the result")
     return Verdict(float(units.max()), limit)

@@ -77,12 +77,14 @@ def problems_of(
     dtype: torch.dtype,
     device: str = "cpu",
     epilogue: str = "none",
+    precision: str = "ieee",
 ) -> Iterator[Problem]:
     """One problem per direction and layout. directions: None for the family's usual ones; what a
-    family does not have is passed over."""
+    family does not have is passed over. epilogue, precision: of convolutions."""
     if isinstance(layer, ConvLayer):
         toward = directions or ("fprop",)
-        yield from conv_problem.problems_of(layer, batch, toward, layouts, dtype, device, epilogue)
+        more = (dtype, device, epilogue, precision)
+        yield from conv_problem.problems_of(layer, batch, toward, layouts, *more)
     elif isinstance(layer, PoolLayer):
         toward = directions or pool_problem.DIRECTIONS
         yield from pool_problem.problems_of(layer, batch, toward, layouts, dtype, device)

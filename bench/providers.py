@@ -119,6 +119,7 @@ class PyTorch(Provider):
 
         def searching() -> Any:
             torch.backends.cudnn.benchmark = problem.layout == "channels_last"
+            torch.backends.cudnn.allow_tf32 = getattr(problem, "precision", "") == "tf32"
             return run()
 
         return searching
@@ -197,7 +198,9 @@ class Fastconv(Provider):
         self.name = algo
 
     def conv(self, problem: ConvProblem) -> Call:
-        p, layer, algo = problem, problem.layer, self.name
+        p, layer = problem, problem.layer
+        precision = p.precision if p.x.is_cuda and p.x.dtype == torch.float32 else None
+        algo = select.with_precision(self.name, precision)
         geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
         channels_last = p.layout == "channels_last" and layer.rank > 1
         if p.direction == "dgrad":
@@ -211,7 +214,7 @@ class Fastconv(Provider):
         relu = p.epilogue == "bias+relu"
 
         def run(x: Tensor, w: Tensor) -> Tensor:
-            y = forward(x, w, p.bias, *geometry, algo=algo)
+            y = forward(x, w, p.bias, *geometry, algo=self.name, precision=precision)
             return y.relu_() if relu else y
 
         if p.direction == "forward+backward":

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,24 @@ from typing import Any
 import torch
 
 import fastconv
-from bench import ceilings, conv_problem, lists, live, machine, pool_problem, providers, report
+from bench import (
+    ceilings,
+    conv_problem,
+    gpu_machine,
+    lists,
+    live,
+    machine,
+    pool_problem,
+    providers,
+    report,
+)
 from bench.goals import GOALS
+from bench.gpu_timing import CudaTimer, timings
 from bench.lists import Layer
-from bench.measure import measure
+from bench.measure import Timer, host_timer, measure
 from bench.problem import DTYPES, LAYOUTS
 from bench.providers import COPY, PYTORCH, Provider
-from bench.timing import rate_samples
+from bench.timing import Timing, rate_samples
 
 RESULTS = Path(__file__).parent / "results"
 DIRECTIONS = tuple(dict.fromkeys((*conv_problem.DIRECTIONS, *pool_problem.DIRECTIONS)))
@@ -43,6 +54,8 @@ class Options:
     layouts: list[str]
     dtype: str
     epilogue: str
+    precision: str
+    device: str
     threads: int
     seconds: float
     autotune: bool
@@ -92,6 +105,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layout", type=choices(LAYOUTS), default=list(LAYOUTS), help=many)
     add("--dtype", choices=DTYPES, default="float32")
     add("--epilogue", choices=conv_problem.EPILOGUES, default="none", help="of fprop")
+    add("--precision", choices=conv_problem.PRECISIONS, default="ieee", help="float32 on CUDA")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=machine.usable_cores())
     add("--seconds", type=float, default=0.1, help="time budget per contender and problem")
     add("--until", type=float, help="stop after so many seconds; what is left out is said")
@@ -135,14 +150,18 @@ def single(args: argparse.Namespace) -> int:
 def _options(
     args: argparse.Namespace, work: list[tuple[Layer, int]], directions: list[str] | None
 ) -> Options:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no CUDA device")
     names = list(dict.fromkeys((PYTORCH, *args.providers, COPY)))
     return Options(
         work,
-        [providers.provider(name) for name in names],
+        [providers.provider(name, args.device) for name in names],
         directions,
         args.layout,
         args.dtype,
         args.epilogue,
+        args.precision,
+        args.device,
         args.threads,
         args.seconds,
         args.autotune,
@@ -191,6 +210,21 @@ def _command() -> str:
     return " ".join(words)
 
 
+def _clock(device: str) -> tuple[Timer, ceilings.RateSamples]:
+    """How calls are timed there: by the host's clock, or as CUDA-graph replays between events."""
+    if device == "cpu":
+        return host_timer, rate_samples
+    cuda = CudaTimer()
+
+    def timed(
+        calls: Mapping[str, providers.Call], seconds: float, least: int
+    ) -> Mapping[str, Timing]:
+        ready = {name: cuda.prepare(name, run) for name, run in calls.items()}
+        return timings(cuda, ready, seconds)
+
+    return timed, cuda.rate_samples
+
+
 def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
@@ -199,6 +233,8 @@ def run(options: Options, sources: dict[str, str], args: argparse.Namespace) -> 
     """Measures, writing what there is after every layer: an interrupted run loses no rows."""
     torch.set_num_threads(options.threads)
     facts = machine.describe(options.threads)
+    if options.device == "cuda":
+        facts |= {"gpu": gpu_machine.describe()}
     json_path = args.json or RESULTS / machine.slug(facts) / "run.json"
     files = report.Files(
         json_path,
@@ -216,7 +252,9 @@ def run(options: Options, sources: dict[str, str], args: argparse.Namespace) -> 
     limit = "" if options.until is None else f", stopping after {duration(options.until)}"
     print(f"{len(options.work)} layers, about {duration(estimate(options))}{limit}", flush=True)
     started = time.monotonic()
-    rates = ceilings.measured(rate_samples, "cpu", (options.dtype,))
+    timer, samples = _clock(options.device)
+    arithmetic = "tf32" if options.precision == "tf32" else options.dtype
+    rates = ceilings.measured(samples, options.device, (arithmetic,))
     settings["ceilings"] = {name: float(f"{rate:.4g}") for name, rate in rates.items()}
     dtype = getattr(torch, options.dtype)
     rows: list[dict] = []
@@ -224,9 +262,16 @@ def run(options: Options, sources: dict[str, str], args: argparse.Namespace) -> 
     def rows_of(item: tuple[Layer, int]) -> Iterator[list[dict]]:
         layer, batch = item
         for problem in lists.problems_of(
-            layer, batch, options.directions, options.layouts, dtype, epilogue=options.epilogue
+            layer,
+            batch,
+            options.directions,
+            options.layouts,
+            dtype,
+            options.device,
+            options.epilogue,
+            options.precision,
         ):
-            yield measure(problem, options.contenders, options.seconds, ceilings=rates)
+            yield measure(problem, options.contenders, options.seconds, ceilings=rates, timer=timer)
 
     def write() -> dict:
         settings["wall_seconds"] = round(time.monotonic() - started)

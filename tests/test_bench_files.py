@@ -168,6 +168,7 @@ def test_run_stops_in_time(tiny_list: None, tmp_path: Path) -> None:
         (["--batch", "0"], "expected whole numbers above 0"),
         (["--model", "no.module:x", "--input", "1,3,8,8"], "cannot load 'no.module:x'"),
         (["--model", "torch.nn:ReLU"], "--model needs --input"),
+        (["--device", "cuda"], "PyTorch sees no CUDA device"),
     ],
 )
 def test_bad_arguments(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
