@@ -1,17 +1,19 @@
-// The CPU key of the pooling ops: chooses the kernel, prepares what windows are divided by, and
-// hands out the work.
-#include <algorithm>
+// The CPU key of the pooling ops: chooses the pass, prepares what windows are divided by, and hands
+// out the work.
+#include <string>
 #include <vector>
 
 #include "../common/pool_ops.h"
 #include "isa.h"
 #include "parallel.h"
+#include "pool_passes.h"
 #include "pool_places.h"
 
 namespace fastconv::cpu {
-FC_DECLARE_ISA_TABLE(PoolTable, pool_channels)
-FC_DECLARE_ISA_TABLE(PoolTable, pool_rows)
-FC_DECLARE_ISA_TABLE(PoolTable, pool_rows_dgrad)
+FC_DECLARE_ISA_TABLE(PoolLines<float>, pool_lines)
+namespace baseline {
+extern const PoolLines<double> pool_lines_fp64;
+}
 
 namespace {
 
@@ -38,18 +40,26 @@ bool integer_type(const Tensor& t, IntegerType* type) {
   }
 }
 
-void run_table(const PoolTable& table, const CpuPoolCall& call, const Tensor& like) {
+template <class A>
+void run_passes(const CpuPoolCall& call, const PoolLines<A>& lines, const Tensor& like) {
   const PoolProblem& p = call.p;
   const double taps = double(p.N) * p.C * p.out_size() * p.kernel_size();
   const int threads = taps > kThreadedTaps ? num_threads() : 1;
-  const int64_t tasks = table.tasks(call, threads), bytes = table.scratch(call);
+  const PoolWork work =
+      call.backward ? pool_backward_work(call, lines) : pool_forward_work(call, lines);
+  const int64_t bytes = (work.scratch + 63) / 64 * 64;
   const Tensor scratch = empty_bytes(like, bytes * threads + 64);
   char* base = static_cast<char*>(const_cast<void*>(scratch.const_data_ptr()));
   base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
-  if (threads == 1) return table.run(call, 0, tasks, 1, base);
-  parallel_for(tasks, [&](int64_t begin, int64_t end) {
-    table.run(call, begin, end, threads, base + bytes * thread_index());
-  });
+  const auto run = [&](int64_t begin, int64_t end) {
+    char* own = base + (threads == 1 ? 0 : bytes * thread_index());
+    if (call.backward)
+      pool_backward(call, lines, begin, end, own);
+    else
+      pool_forward(call, lines, begin, end, own);
+  };
+  if (threads == 1) return run(0, work.tasks);
+  parallel_for(work.tasks, run);
 }
 
 struct Backend {
@@ -61,7 +71,8 @@ struct Backend {
     if (integers) return max_pool_integers(call, type);
     if (o.kind == PoolKind::kMax && o.backward && o.index_kind == PoolIndex::kLong)
       return max_pool_scatter(call);
-    STD_TORCH_CHECK(o.kind <= PoolKind::kLp && !o.problem.adaptive(), op, ": not on the CPU yet");
+    STD_TORCH_CHECK(call.dtype == DType::kFloat64 || o.problem.kernel_size() < (int64_t{1} << 31),
+                    op, ": a window of ", o.problem.kernel_size(), " taps is too large");
     const bool windows = o.kind == PoolKind::kSum ? o.divisor == 0 : o.rescale;
     std::vector<double> count[3];
     for (int axis = 0; axis < 3; ++axis) {
@@ -73,21 +84,35 @@ struct Backend {
     call.scale = 1;
     if (o.kind == PoolKind::kLp && o.rescale)
       call.scale = static_cast<double>(o.problem.kernel_size());
-    if (o.channels_last)
-      run_table(pool_channels_active(), call, *o.input);
+    if (call.dtype == DType::kFloat64)
+      run_passes(call, baseline::pool_lines_fp64, *o.input);
     else
-      run_table(o.backward ? pool_rows_dgrad_active() : pool_rows_active(), call, *o.input);
+      run_passes(call, pool_lines_active(), *o.input);
   }
 
   static void gather(const char* op, PoolOperands& o) {
     CpuPoolCall call{};
     static_cast<PoolCall&>(call) = call_of(op, o);
-    const int64_t bytes = call.dtype == DType::kFloat64 ? 8 : call.dtype == DType::kFloat32 ? 4 : 2;
-    max_pool_gather(call, bytes);
+    max_pool_gather(call, element_bytes(call.dtype));
   }
 
-  static void unpool(const char* op, PoolOperands&) {
-    STD_TORCH_CHECK(false, op, ": not on the CPU yet");
+  static void unpool(const char* op, PoolOperands& o) {
+    CpuPoolCall call{};
+    static_cast<PoolCall&>(call) = call_of(op, o);
+    int64_t wrong = 0;
+    if (max_unpool(call, element_bytes(call.dtype), &wrong)) return;
+    // PyTorch's text; its 1-D op is its 2-D one on a last axis of 1.
+    const int64_t* in = call.p.in;
+    std::string sizes = call.p.rank == 3 ? std::to_string(in[0]) + "x" : "";
+    sizes += call.p.rank == 1 ? std::to_string(in[2]) + "x1"
+                              : std::to_string(in[1]) + "x" + std::to_string(in[2]);
+    STD_TORCH_CHECK(false, "Found an invalid max index: ", wrong, " (output volumes are of size ",
+                    sizes, ")");
+  }
+
+ private:
+  static int64_t element_bytes(DType type) {
+    return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2;
   }
 };
 

@@ -1,5 +1,5 @@
-// Pooling by explicit places, one element at a time: what no vector kernel computes. Layout-free:
-// an element of plane (n, c) at spatial place i is base(n, c) + i * step.
+// Pooling by explicit places, one element at a time: what needs no vectors. Layout-free: a strip is
+// one plane of NCHW or a few neighbouring channels of NHWC.
 #pragma once
 #include "pool.h"
 
@@ -13,5 +13,8 @@ void max_pool_integers(const CpuPoolCall& call, IntegerType type);
 void max_pool_gather(const CpuPoolCall& call, int64_t bytes);
 // dx from int64 places: a plane belongs to one thread, which adds in the order of the outputs.
 void max_pool_scatter(const CpuPoolCall& call);
+// The inverse of the gather; 0 where nothing is sent, and the last of several sent to one place
+// stays. False if a place lies outside, which is then told: of several the last, by planes.
+bool max_unpool(const CpuPoolCall& call, int64_t bytes, int64_t* wrong);
 
 }  // namespace fastconv::cpu

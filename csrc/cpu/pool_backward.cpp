@@ -1,0 +1,273 @@
+// Pooling, backward: dx[n,c,d,h,w] = sum over the outputs that reach it of what they send back.
+//
+// One row of dx at a time, a gather: nothing is added twice or by two threads. An output row
+// becomes a line once, in a ring: of a maximum dy, and beside it the tap that was taken; of a sum
+// its share, dy over the window's size (Lp: times y^(1-power)). Sums are separable: the lines of
+// the output rows that reach a row of dx are added up first, then every element adds up the outputs
+// that reach it. Maxima compare taps, output by output. Vectors lie over the columns of one residue
+// modulo the stride (NCHW) or over C (NHWC, and planes side by side: pool_frame.h).
+// Layouts: dense NCDHW and NDHWC. Bytes: dy (index, or x and y) and dx once. FLOPs per element of
+// dx: T R S / stride^rank for maxima, (T R + S) / stride for sums. Bound by memory. Deterministic:
+// in the order of the outputs, whatever the threads.
+#include "pool_frame.h"
+#include "pool_passes.h"
+
+namespace fastconv::cpu {
+namespace {
+
+template <class A>
+struct Backward : PoolFrame<A> {
+  using L = lane_t<A>;
+  using Frame = PoolFrame<A>;
+  using Frame::call, Frame::p, Frame::lines, Frame::layout, Frame::width;
+
+  const int64_t W, Q;
+  bool maxima, columns, line_in_place, row_in_place;
+  int64_t margin = 0, line_room;  // zeros before a line, so that every residue reads whole vectors
+  LineRing ring;
+  A *ring_lines, *sent, *buffer, *dy_line, *y_line, *x_line, *parts, *count;
+  L *ring_taps, *row_tap, *tap;
+  const A** rows;
+  const L** row_taps;
+  int64_t *offset, *list;  // elements of one residue (kColumns) or column: [list[i], list[i + 1])
+  int64_t lists;
+  struct Made {
+    const A* row;
+    int64_t group;
+    PoolOutputs o, r;
+  };
+  mutable Made made{};  // the row of dx made last
+
+  static int64_t most_outputs(const PoolProblem& p, int axis) {
+    int64_t most = 1;
+    for (int64_t i = 0; i < p.in[axis]; ++i) {
+      const PoolOutputs o = pool_outputs(p, axis, i);
+      if (o.last - o.first > most) most = o.last - o.first;
+    }
+    return most;
+  }
+  // The first column of residue i, and how many there are.
+  int64_t from(int64_t i) const {
+    return ((i - p.padding[2]) % p.stride[2] + p.stride[2]) % p.stride[2];
+  }
+  int64_t columns_of(int64_t i) const {
+    return from(i) < W ? (W - from(i) + p.stride[2] - 1) / p.stride[2] : 0;
+  }
+
+  Backward(const CpuPoolCall& c, const PoolLines<A>& l, Arena& arena)
+      : Frame(c, l), W(c.p.in[2]), Q(c.p.out[2]) {
+    maxima = c.kind == PoolKind::kMax;
+    columns = layout == PoolLayout::kColumns;
+    const bool whole = c.kind == PoolKind::kSum && c.divisor == 1;
+    line_in_place = (maxima || whole) && !columns && Frame::in_place(width);
+    row_in_place = Frame::in_place(!columns ? width : p.stride[2] == 1 ? W : lines.lanes);
+    lists = columns ? p.stride[2] : W;
+    int64_t end = Q, entries = 0;
+    if (columns) {
+      for (int64_t s = 0; s < p.kernel[2]; ++s) {
+        const int64_t i = s * p.dilation[2] % p.stride[2], first = output_of(i, s);
+        if (-first > margin) margin = -first;
+        if (first + columns_of(i) > end) end = first + columns_of(i);
+      }
+      entries = p.kernel[2];
+    } else {
+      for (int64_t q = 0; q < Q; ++q) {
+        const PoolTaps s = pool_taps(p, 2, q);
+        entries += s.last - s.first;
+      }
+    }
+    line_room = margin + end * width + Frame::slack();
+    ring = {most_outputs(p, 0), most_outputs(p, 1)};
+    ring_lines = arena.take<A>(line_in_place ? 0 : ring.slots() * line_room);
+    ring_taps = arena.take<L>(maxima ? ring.slots() * line_room : 0);
+    ring.held = arena.take<int64_t>(ring.slots());
+    sent = arena.take<A>(maxima ? 0 : line_room);
+    buffer = arena.take<A>(Frame::room(p.in));
+    dy_line = arena.take<A>(maxima ? 0 : Frame::room(p.out));
+    y_line = arena.take<A>(c.kind == PoolKind::kLp ? Frame::room(p.out) : 0);
+    x_line = arena.take<A>(c.kind == PoolKind::kLp ? Frame::room(p.in) : 0);
+    parts = arena.take<A>(columns ? p.stride[2] * (columns_of(0) + 1 + Frame::slack()) : 0);
+    count = arena.take<A>(maxima ? 0 : Q * width);
+    Frame::transposed = arena.take<A>(layout == PoolLayout::kPlanes ? (W + Q) * width : 0);
+    rows = arena.take<const A*>(ring.slots());
+    row_taps = arena.take<const L*>(ring.slots());
+    row_tap = arena.take<L>(ring.slots());
+    offset = arena.take<int64_t>(entries);
+    tap = arena.take<L>(entries);
+    list = arena.take<int64_t>(lists + 1);
+    if (arena.base != nullptr) fill();
+  }
+
+  // The output whose tap s lies on the first column of residue i; may lie outside the row.
+  int64_t output_of(int64_t i, int64_t s) const {
+    return (from(i) + p.padding[2] - s * p.dilation[2]) / p.stride[2];
+  }
+
+  void fill() {
+    ring.clear();
+    if (!line_in_place)
+      for (int64_t i = 0; i < ring.slots() * line_room; ++i) ring_lines[i] = 0;
+    if (maxima)
+      for (int64_t i = 0; i < ring.slots() * line_room; ++i) ring_taps[i] = -1;
+    else
+      for (int64_t i = 0; i < line_room; ++i) sent[i] = 0;
+    if (!maxima)
+      for (int64_t q = 0; q < Q; ++q)
+        for (int64_t c = 0; c < width; ++c) count[q * width + c] = static_cast<A>(call.count[2][q]);
+    int64_t n = 0;
+    for (int64_t i = 0; i < lists; ++i) {
+      list[i] = n;
+      if (columns) {
+        // In the order of the outputs: the last tap reaches back to the first output.
+        for (int64_t s = p.kernel[2] - 1; s >= 0; --s)
+          if (s * p.dilation[2] % p.stride[2] == i) add(n++, output_of(i, s), s);
+        continue;
+      }
+      const PoolOutputs qs = pool_outputs(p, 2, i);
+      for (int64_t q = qs.first; q < qs.last; ++q) {
+        const int64_t s = pool_tap_on(p, 2, q, i);
+        if (s >= 0) add(n++, q * width, s);
+      }
+    }
+    list[lists] = n;
+  }
+  void add(int64_t n, int64_t at, int64_t s) const {
+    offset[n] = at;
+    tap[n] = static_cast<L>(s);
+  }
+
+  void reduce(Reduce r, const Reads<A>& in, A* to, int64_t n) const {
+    lines.reduce[static_cast<int>(r)](in, to, nullptr, n);
+  }
+
+  // What output row (o, j) sends back.
+  const A* output_row(int64_t group, int64_t o, int64_t j, const L** line_taps) const {
+    const int64_t slot = ring.slot(o, j), at = Frame::at(p.out, group, o, j), n = Q * width;
+    const int64_t row = (group * p.out[0] + o) * p.out[1] + j;
+    A* line = ring_lines + slot * line_room + margin;
+    const A* dy = line_in_place ? static_cast<const A*>(call.dy) + at : line;
+    L* taps = ring_taps + slot * line_room + margin;
+    *line_taps = taps;
+    if (!ring.take(slot, row)) return dy;
+    if (maxima) {
+      if (!line_in_place) Frame::row(call.dy, p.out, group, o, j, line);
+      const uint8_t* bytes = static_cast<const uint8_t*>(call.index) + at;
+      if (layout != PoolLayout::kPlanes) {
+        lines.widen(bytes, taps, n);
+        return dy;
+      }
+      for (int64_t g = 0; g < Frame::planes_of(group); ++g)
+        for (int64_t q = 0; q < Q; ++q) taps[q * width + g] = bytes[g * p.out_size() + q];
+      return dy;
+    }
+    if (line_in_place) return dy;
+    const A counted = static_cast<A>(call.count[0][o] * call.count[1][j]);
+    const bool lp = call.kind == PoolKind::kLp;
+    const bool there = Frame::in_place(lines.lanes);  // lines of either length are only read
+    dy = there ? static_cast<const A*>(call.dy) + at
+               : Frame::row(call.dy, p.out, group, o, j, dy_line);
+    const A* y = nullptr;
+    if (lp)
+      y = there ? static_cast<const A*>(call.y) + at
+                : Frame::row(call.y, p.out, group, o, j, y_line);
+    lines.share(dy, y, count, counted, static_cast<A>(call.scale), lp ? call.power : 1, line, n);
+    return line;
+  }
+
+  void input_row(int64_t task) const {
+    const int64_t h = task % p.in[1], d = task / p.in[1] % p.in[0];
+    const int64_t group = task / p.in[1] / p.in[0];
+    const PoolOutputs o = pool_outputs(p, 0, d), r = pool_outputs(p, 1, h);
+    A* dx = row_in_place ? static_cast<A*>(call.result) + Frame::at(p.in, group, d, h) : buffer;
+    const bool again = call.kind == PoolKind::kSum && made.row != nullptr && group == made.group &&
+                       o.first == made.o.first && o.last == made.o.last &&
+                       r.first == made.r.first && r.last == made.r.last;
+    if (!again)
+      make_row(group, d, h, o, r, dx);
+    else if (dx != made.row)
+      std::memcpy(dx, made.row, Frame::length(p.in) * sizeof(A));
+    made = {dx, group, o, r};
+    if (call.kind == PoolKind::kLp && call.power != 1) {
+      const A* x = static_cast<const A*>(call.x) + Frame::at(p.in, group, d, h);
+      if (!Frame::in_place(lines.lanes)) x = Frame::row(call.x, p.in, group, d, h, x_line);
+      lines.chain(x, call.power, dx, Frame::length(p.in));
+    }
+    if (!row_in_place) Frame::put(dx, call.result, p.in, group, d, h);
+  }
+
+  void make_row(int64_t group, int64_t d, int64_t h, PoolOutputs o, PoolOutputs r, A* dx) const {
+    int64_t n = 0;
+    for (int64_t i = o.first; i < o.last; ++i) {
+      const int64_t t = pool_tap_on(p, 0, i, d);
+      if (t < 0) continue;
+      for (int64_t j = r.first; j < r.last; ++j) {
+        const int64_t b = pool_tap_on(p, 1, j, h);
+        if (b < 0) continue;
+        row_tap[n] = static_cast<L>((t * p.kernel[1] + b) * p.kernel[2]);
+        rows[n] = output_row(group, i, j, row_taps + n);
+        ++n;
+      }
+    }
+    Reads<A> in{};
+    in.row = rows, in.index = row_taps, in.row_tap = row_tap, in.rows = n;
+    const A* one = sent + margin;
+    if (!maxima) {
+      static constexpr int64_t kHere[1] = {0};
+      in.offset = kHere, in.taps = 1;
+      if (n == 1 && !columns)
+        one = rows[0];
+      else if (n > 0)
+        add_up(in);
+      in.row = &one, in.rows = n > 0 ? 1 : 0;
+    }
+    const Reduce kind = maxima ? Reduce::kSend : Reduce::kSum;
+    if (!columns) {
+      for (int64_t w = 0; w < W; ++w) {
+        in.offset = offset + list[w], in.tap = tap + list[w], in.taps = list[w + 1] - list[w];
+        reduce(kind, in, dx + w * width, width);
+      }
+      return;
+    }
+    const int64_t stride = p.stride[2], room = columns_of(0) + 1 + Frame::slack();
+    for (int64_t i = 0; i < stride; ++i) {
+      in.offset = offset + list[i], in.tap = tap + list[i], in.taps = list[i + 1] - list[i];
+      reduce(kind, in, stride == 1 ? dx : parts + from(i) * room, columns_of(i));
+    }
+    if (stride == 1) return;
+    int64_t done = 0;
+    if (stride == 2) lines.join(parts, parts + room, dx, done = W / 2);
+    for (int64_t i = 0; i < stride; ++i)
+      for (int64_t k = done; i + k * stride < W; ++k) dx[i + k * stride] = parts[i * room + k];
+  }
+
+  // The sum of the rows, with its margins as they were: a vector may not reach into them.
+  void add_up(const Reads<A>& in) const {
+    const int64_t n = Q * width;
+    A* to = sent + margin;
+    reduce(Reduce::kSum, in, n < lines.lanes ? dy_line : to, n);
+    if (n < lines.lanes) std::memcpy(to, dy_line, n * sizeof(A));
+  }
+};
+
+}  // namespace
+
+template <class A>
+PoolWork pool_backward_work(const CpuPoolCall& call, const PoolLines<A>& lines) {
+  Arena arena{nullptr};
+  const Backward<A> backward(call, lines, arena);
+  return {backward.groups * call.p.in[0] * call.p.in[1], arena.bytes};
+}
+template <class A>
+void pool_backward(const CpuPoolCall& call, const PoolLines<A>& lines, int64_t begin, int64_t end,
+                   char* scratch) {
+  Arena arena{scratch};
+  const Backward<A> backward(call, lines, arena);
+  for (int64_t task = begin; task < end; ++task) backward.input_row(task);
+}
+
+template PoolWork pool_backward_work(const CpuPoolCall&, const PoolLines<float>&);
+template PoolWork pool_backward_work(const CpuPoolCall&, const PoolLines<double>&);
+template void pool_backward(const CpuPoolCall&, const PoolLines<float>&, int64_t, int64_t, char*);
+template void pool_backward(const CpuPoolCall&, const PoolLines<double>&, int64_t, int64_t, char*);
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,301 @@
+// Pooling, forward: y[n,c,o,p,q] = reduce over (t,r,s) of x[n, c, ..., q*stride - padding +
+// s*dilation]
+//
+// One output row at a time, as reductions of lines (pool_lines.h), in one of three ways:
+//   kTall   NCHW sums: first the window's T R rows, straight from the input, into one line [W];
+//   then,
+//           from its phases, the S taps of every column.
+//   kBroad  NCHW maxima: first the S taps of each input row, once, into a ring of lines [Q]; then
+//   the
+//           window's T R lines. A line of taps runs beside each, so that the order stays row-major.
+//   kWhole  every tap of the window at once, in row-major order: NHWC (per pixel, vectors over C),
+//           planes side by side, and what cannot be separated: drawing and its expectation.
+// Layouts: dense NCDHW and NDHWC. Bytes: x and y once. FLOPs per output: T R stride + S (kTall),
+// S stride + T R (kBroad), T R S (kWhole; drawing twice that and 20 for the random number).
+// Bound by memory; drawing by arithmetic. Deterministic: a row depends on no other.
+// Sources: separable (van Herk-like) reductions are folklore; drawing: pool_sample.h.
+#include <vector>
+
+#include "pool_frame.h"
+#include "pool_passes.h"
+
+namespace fastconv::cpu {
+namespace {
+
+enum class Way { kTall, kBroad, kWhole };
+
+template <class A>
+struct Forward : PoolFrame<A> {
+  using L = lane_t<A>;
+  using Frame = PoolFrame<A>;
+  using Frame::call, Frame::p, Frame::lines, Frame::layout, Frame::width;
+
+  const Phases phases;
+  const int64_t Q, out_length;
+  Way way;
+  Reduce kind;
+  double raised;  // the power that rows are raised to before they are reduced; 1: none
+  bool index, deep, row_in_place, out_in_place;
+  LineRing ring;
+  int64_t ring_room;  // elements of one line of the ring
+  A *ring_lines, *split, *tall, *buffer, *out, *count, *uniform;
+  L *ring_taps, *taps, *first_tap, *row_tap, *tap;
+  int64_t *offset, *places;
+  const A** rows;
+  const L** row_taps;
+
+  static int64_t reach(const PoolProblem& p, int axis) {
+    const int64_t span = p.dilation[axis] * (p.kernel[axis] - 1) + 1;
+    return span < p.in[axis] ? span : p.in[axis];
+  }
+
+  Forward(const CpuPoolCall& c, const PoolLines<A>& l, Arena& arena)
+      : Frame(c, l), phases(c.p), Q(c.p.out[2]), out_length(c.p.out[2] * width) {
+    index = c.index_kind != PoolIndex::kNone;
+    deep = p.kernel[0] > 1;
+    const bool columns = layout == PoolLayout::kColumns;
+    const bool sums = c.kind == PoolKind::kSum || c.kind == PoolKind::kLp;
+    way = !columns                   ? Way::kWhole
+          : sums                     ? Way::kTall
+          : c.kind == PoolKind::kMax ? Way::kBroad
+                                     : Way::kWhole;
+    raised = c.kind == PoolKind::kLp && c.power != 2 ? c.power : 1;
+    kind = c.kind == PoolKind::kMax                  ? (index ? Reduce::kMaxTap : Reduce::kMax)
+           : c.kind == PoolKind::kSample             ? Reduce::kDraw
+           : c.kind == PoolKind::kExpectation        ? Reduce::kMean
+           : c.kind == PoolKind::kLp && c.power == 2 ? Reduce::kSquares
+                                                     : Reduce::kSum;
+    row_in_place = raised == 1 && Frame::in_place(columns ? p.in[2] : width);
+    out_in_place = Frame::in_place(columns ? Q : width);
+
+    ring = {reach(p, 0), way == Way::kBroad && deep ? p.in[1] : reach(p, 1)};
+    const bool split_rows = way == Way::kWhole && columns;
+    ring_room = (way == Way::kBroad ? Q
+                 : split_rows       ? phases.size()
+                                    : Frame::length(p.in)) +
+                Frame::slack();
+    const bool ringless = row_in_place && (way == Way::kTall || !columns);
+    if (ringless) ring_room = 0;
+    const bool placed = index || c.kind == PoolKind::kSample;
+    ring_lines = arena.take<A>(ring.slots() * ring_room);
+    ring_taps = arena.take<L>(way == Way::kBroad && index ? ring.slots() * ring_room : 0);
+    ring.held = arena.take<int64_t>(ring.slots());
+    split = arena.take<A>(columns ? phases.size() + Frame::slack() : 0);
+    tall = arena.take<A>(columns ? Frame::room(p.in) : 0);
+    buffer = arena.take<A>(Frame::room(p.in));
+    Frame::transposed = arena.take<A>(layout == PoolLayout::kPlanes ? (p.in[2] + Q) * width : 0);
+    out = arena.take<A>(out_length + Frame::slack());
+    taps = arena.take<L>(placed ? out_length + Frame::slack() : 0);
+    count = arena.take<A>(sums ? out_length : 0);
+    uniform = arena.take<A>(c.kind == PoolKind::kSample ? out_length + Frame::slack() : 0);
+    first_tap = arena.take<L>(columns && placed ? Q + Frame::slack() : 0);
+    const int64_t most = p.kernel[0] * p.kernel[1];
+    rows = arena.take<const A*>(most);
+    row_taps = arena.take<const L*>(most);
+    row_tap = arena.take<L>(most);
+    offset = arena.take<int64_t>(p.kernel[2]);
+    tap = arena.take<L>(p.kernel[2]);
+    places = arena.take<int64_t>(c.index_kind == PoolIndex::kLong ? p.kernel_size() : 0);
+    if (arena.base != nullptr) fill();
+  }
+
+  void fill() {
+    const bool columns = layout == PoolLayout::kColumns;
+    ring.clear();
+    const A outside =
+        call.kind == PoolKind::kMax || call.kind == PoolKind::kSample ? -A(__builtin_inff()) : A(0);
+    if (columns) {
+      const int64_t n = phases.size() + Frame::slack();
+      for (int64_t i = 0; i < n; ++i) split[i] = outside;
+      if (way == Way::kWhole)
+        for (int64_t i = 0; i < ring.slots() * ring_room; ++i) ring_lines[i] = outside;
+    }
+    for (int64_t s = 0; s < p.kernel[2]; ++s) {
+      offset[s] = columns ? phases.place(s) : s * p.dilation[2] * width;
+      tap[s] = static_cast<L>(s);
+    }
+    if (call.kind == PoolKind::kSum || call.kind == PoolKind::kLp)
+      for (int64_t q = 0; q < Q; ++q)
+        for (int64_t c = 0; c < width; ++c) count[q * width + c] = static_cast<A>(call.count[2][q]);
+    if (columns && (index || call.kind == PoolKind::kSample))
+      for (int64_t q = 0; q < Q + Frame::slack(); ++q)
+        first_tap[q] = q < Q ? static_cast<L>(pool_taps(p, 2, q).first) : 0;
+    if (call.index_kind == PoolIndex::kLong)
+      for (int64_t i = 0; i < p.kernel_size(); ++i) {
+        const int64_t S = p.kernel[2], R = p.kernel[1];
+        const int64_t d = i / (R * S) * p.dilation[0], h = i / S % R * p.dilation[1];
+        places[i] = (d * p.in[1] + h) * p.in[2] + i % S * p.dilation[2];
+      }
+  }
+
+  Reads<A> reads(int64_t n_rows) const {
+    Reads<A> in{};
+    in.row = rows, in.index = row_taps, in.row_tap = row_tap, in.rows = n_rows;
+    in.offset = offset, in.tap = tap, in.taps = p.kernel[2];
+    return in;
+  }
+  void reduce(Reduce r, const Reads<A>& in, A* to, L* to_taps, int64_t n) const {
+    lines.reduce[static_cast<int>(r)](in, to, to_taps, n);
+  }
+
+  // Row (d, h) of the input as a line, raised.
+  const A* input(int64_t group, int64_t d, int64_t h, A* into) const {
+    if (row_in_place) return static_cast<const A*>(call.x) + Frame::at(p.in, group, d, h);
+    Frame::row(call.x, p.in, group, d, h, into);
+    if (raised != 1) lines.raise(into, raised, into, Frame::length(p.in));
+    return into;
+  }
+
+  // The line that the window reads for row (d, h).
+  const A* window_row(int64_t group, int64_t d, int64_t h, const L** line_taps) const {
+    if (ring_room == 0) return input(group, d, h, nullptr);
+    const int64_t slot = ring.slot(d, h), row = (group * p.in[0] + d) * p.in[1] + h;
+    A* line = ring_lines + slot * ring_room;
+    L* beside = way == Way::kBroad && index ? ring_taps + slot * ring_room : nullptr;
+    *line_taps = beside;
+    if (!ring.take(slot, row)) return line;
+    if (way == Way::kTall || layout != PoolLayout::kColumns) return input(group, d, h, line);
+    const A* x = input(group, d, h, buffer);
+    if (way == Way::kWhole) {
+      phases.split(lines, x, line);
+      return line;
+    }
+    broad(x, line, beside, 0);
+    return line;
+  }
+
+  // The maxima of one input row's taps.
+  void broad(const A* x, A* to, L* to_taps, L base) const {
+    phases.split(lines, x, split);
+    const A* from = split;
+    Reads<A> in = reads(1);
+    in.row = &from, in.row_tap = &base, in.first = index ? first_tap : nullptr, in.first_tap = base;
+    reduce(kind, in, to, to_taps, Q);
+  }
+
+  void output_row(int64_t task) const {
+    const int64_t j = task % p.out[1], o = task / p.out[1] % p.out[0];
+    const int64_t group = task / p.out[1] / p.out[0];
+    const PoolTaps t = pool_taps(p, 0, o), r = pool_taps(p, 1, j);
+    const int64_t d0 = p.origin(0, o), h0 = p.origin(1, j), S = p.kernel[2];
+    A* y = out_in_place ? static_cast<A*>(call.result) + Frame::at(p.out, group, o, j) : out;
+    int64_t n = 0;
+    for (int64_t a = t.first; a < t.last; ++a)
+      for (int64_t b = r.first; b < r.last; ++b, ++n) {
+        const int64_t d = d0 + a * p.dilation[0], h = h0 + b * p.dilation[1];
+        row_tap[n] = static_cast<L>((a * p.kernel[1] + b) * S);
+        rows[n] = window_row(group, d, h, row_taps + n);
+      }
+    const L first = static_cast<L>((t.first * p.kernel[1] + r.first) * S);
+    if (call.kind == PoolKind::kSample) draw_numbers(group, o, j);
+    if (way == Way::kTall)
+      tall_row(n, y);
+    else if (way == Way::kBroad)
+      broad_row(n, first, y);
+    else
+      whole_row(n, first, y);
+    if (call.kind == PoolKind::kLp || (call.kind == PoolKind::kSum && call.divisor != 1)) {
+      const A rows_counted = static_cast<A>(call.count[0][o] * call.count[1][j]);
+      const double power = call.kind == PoolKind::kLp ? call.power : 1;
+      lines.finish(y, count, rows_counted, static_cast<A>(call.scale), power, y, out_length);
+    }
+    if (!out_in_place) Frame::put(y, call.result, p.out, group, o, j);
+    if (index) put_index(group, o, j);
+  }
+
+  void tall_row(int64_t n, A* y) const {
+    static constexpr int64_t kHere[1] = {0};
+    Reads<A> in = reads(n);
+    in.offset = kHere, in.taps = 1;
+    // With stride 1 there is one phase, and the line is made where it lies.
+    const Phases::Run all = phases.run(0);
+    const bool direct = phases.stride == 1 && all.count == p.in[2] && p.in[2] >= lines.lanes;
+    reduce(kind, in, direct ? split + all.first : tall, nullptr, p.in[2]);
+    if (!direct) phases.split(lines, tall, split);
+    const A* from = split;
+    in = reads(1);
+    in.row = &from;
+    reduce(Reduce::kSum, in, y, nullptr, Q);
+  }
+
+  void broad_row(int64_t n, L first, A* y) const {
+    static constexpr int64_t kHere[1] = {0};
+    static constexpr L kNone[1] = {0};
+    Reads<A> in = reads(n);
+    in.offset = kHere, in.tap = kNone, in.taps = 1;
+    in.first = index ? first_tap : nullptr, in.first_tap = first;
+    reduce(index ? Reduce::kMaxLine : Reduce::kMax, in, y, taps, Q);
+  }
+
+  void whole_row(int64_t n, L first, A* y) const {
+    Reads<A> in = reads(n);
+    in.uniform = uniform;
+    if (layout == PoolLayout::kColumns) {
+      in.first = first_tap, in.first_tap = first;
+      return reduce(kind, in, y, taps, Q);
+    }
+    for (int64_t q = 0; q < Q; ++q) {
+      const PoolTaps s = pool_taps(p, 2, q);
+      in.base = p.origin(2, q) * width;
+      in.offset = offset + s.first, in.tap = tap + s.first, in.taps = s.last - s.first;
+      in.first_tap = first + static_cast<L>(s.first);
+      in.uniform = uniform + q * width;
+      reduce(kind, in, y + q * width, taps + q * width, width);
+    }
+  }
+
+  // By the outputs' places in the contiguous [N, C, O, P, Q].
+  void draw_numbers(int64_t group, int64_t o, int64_t j) const {
+    const uint64_t size = p.out_size(), row = (o * p.out[1] + j) * Q;
+    if (layout == PoolLayout::kColumns)
+      return lines.uniform(*call.seed, group * size + row, 1, uniform, Q);
+    for (int64_t q = 0; q < Q; ++q)
+      lines.uniform(*call.seed, group * width * size + row + q, size, uniform + q * width, width);
+  }
+
+  void put_index(int64_t group, int64_t o, int64_t j) const {
+    const bool bytes = call.index_kind == PoolIndex::kByte;
+    const int64_t at = Frame::at(p.out, group, o, j);
+    uint8_t* byte = static_cast<uint8_t*>(call.index) + at;
+    int64_t* place = static_cast<int64_t*>(call.index) + at;
+    if (bytes && layout != PoolLayout::kPlanes) return lines.narrow(taps, byte, out_length);
+    const int64_t planes = layout == PoolLayout::kPlanes ? Frame::planes_of(group) : width;
+    const int64_t step = layout == PoolLayout::kPlanes ? p.out_size() : 1;
+    const int64_t step_q = layout == PoolLayout::kPlanes ? 1 : width;
+    const int64_t corner = (p.origin(0, o) * p.in[1] + p.origin(1, j)) * p.in[2];
+    for (int64_t q = 0; q < Q; ++q) {
+      const int64_t origin = corner + p.origin(2, q);
+      for (int64_t c = 0; c < planes; ++c) {
+        const int64_t to = q * step_q + c * step;
+        const L chosen = taps[q * width + c];
+        if (bytes)
+          byte[to] = static_cast<uint8_t>(chosen);
+        else
+          place[to] = origin + places[chosen];
+      }
+    }
+  }
+};
+
+}  // namespace
+
+template <class A>
+PoolWork pool_forward_work(const CpuPoolCall& call, const PoolLines<A>& lines) {
+  Arena arena{nullptr};
+  const Forward<A> forward(call, lines, arena);
+  return {forward.groups * call.p.out[0] * call.p.out[1], arena.bytes};
+}
+template <class A>
+void pool_forward(const CpuPoolCall& call, const PoolLines<A>& lines, int64_t begin, int64_t end,
+                  char* scratch) {
+  Arena arena{scratch};
+  const Forward<A> forward(call, lines, arena);
+  for (int64_t task = begin; task < end; ++task) forward.output_row(task);
+}
+
+template PoolWork pool_forward_work(const CpuPoolCall&, const PoolLines<float>&);
+template PoolWork pool_forward_work(const CpuPoolCall&, const PoolLines<double>&);
+template void pool_forward(const CpuPoolCall&, const PoolLines<float>&, int64_t, int64_t, char*);
+template void pool_forward(const CpuPoolCall&, const PoolLines<double>&, int64_t, int64_t, char*);
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,203 @@
+// How the rows of a tensor become lines, in three frames:
+//   kColumns  NCHW, a plane at a time; vectors over the columns of a row.
+//   kPixels   NHWC, an image at a time; a line is [W, C], vectors over C.
+//   kPlanes   NCHW, `width` planes at a time, transposed to [W, width] lines on their way: where
+//   the
+//             windows of a row differ in their taps (adaptive axes), or a row has too few of them.
+// A row that is already a line, fp32 in fp32, is used in place.
+#pragma once
+#include <cstring>
+
+#include "pool_lines.h"
+
+namespace fastconv::cpu {
+
+enum class PoolLayout { kColumns, kPixels, kPlanes };
+
+// One thread's scratch, handed out in order; with base = nullptr only `bytes` is meaningful.
+struct Arena {
+  char* base;
+  int64_t bytes = 0;
+  template <class T>
+  T* take(int64_t n) {
+    T* here = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);
+    bytes += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return here;
+  }
+};
+
+template <class A>
+struct PoolFrame {
+  const CpuPoolCall& call;
+  const PoolProblem& p;
+  const PoolLines<A>& lines;
+  PoolLayout layout;
+  int64_t planes, width, groups;  // planes in all; per group in one line; groups
+  bool narrow_type;               // 16-bit storage
+  A* transposed = nullptr;        // one row in storage type on its way to or from a line
+
+  PoolFrame(const CpuPoolCall& c, const PoolLines<A>& l)
+      : call(c), p(c.p), lines(l), planes(c.p.N * c.p.C) {
+    narrow_type = c.dtype == DType::kBFloat16 || c.dtype == DType::kFloat16;
+    const bool few = p.out[2] <= 2 && p.kernel[2] >= 4;
+    layout = c.channels_last       ? PoolLayout::kPixels
+             : p.adaptive() || few ? PoolLayout::kPlanes
+                                   : PoolLayout::kColumns;
+    width = layout == PoolLayout::kPixels ? p.C : 1;
+    if (layout == PoolLayout::kPlanes) {
+      // As many vectors side by side as keep the rows of a window in the second cache.
+      width = 4 * lines.lanes;
+      const int64_t rows = p.kernel[0] * p.kernel[1] * p.in[2] * static_cast<int64_t>(sizeof(A));
+      while (width > lines.lanes && width * rows > (256 << 10)) width /= 2;
+      if (width > planes) width = planes;
+    }
+    groups = layout == PoolLayout::kPixels ? p.N : (planes + width - 1) / width;
+  }
+
+  int64_t slack() const { return lines.lanes; }
+  // Elements of one row, and of the buffer that holds it.
+  int64_t length(const int64_t* extents) const { return extents[2] * width; }
+  int64_t room(const int64_t* extents) const { return length(extents) + slack(); }
+  // Whether rows lie in memory as lines that vectors of `run` elements each may read and write.
+  bool in_place(int64_t run) const {
+    return !narrow_type && layout != PoolLayout::kPlanes && run >= lines.lanes;
+  }
+
+  // Row (a, b) of a group in a tensor of the extents; of the group's first plane in kPlanes.
+  int64_t at(const int64_t* extents, int64_t group, int64_t a, int64_t b) const {
+    if (layout == PoolLayout::kPlanes) group *= width;
+    const int64_t row = (group * extents[0] + a) * extents[1] + b;
+    return row * extents[2] * (layout == PoolLayout::kPixels ? width : 1);
+  }
+  int64_t planes_of(int64_t group) const {
+    const int64_t left = planes - group * width;
+    return left < width ? left : width;
+  }
+  int64_t element() const { return narrow_type ? 2 : static_cast<int64_t>(sizeof(A)); }
+
+  const A* row(const void* x, const int64_t* extents, int64_t group, int64_t a, int64_t b,
+               A* buffer) const {
+    const char* from = static_cast<const char*>(x) + at(extents, group, a, b) * element();
+    if (layout != PoolLayout::kPlanes) {
+      lines.load(call.dtype, from, buffer, length(extents));
+      return buffer;
+    }
+    const int64_t plane = extents[0] * extents[1] * extents[2];
+    if (narrow_type) {
+      gather(reinterpret_cast<const uint16_t*>(from), plane, planes_of(group), extents[2],
+             reinterpret_cast<uint16_t*>(transposed));
+      lines.load(call.dtype, transposed, buffer, length(extents));
+    } else {
+      gather(reinterpret_cast<const A*>(from), plane, planes_of(group), extents[2], buffer);
+    }
+    return buffer;
+  }
+  void put(const A* line, void* y, const int64_t* extents, int64_t group, int64_t a,
+           int64_t b) const {
+    char* to = static_cast<char*>(y) + at(extents, group, a, b) * element();
+    if (layout != PoolLayout::kPlanes) return lines.store(call.dtype, line, to, length(extents));
+    const int64_t plane = extents[0] * extents[1] * extents[2];
+    if (narrow_type) {
+      lines.store(call.dtype, line, transposed, length(extents));
+      scatter(reinterpret_cast<const uint16_t*>(transposed), plane, planes_of(group), extents[2],
+              reinterpret_cast<uint16_t*>(to));
+    } else {
+      scatter(line, plane, planes_of(group), extents[2], reinterpret_cast<A*>(to));
+    }
+  }
+
+  // [count, n], `plane` elements from one to the next, to [n, width] and back, in square tiles.
+  template <class T>
+  void gather(const T* from, int64_t plane, int64_t count, int64_t n, T* to) const {
+    for (int64_t i = 0; i < n; i += 8)
+      for (int64_t g = 0; g < count; ++g)
+        for (int64_t k = i; k < i + 8 && k < n; ++k) to[k * width + g] = from[g * plane + k];
+  }
+  template <class T>
+  void scatter(const T* from, int64_t plane, int64_t count, int64_t n, T* to) const {
+    for (int64_t i = 0; i < n; i += 8)
+      for (int64_t g = 0; g < count; ++g)
+        for (int64_t k = i; k < i + 8 && k < n; ++k) to[g * plane + k] = from[k * width + g];
+  }
+};
+
+// Which of `slots` lines holds which row.
+struct LineRing {
+  int64_t deep, high;  // slots along the two axes that rows are numbered by
+  int64_t* held = nullptr;
+
+  int64_t slots() const { return deep * high; }
+  void clear() const {
+    for (int64_t i = 0; i < slots(); ++i) held[i] = -1;
+  }
+  int64_t slot(int64_t a, int64_t b) const { return a % deep * high + b % high; }
+  // Whether the slot still has to be filled with the row.
+  bool take(int64_t slot, int64_t row) const {
+    if (held[slot] == row) return false;
+    held[slot] = row;
+    return true;
+  }
+};
+
+// A row of the input in phases: entry i of phase j is x[i * stride + j - padding], so that tap s of
+// output q is entry q + s * dilation / stride of phase s * dilation % stride, and a vector of
+// outputs reads a contiguous vector per tap, whatever the stride.
+struct Phases {
+  int64_t stride, dilation, padding, width, taps, length;
+
+  explicit Phases(const PoolProblem& p)
+      : stride(p.stride[2] == 0 ? 1 : p.stride[2]),  // adaptive rows are not split
+        dilation(p.dilation[2]),
+        padding(p.padding[2]),
+        width(p.in[2]),
+        taps(p.kernel[2]),
+        length(p.out[2] + (p.kernel[2] - 1) * p.dilation[2] / stride) {}
+
+  int64_t size() const { return stride * length; }
+  int64_t place(int64_t s) const { return s * dilation % stride * length + s * dilation / stride; }
+  // Whether any tap falls into the phase.
+  bool used(int64_t phase) const {
+    if (dilation == 1) return phase < taps;
+    for (int64_t s = 0; s < taps && s < stride; ++s)
+      if (s * dilation % stride == phase) return true;
+    return false;
+  }
+  // The entries [first, first + count) of a phase are the elements from, from + stride, ... of x.
+  struct Run {
+    int64_t first, count, from;
+  };
+  Run run(int64_t phase) const {
+    const int64_t lead = padding - phase;
+    const int64_t first = lead <= 0 ? 0 : (lead + stride - 1) / stride;
+    const int64_t from = first * stride - lead;
+    int64_t count = from >= width ? 0 : (width - from + stride - 1) / stride;
+    if (first + count > length) count = length > first ? length - first : 0;
+    return {first, count, from};
+  }
+
+  // x [W] into `out`, whose other entries are left as they are.
+  template <class A>
+  void split(const PoolLines<A>& lines, const A* x, A* out) const {
+    if (stride == 1) {
+      const Run all = run(0);
+      if (all.count > 0) std::memcpy(out + all.first, x + all.from, all.count * sizeof(A));
+      return;
+    }
+    const Run a = run(0), b = run(1);
+    const Run &even = a.from == 0 ? a : b, &odd = a.from == 0 ? b : a;
+    int64_t done = 0;
+    if (stride == 2 && even.from == 0 && odd.from == 1) {
+      done = even.count < odd.count ? even.count : odd.count;
+      A* to = out + (a.from == 0 ? 0 : length) + even.first;
+      lines.split(x, to, out + (a.from == 0 ? length : 0) + odd.first, done);
+    }
+    for (int64_t j = 0; j < stride; ++j) {
+      if (!used(j)) continue;
+      const Run r = run(j);
+      A* to = out + j * length + r.first;
+      for (int64_t i = done; i < r.count; ++i) to[i] = x[r.from + i * stride];
+    }
+  }
+};
+
+}  // namespace fastconv::cpu

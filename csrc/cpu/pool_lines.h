@@ -1,0 +1,79 @@
+// What one instruction set offers to pooling: operations on lines, runs of acc_t in memory. Rows of
+// the input, of the output and of gradients become lines, whatever the storage type, the layout and
+// the rank; the passes that order them (pool_forward.cpp, pool_backward.cpp) are compiled once.
+#pragma once
+#include "pool.h"
+
+namespace fastconv::cpu {
+
+enum class Reduce : int {
+  kMax,      // the largest; of ties the first stays, of NaNs the last
+  kMaxTap,   // and the tap it came from
+  kMaxLine,  // and what `index` says there, plus row_tap
+  kSum,
+  kSquares,  // the sum of the squares
+  kDraw,     // one element by chance (pool_sample.h), and its tap
+  kMean,     // sum of weight^2 / sum of weight
+  kSend,     // the sum of those whose `index` is the tap
+};
+constexpr int kReduces = 8;
+
+// An index beside an element of A.
+template <class A>
+struct Lane;
+template <>
+struct Lane<float> {
+  using type = int32_t;
+};
+template <>
+struct Lane<double> {
+  using type = int64_t;
+};
+template <class A>
+using lane_t = typename Lane<A>::type;
+
+// Element i of the result is reduced from row[r][base + offset[k] + i], r < rows, k < taps, in this
+// order; the tap of (r, k) is row_tap[r] + tap[k].
+template <class A>
+struct Reads {
+  const A* const* row;
+  const lane_t<A>* const* index;  // kMaxLine, kSend: beside every row
+  const lane_t<A>* row_tap;
+  int64_t rows;
+  int64_t base;
+  const int64_t* offset;
+  const lane_t<A>* tap;
+  int64_t taps;
+  // The first tap inside the input: first_tap, plus first[i] where taps before it are read too.
+  const lane_t<A>* first;
+  lane_t<A> first_tap;
+  const A* uniform;  // kDraw: the number drawn for element i
+};
+
+// Lines may start at any element. n: how many elements are read and written; reduce alone handles a
+// whole vector where n is less than one, so its lines need that much room.
+template <class A>
+struct PoolLines {
+  int64_t lanes;
+  void (*reduce[kReduces])(const Reads<A>&, A* out, lane_t<A>* taps, int64_t n);
+  void (*load)(DType, const void* x, A* out, int64_t n);
+  void (*store)(DType, const A* x, void* y, int64_t n);
+  // even[i] = x[2i], odd[i] = x[2i + 1], and back.
+  void (*split)(const A* x, A* even, A* odd, int64_t n);
+  void (*join)(const A* even, const A* odd, A* x, int64_t n);
+  // x^power
+  void (*raise)(const A* x, double power, A* out, int64_t n);
+  // (x scale / (rows count))^(1 / power)
+  void (*finish)(const A* x, const A* count, A rows, A scale, double power, A* out, int64_t n);
+  // dy y^(1 - power) scale / (rows count), 0 where y is 0; without y: dy / (rows count)
+  void (*share)(const A* dy, const A* y, const A* count, A rows, A scale, double power, A* out,
+                int64_t n);
+  // dx *= x^(power - 1)
+  void (*chain)(const A* x, double power, A* dx, int64_t n);
+  void (*widen)(const uint8_t* bytes, lane_t<A>* out, int64_t n);
+  void (*narrow)(const lane_t<A>* x, uint8_t* bytes, int64_t n);
+  // What outputs first, first + step, ... draw under the seed.
+  void (*uniform)(uint64_t seed, uint64_t first, uint64_t step, A* out, int64_t n);
+};
+
+}  // namespace fastconv::cpu
