@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -22,6 +23,7 @@ OPERATIONS = ("max_pool", "sum_pool", "lp_pool", "sample_pool", "expectation_poo
 MIN_CAPABILITY = (8, 0)
 
 
+@cache
 def version() -> str | None:
     """Triton's version, or None where it is not installed."""
     if importlib.util.find_spec("triton") is None:
@@ -32,6 +34,7 @@ def version() -> str | None:
         return "unknown"
 
 
+@cache
 def applicable(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the kernels take tensors of this device and dtype, else the reason why not.
 

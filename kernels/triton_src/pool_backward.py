@@ -20,6 +20,7 @@ from .pool_window import (
     UNROLLED_TAPS,
     counted,
     divide,
+    offsets,
     output_reaching,
     outputs_reaching,
     power,
@@ -71,6 +72,7 @@ def max_pool_dgrad_kernel(
     """dy, index [planes, O, P, Q, inner] -> dx [planes, D, H, W, inner]."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
     plane, position = split(m, D, H, W)
+    at = offsets(m, c, plane, position, (D, H, W), inner, BLOCK_C)
     ins, outs = (D, H, W), (O, P, Q)
     firsts, lasts = outputs_reaching(position, ins, outs, KERNEL, STRIDE, PADDING, DILATION)
     total = tl.full([BLOCK_M, BLOCK_C], 0, ACC)
@@ -87,7 +89,7 @@ def max_pool_dgrad_kernel(
                 j, total, dy, index, plane, position, firsts, lasts, ins, outs, inner, c, inside,
                 KERNEL, STRIDE, PADDING, DILATION, REACH, INDEX, ACC,
             )  # fmt: skip
-    tl.store(dx + (m * inner + c), total, inside)
+    tl.store(dx + at, total, inside)
 
 
 @triton.jit
@@ -116,6 +118,7 @@ def sum_pool_dgrad_kernel(
     """dy [planes, O, P, Q, inner] -> dx [planes, D, H, W, inner]."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
     plane, position = split(m, D, H, W)
+    at = offsets(m, c, plane, position, (D, H, W), inner, BLOCK_C)
     ins, outs = (D, H, W), (O, P, Q)
     firsts, lasts = outputs_reaching(position, ins, outs, KERNEL, STRIDE, PADDING, (1, 1, 1))
     total = tl.full([BLOCK_M, BLOCK_C], 0, ACC)
@@ -134,7 +137,7 @@ def sum_pool_dgrad_kernel(
             )  # fmt: skip
     if not COUNTED:
         total = divide(total, tl.full([BLOCK_M, 1], divisor, ACC), ACC)
-    tl.store(dx + (m * inner + c), total, inside)
+    tl.store(dx + at, total, inside)
 
 
 @triton.jit
@@ -166,8 +169,8 @@ def lp_pool_dgrad_kernel(
 ):  # fmt: skip
     """dy, y [planes, O, P, Q, inner], x [planes, D, H, W, inner] -> dx like x."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
-    at = m * inner + c
     plane, position = split(m, D, H, W)
+    at = offsets(m, c, plane, position, (D, H, W), inner, BLOCK_C)
     ins, outs = (D, H, W), (O, P, Q)
     firsts, lasts = outputs_reaching(position, ins, outs, KERNEL, STRIDE, PADDING, (1, 1, 1))
     total = tl.full([BLOCK_M, BLOCK_C], 0, ACC)

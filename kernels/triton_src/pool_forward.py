@@ -26,6 +26,7 @@ from .pool_window import (
     divide,
     first_tap,
     load_tap,
+    offsets,
     power,
     split,
     tap_position,
@@ -87,6 +88,7 @@ def max_pool_fprop_kernel(
     uint8, 2 places in the plane as int64."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
     plane, out = split(m, O, P, Q)
+    at = offsets(m, c, plane, out, (O, P, Q), inner, BLOCK_C)
     ins = (D, H, W)
     starts, ends = windows(out, ins, (O, P, Q), STRIDE, PADDING)
     best = tl.full([BLOCK_M, BLOCK_C], float("-inf"), ACC)
@@ -106,9 +108,9 @@ def max_pool_fprop_kernel(
                 tap, best, kept, x, plane, starts, ends, ins, inner, c, inside,
                 KERNEL, DILATION, INDEX, BORDER, ACC,
             )  # fmt: skip
-    tl.store(y + (m * inner + c), best, inside)
+    tl.store(y + at, best, inside)
     if INDEX != 0:
-        tl.store(index + (m * inner + c), kept, inside)
+        tl.store(index + at, kept, inside)
 
 
 @triton.jit
@@ -179,6 +181,7 @@ def sum_pool_fprop_kernel(
     counts, else over `divisor`."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
     plane, out = split(m, O, P, Q)
+    at = offsets(m, c, plane, out, (O, P, Q), inner, BLOCK_C)
     ins = (D, H, W)
     starts, ends = windows(out, ins, (O, P, Q), STRIDE, PADDING)
     total = sum_of_powers(x, plane, starts, ends, ins, inner, c, inside, KERNEL, 1, BORDER, ACC)
@@ -186,7 +189,7 @@ def sum_pool_fprop_kernel(
         n = counted(starts, ends, ins, KERNEL, STRIDE, PADDING, INCLUDE_PAD, ACC)
     else:
         n = tl.full([BLOCK_M, 1], divisor, ACC)
-    tl.store(y + (m * inner + c), divide(total, n, ACC), inside)
+    tl.store(y + at, divide(total, n, ACC), inside)
 
 
 @triton.jit(do_not_specialize_on_alignment=EXTENTS)
@@ -200,13 +203,14 @@ def lp_pool_fprop_kernel(
     as if they were whole."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
     plane, out = split(m, O, P, Q)
+    at = offsets(m, c, plane, out, (O, P, Q), inner, BLOCK_C)
     ins = (D, H, W)
     starts, ends = windows(out, ins, (O, P, Q), STRIDE, PADDING)
     total = sum_of_powers(x, plane, starts, ends, ins, inner, c, inside, KERNEL, POWER, BORDER, ACC)
     if RESCALE:
         n = counted(starts, ends, ins, KERNEL, STRIDE, PADDING, True, ACC)
         total = divide(total, n, ACC) * (KERNEL[0] * KERNEL[1] * KERNEL[2])
-    tl.store(y + (m * inner + c), power(total, 1 / POWER, ACC), inside)
+    tl.store(y + at, power(total, 1 / POWER, ACC), inside)
 
 
 @triton.jit
@@ -279,6 +283,7 @@ def sample_pool_fprop_kernel(
     a maximum."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
     plane, out = split(m, O, P, Q)
+    at = offsets(m, c, plane, out, (O, P, Q), inner, BLOCK_C)
     ins = (D, H, W)
     starts, ends = windows(out, ins, (O, P, Q), STRIDE, PADDING)
     total, _ = sum_of_weights(
@@ -306,9 +311,9 @@ def sample_pool_fprop_kernel(
                 tap, best, kept, running, taken, total, threshold,
                 x, plane, starts, ends, ins, inner, c, inside, KERNEL, INDEX, BORDER, ACC,
             )  # fmt: skip
-    tl.store(y + (m * inner + c), best, inside)
+    tl.store(y + at, best, inside)
     if INDEX != 0:
-        tl.store(index + (m * inner + c), kept, inside)
+        tl.store(index + at, kept, inside)
 
 
 @triton.jit(do_not_specialize_on_alignment=EXTENTS)
@@ -321,6 +326,7 @@ def expectation_pool_fprop_kernel(
     """x [planes, D, H, W, inner] -> y [planes, O, P, Q, inner]; 0 where no weight is positive."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
     plane, out = split(m, O, P, Q)
+    at = offsets(m, c, plane, out, (O, P, Q), inner, BLOCK_C)
     ins = (D, H, W)
     starts, ends = windows(out, ins, (O, P, Q), STRIDE, PADDING)
     total, squares = sum_of_weights(
@@ -328,7 +334,7 @@ def expectation_pool_fprop_kernel(
     )
     some = total != 0
     mean = divide(squares, tl.where(some, total, 1.0), ACC)
-    tl.store(y + (m * inner + c), tl.where(some, mean, 0.0), inside)
+    tl.store(y + at, tl.where(some, mean, 0.0), inside)
 
 
 @triton.jit(do_not_specialize_on_alignment=EXTENTS)
@@ -339,8 +345,8 @@ def max_pool_at_kernel(
 ):  # fmt: skip
     """x [planes, D, H, W, inner] at index [planes, O, P, Q, inner] -> y; 0 outside the plane."""
     m, c, inside = tile_of(rows, inner, BLOCK_M, BLOCK_C, WIDE)
-    at = m * inner + c
     plane, out = split(m, O, P, Q)
+    at = offsets(m, c, plane, out, (O, P, Q), inner, BLOCK_C)
     if INDEX == 1:
         starts, _ = windows(out, (D, H, W), (O, P, Q), STRIDE, PADDING)
         tap = tl.load(index + at, inside, 0).to(tl.int32)

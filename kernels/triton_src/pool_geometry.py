@@ -181,9 +181,9 @@ def _power_of_two(n: int) -> int:
 
 
 def tile(rows: int, inner: int, itemsize: int) -> tuple[int, int, int]:
-    """(BLOCK_M, BLOCK_C, warps): one 16-byte vector per thread, and fewer warps for small problems
-    so that more multiprocessors have a program."""
-    vector = 16 // itemsize
+    """(BLOCK_M, BLOCK_C, warps): one 16-byte vector per thread, or two elements where none can be
+    loaded; fewer warps for small problems, so that more multiprocessors have a program."""
+    vector = 16 // itemsize if inner > 1 else 2
     for warps in (4, 2, 1):
         elements = THREADS_PER_WARP * warps * vector
         block_c = min(_power_of_two(inner), elements)

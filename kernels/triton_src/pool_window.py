@@ -34,6 +34,22 @@ def tile_of(rows, inner, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.
 
 
 @triton.jit
+def offsets(m, c, plane, i, extents, inner, BLOCK_C: tl.constexpr):
+    """Where the tile's results lie, [BLOCK_M, BLOCK_C].
+
+    It is m * inner + c. Without inner elements Triton would see that four threads' worth lie side
+    by side, and exchange results between threads for stores of 16 bytes, which it then cannot use
+    where the number of results is odd. Spelled out, each thread stores what it computed, and a warp
+    still writes consecutive elements.
+    """
+    if BLOCK_C > 1:
+        return m * inner + c
+    else:
+        place = ((plane * extents[0] + i[0]) * extents[1] + i[1]) * extents[2] + i[2]
+        return place * inner + c
+
+
+@triton.jit
 def split(m, D, H, W):
     """Place m -> plane and (d, h, w)."""
     w = m % W

@@ -1,0 +1,66 @@
+"""The Triton launchers with their kernels run by Triton's interpreter, on CPU tensors.
+
+TRITON_INTERPRET is read when a kernel is defined. So that one process can both run the kernels and
+compile them, this makes a second copy of the package `fastconv._triton`, defined while it is on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import triton
+from triton.runtime import interpreter
+
+import fastconv
+
+NAME = "interpreted_triton_package"
+FOLDER = Path(fastconv.__file__).parent / "_triton"
+
+
+def load() -> ModuleType:
+    """The copy's `pool` module."""
+    if NAME not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            NAME, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
+        )
+        assert spec is not None and spec.loader is not None
+        package = importlib.util.module_from_spec(spec)
+        sys.modules[NAME] = package
+        spec.loader.exec_module(package)
+    pool = importlib.import_module(f"{NAME}.pool")
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = True
+        kernels = pool.kernels()
+    assert all(isinstance(k, interpreter.InterpretedFunction) for k in kernels.values())
+    _patch_once()
+    return pool
+
+
+def _patch_once() -> None:
+    """Keeps the interpreter from looking through the language again at each call of a function
+    within a kernel, which is a fifth of its time."""
+    patch = getattr(interpreter, "_patch_lang", None)
+    scope = getattr(interpreter, "_LangPatchScope", None)
+    if patch is None or scope is None or getattr(patch, "once", False):
+        return
+
+    def once(fn: Any) -> Any:
+        inside = not triton.language.core.is_builtin(triton.language.load)
+        return scope() if inside else patch(fn)
+
+    once.once = True  # type: ignore[attr-defined]
+    interpreter._patch_lang = once
+
+
+def quietly(f: Any, *args: Any) -> Any:
+    """f(*args) without NumPy's warnings: lanes beyond the end compute on zeros, as on a GPU."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return f(*args)
