@@ -2,8 +2,9 @@
 
 Builds, tests, sanitizes, self-tests and measures on the first CUDA device, each stage in its own
 process with its own time limit, the whole within nine minutes. Writes gpu_run.json, gpu_run.md,
-gpu_run.log and selftest.json into FOLDER, else $OUT, else bench/results/<device>/. The exit code is
-0 only when every stage that counts has passed; the benchmark against torch.compile does not.
+gpu_run.log, gpu_suite.* and selftest.json into FOLDER, else $OUT, else bench/results/<device>/. The
+exit code is 0 only when every stage that counts has passed; the benchmark against torch.compile
+does not.
 
 `--dry-run` needs no GPU: it runs what can run on the CPU and says of the rest that it did not.
 """
@@ -132,6 +133,18 @@ class GpuRun:
         path = str(self.work / "compiled.json")
         return [self._on_device("benchmark: torch.compile", (*command, path), 110, 40, False)]
 
+    def suite(self) -> list[Stage]:
+        """What `python -m bench run` measures on the device: pools and inception modules."""
+        words = (
+            "--device cuda --dtype bfloat16 --batch 32 --lists family,inception,resnet50,googlenet"
+        )
+        words += " --ops pool,inception --providers auto,direct,triton,compile --seconds 0.03"
+        return [self._on_device("benchmark: suite", self._suite(words, 55), 75, 30)]
+
+    def _suite(self, words: str, seconds: float) -> tuple[str, ...]:
+        options = (*words.split(), "--until", str(seconds), "--json", str(self.work / "suite.json"))
+        return (PYTHON, "-m", "bench", "run", *options)
+
     def rehearsals(self) -> list[list[Stage]]:
         """What a dry run does in the place of the stages that need a device."""
         environment = {"FASTCONV_GPU_REHEARSAL": "cpu", "OMP_WAIT_POLICY": "passive"}
@@ -168,6 +181,13 @@ class GpuRun:
                     {"OMP_WAIT_POLICY": "passive"},
                     note=note,
                 ),
+                Stage(
+                    "suite: rehearsal",
+                    self._suite("--lists family --limit 1 --seconds 0.001", limit / 4),
+                    *(limit, 10, True),
+                    {"OMP_WAIT_POLICY": "passive"},
+                    note=note,
+                ),
             ],
         ]
 
@@ -193,6 +213,7 @@ class GpuRun:
             self.watched,
             self.selftest,
             self.benchmark,
+            self.suite,
             self.against_compile,
         ]
         if not self.dry:
@@ -233,6 +254,8 @@ class GpuRun:
         (folder / "gpu_run.md").write_text(gpu_report.markdown(doc))
         if selftest is not None:
             shutil.copyfile(self.work / "selftest.json", folder / "selftest.json")
+        for written in self.work.glob("suite.*"):
+            shutil.copyfile(written, folder / f"gpu_{written.name}")
         with (folder / "gpu_run.log").open("wb") as out:
             for result in self.runner.results:
                 log = self.runner.log_of(result.name)

@@ -112,6 +112,9 @@ def conclude(doc: dict) -> None:
             )
         if s["wrong"]:
             print(f"{where:48} WRONG on {s['wrong']} layers")
+    timed = sum("ms" in row for row in doc["rows"])
+    wrong = sum(row["status"] in ("wrong", "error") and row["ours"] for row in doc["rows"])
+    print(f"summary: {timed} times, {wrong} wrong or failed")
     for goal in doc["goals"]:
         print(report.goal_line(goal))
         for text in goal["missed_rows"]:

@@ -62,12 +62,14 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
 def test_dry_run(dry) -> None:
     folder, done = dry
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name for path in folder.iterdir()} == {"gpu_run.json", "gpu_run.md", "gpu_run.log"}
+    written = {f"gpu_run.{kind}" for kind in ("json", "md", "log")}
+    written |= {f"gpu_suite.{kind}" for kind in ("json", "md", "csv")}
+    assert {path.name for path in folder.iterdir()} == written
     doc = json.loads((folder / "gpu_run.json").read_text())
     assert doc["dry_run"] and doc["passed"] and doc["failed"] == []
     stages = {stage["name"]: stage for stage in doc["stages"]}
     for name in ("machine", "tests: collected", "tests: rehearsal", "sanitized: rehearsal",
-                 "benchmark: rehearsal", "selftest: starts"):  # fmt: skip
+                 "benchmark: rehearsal", "suite: rehearsal", "selftest: starts"):  # fmt: skip
         assert stages[name]["status"] == PASSED, stages[name]
     for name in (*ON_DEVICE, *(f"tests: {a}" for a in _C.cuda_algorithms())):
         assert (stages[name]["status"], stages[name]["reason"]) == (NOT_RUN, "no CUDA device")
