@@ -26,6 +26,7 @@ ON_DEVICE = (
     "tests: 2^31 elements",
     "selftest",
     "benchmark",
+    "benchmark: suite",
     *(f"compute-sanitizer: {tool}" for tool in gpu_sanitize.TOOLS),
 )
 
