@@ -38,6 +38,14 @@ inline LaunchConfig config_for(int64_t threads, int block, void* stream) {
           0, stream};
 }
 
+// The same with adaptive axes written as strided ones where all their windows are equally long.
+inline PoolCall evened(PoolCall call) {
+  PoolProblem& p = call.p;
+  for (int a = 0; a < 3; ++a)
+    if (p.stride[a] == 0 && p.in[a] % p.out[a] == 0) p.stride[a] = p.kernel[a];
+  return call;
+}
+
 inline PoolGeometry geometry_of(const PoolCall& call, bool input) {
   const PoolProblem& p = call.p;
   PoolGeometry g;
@@ -51,6 +59,7 @@ inline PoolGeometry geometry_of(const PoolCall& call, bool input) {
     axis.dilation = static_cast<int>(p.dilation[a]);
     axis.by_stride = FastDivmod(static_cast<uint32_t>(std::max(p.stride[a], int64_t{1})));
     axis.by_dilation = FastDivmod(static_cast<uint32_t>(p.dilation[a]));
+    axis.by_kernel = FastDivmod(static_cast<uint32_t>(p.kernel[a]));
     axis.by_in = FastDivmod64(static_cast<uint64_t>(p.in[a]));
     axis.by_out = FastDivmod64(static_cast<uint64_t>(p.out[a]));
   }

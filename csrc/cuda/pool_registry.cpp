@@ -5,7 +5,9 @@
 namespace fastconv::cuda {
 namespace {
 // In order of preference; the kernels of any window take everything.
-const PoolTable* const kTables[] = {&pool_any_fprop_table, &pool_any_dgrad_table,
+const PoolTable* const kTables[] = {&pool_planes_fprop_table,   &pool_planes_dgrad_table,
+                                    &pool_channels_fprop_table, &pool_channels_dgrad_table,
+                                    &pool_any_fprop_table,      &pool_any_dgrad_table,
                                     &pool_places_table};
 }  // namespace
 

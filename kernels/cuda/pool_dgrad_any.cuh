@@ -28,21 +28,23 @@ template <PoolKind KIND, class scalar_t>
 __device__ __forceinline__ acc_t<scalar_t> gathered(const PoolArguments<scalar_t>& args,
                                                     int64_t plane, const int (&here)[3]) {
   using A = acc_t<scalar_t>;
+  constexpr PoolAxisKind kAny = PoolAxisKind::kAny;
   const PoolGeometry& g = args.g;
-  const PoolRange os = g.axis[0].outputs(here[0]), ps = g.axis[1].outputs(here[1]);
-  const PoolRange qs = g.axis[2].outputs(here[2]);
+  const PoolRange os = g.axis[0].template outputs<kAny>(here[0]),
+                  ps = g.axis[1].template outputs<kAny>(here[1]);
+  const PoolRange qs = g.axis[2].template outputs<kAny>(here[2]);
   A sum = A(0);
 #pragma unroll 1
   for (int o = os.first; o < os.last; ++o) {
-    const int t = g.axis[0].tap_on(o, here[0]);
+    const int t = g.axis[0].template tap_on<kAny>(o, here[0]);
     if (t < 0) continue;
 #pragma unroll 1
     for (int p = ps.first; p < ps.last; ++p) {
-      const int r = g.axis[1].tap_on(p, here[1]);
+      const int r = g.axis[1].template tap_on<kAny>(p, here[1]);
       if (r < 0) continue;
 #pragma unroll 1
       for (int q = qs.first; q < qs.last; ++q) {
-        const int s = g.axis[2].tap_on(q, here[2]);
+        const int s = g.axis[2].template tap_on<kAny>(q, here[2]);
         if (s < 0) continue;
         const int64_t output = plane + g.out_place(o, p, q) * g.step();
         if constexpr (KIND == PoolKind::kMax) {
@@ -54,10 +56,10 @@ __device__ __forceinline__ acc_t<scalar_t> gathered(const PoolArguments<scalar_t
         } else {
           A dy = to_acc(args.dy[output]);
           if constexpr (KIND == PoolKind::kSum) {
-            dy = dy / (args.divisor != A(0) ? args.divisor : args.counted(o, p, q));
+            dy = dy / (args.divisor != A(0) ? args.divisor : args.template counted<kAny>(o, p, q));
           } else {
             dy = lp_slope(dy, to_acc(args.y[output]), args.power.p);
-            if (args.whole != A(0)) dy = dy / args.counted(o, p, q) * args.whole;
+            if (args.whole != A(0)) dy = dy / args.template counted<kAny>(o, p, q) * args.whole;
           }
           sum += dy;
         }

@@ -23,23 +23,23 @@ template <class scalar_t, PoolKind KIND>
 constexpr int kPoolAnyBlocks = sizeof(scalar_t) == 8 && KIND == PoolKind::kLp ? 4 : 6;
 
 // The window of one output of the plane that `x` points to.
-template <class scalar_t>
-struct AnyWindow {
+template <PoolAxisKind AXES>
+struct PoolWindow {
   int origin[3];
   PoolRange taps[3];
 
-  __device__ __forceinline__ AnyWindow(const PoolGeometry& g, const int (&at)[3]) {
+  __device__ __forceinline__ PoolWindow(const PoolGeometry& g, const int (&at)[3]) {
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
-      origin[a] = g.axis[a].origin(at[a]);
-      taps[a] = g.axis[a].taps(at[a], origin[a]);
+      origin[a] = g.axis[a].template origin<AXES>(at[a]);
+      taps[a] = g.axis[a].template taps<AXES>(at[a], origin[a]);
     }
   }
   __device__ __forceinline__ int first_tap(const PoolGeometry& g) const {
     return (taps[0].first * g.axis[1].kernel + taps[1].first) * g.axis[2].kernel + taps[2].first;
   }
   // Calls f(element, tap) in row-major order.
-  template <class F>
+  template <class scalar_t, class F>
   __device__ __forceinline__ void walk(const PoolGeometry& g, const scalar_t* x, const F& f) const {
     const int64_t column_step = g.axis[2].dilation * g.step();
 #pragma unroll 1
@@ -57,13 +57,15 @@ struct AnyWindow {
       }
     }
   }
-  // Place in the plane of a tap.
-  __device__ __forceinline__ int64_t place(const PoolGeometry& g, int tap) const {
-    // Once per output, and only for int64 indices: the hardware's own division will do.
-    const int row = tap / g.axis[2].kernel, s = tap - row * g.axis[2].kernel;
-    const int t = row / g.axis[1].kernel, r = row - t * g.axis[1].kernel;
-    return g.in_place(origin[0] + t * g.axis[0].dilation, origin[1] + r * g.axis[1].dilation,
-                      origin[2] + s * g.axis[2].dilation);
+  // Place in the plane of a tap; place_t can hold any.
+  template <class place_t>
+  __device__ __forceinline__ place_t place(const PoolGeometry& g, int tap) const {
+    uint32_t r, s;
+    const int t = g.axis[1].by_kernel.divmod(g.axis[2].by_kernel.divmod(tap, s), r);
+    const place_t d = origin[0] + t * g.axis[0].dilation;
+    const place_t h = origin[1] + static_cast<int>(r) * g.axis[1].dilation;
+    return (d * g.axis[1].in + h) * g.axis[2].in + origin[2] +
+           static_cast<int>(s) * g.axis[2].dilation;
   }
 };
 
@@ -76,7 +78,7 @@ __global__ void __launch_bounds__(kPoolAnyThreads, (kPoolAnyBlocks<scalar_t, KIN
   if (i >= g.elements) return;
   const PoolPlace<false> place(g, i);
   const scalar_t* const x = args.x + g.plane(place.n, place.c, g.in_size);
-  const AnyWindow<scalar_t> window(g, place.at);
+  const PoolWindow<PoolAxisKind::kAny> window(g, place.at);
   PoolReduction<KIND, A> reduction;
   reduction.start(window.first_tap(g));
   window.walk(g, x, [&](A v, int tap) { reduction.first(v, tap, args.power.p); });
@@ -89,15 +91,15 @@ __global__ void __launch_bounds__(kPoolAnyThreads, (kPoolAnyBlocks<scalar_t, KIN
   }
   A counted = args.divisor;
   if (KIND == PoolKind::kSum && counted == A(0))
-    counted = args.counted(place.at[0], place.at[1], place.at[2]);
+    counted = args.template counted<PoolAxisKind::kAny>(place.at[0], place.at[1], place.at[2]);
   if (KIND == PoolKind::kLp && args.whole != A(0))
-    counted = args.counted(place.at[0], place.at[1], place.at[2]);
+    counted = args.template counted<PoolAxisKind::kAny>(place.at[0], place.at[1], place.at[2]);
   args.result[i] = from_acc<scalar_t>(
       finish<KIND>(reduction.value, reduction.weights, counted, args.whole, args.power));
   if constexpr (KIND == PoolKind::kMax || KIND == PoolKind::kSample) {
     if (args.index == nullptr) return;
     if (args.long_index)
-      static_cast<int64_t*>(args.index)[i] = window.place(g, reduction.tap);
+      static_cast<int64_t*>(args.index)[i] = window.template place<int64_t>(g, reduction.tap);
     else
       static_cast<uint8_t*>(args.index)[i] = static_cast<uint8_t>(reduction.tap);
   }

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kPoolPlacesThreads, 6)
   if (longs != nullptr)
     from = longs[i];
   else
-    from = AnyWindow<word_t>(g, place.at).place(g, bytes[i]);
+    from = PoolWindow<PoolAxisKind::kAny>(g, place.at).template place<int64_t>(g, bytes[i]);
   word_t value = 0;
   if (from >= 0 && from < g.in_size)
     value = x[g.plane(place.n, place.c, g.in_size) + from * g.step()];

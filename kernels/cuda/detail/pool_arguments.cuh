@@ -20,12 +20,12 @@ struct PoolArguments {
   const uint64_t* seed;
 
   // Elements that the window of output (o, p, q) counts.
+  template <PoolAxisKind AXES>
   __device__ __forceinline__ acc_t<scalar_t> counted(int o, int p, int q) const {
-    const PoolAxis* const axis = g.axis;
     return static_cast<acc_t<scalar_t>>(
-        static_cast<int64_t>(axis[0].counted(o, axis[0].origin(o), include_pad)) *
-        axis[1].counted(p, axis[1].origin(p), include_pad) *
-        axis[2].counted(q, axis[2].origin(q), include_pad));
+        static_cast<int64_t>(g.axis[0].template counted<AXES>(o, include_pad)) *
+        g.axis[1].template counted<AXES>(p, include_pad) *
+        g.axis[2].template counted<AXES>(q, include_pad));
   }
 };
 

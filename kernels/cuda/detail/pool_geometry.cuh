@@ -11,20 +11,35 @@ struct PoolRange {
   int first, last;
 };
 
+// What is known of an axis when the kernel is compiled.
+enum class PoolAxisKind {
+  kAny,
+  kStrided,  // not adaptive
+  kDense,    // nor dilated
+};
+
 struct PoolAxis {
   int in, kernel, out, padding, stride, dilation;  // stride 0: adaptive
-  FastDivmod by_stride, by_dilation;
+  FastDivmod by_stride, by_dilation, by_kernel;
   FastDivmod64 by_in, by_out;
 
+  template <PoolAxisKind AXES>
+  __device__ __forceinline__ bool adaptive() const {
+    return AXES == PoolAxisKind::kAny && stride == 0;
+  }
+
   // Where the window of output o starts; negative in the padding.
+  template <PoolAxisKind AXES>
   __device__ __forceinline__ int origin(int o) const {
-    if (stride != 0) return o * stride - padding;
-    return static_cast<int>(by_out.div(static_cast<uint64_t>(o) * in));
+    if (adaptive<AXES>()) return static_cast<int>(by_out.div(static_cast<uint64_t>(o) * in));
+    return o * stride - padding;
   }
 
   // Taps of the window at `origin`, that of output o, that lie in the input.
+  template <PoolAxisKind AXES>
   __device__ __forceinline__ PoolRange taps(int o, int origin) const {
-    if (stride == 0) {
+    if (AXES == PoolAxisKind::kDense) return {max(-origin, 0), min(kernel, in - origin)};
+    if (adaptive<AXES>()) {
       const uint64_t end = static_cast<uint64_t>(o + 1) * in + (out - 1);
       return {0, static_cast<int>(by_out.div(end)) - origin};
     }
@@ -35,31 +50,36 @@ struct PoolAxis {
   }
 
   // Outputs whose windows reach input i.
+  template <PoolAxisKind AXES>
   __device__ __forceinline__ PoolRange outputs(int i) const {
-    if (stride == 0) {
+    if (adaptive<AXES>()) {
       const uint64_t end = static_cast<uint64_t>(i + 1) * out + (in - 1);
       return {static_cast<int>(by_in.div(static_cast<uint64_t>(i) * out)),
               static_cast<int>(by_in.div(end))};
     }
     const int place = i + padding;
-    const int before = max(place - dilation * (kernel - 1), 0) + stride - 1;
+    const int reach = AXES == PoolAxisKind::kDense ? kernel - 1 : dilation * (kernel - 1);
+    const int before = max(place - reach, 0) + stride - 1;
     return {static_cast<int>(by_stride.div(before)),
             min(static_cast<int>(by_stride.div(place)) + 1, out)};
   }
   // The tap of output o that lies on input i, or -1.
+  template <PoolAxisKind AXES>
   __device__ __forceinline__ int tap_on(int o, int i) const {
-    const uint32_t distance = static_cast<uint32_t>(i - origin(o));
-    if (dilation == 1) return static_cast<int>(distance);
+    const uint32_t distance = static_cast<uint32_t>(i - origin<AXES>(o));
+    if (AXES == PoolAxisKind::kDense || dilation == 1) return static_cast<int>(distance);
     uint32_t rest;
     const uint32_t tap = by_dilation.divmod(distance, rest);
     return rest == 0 ? static_cast<int>(tap) : -1;
   }
 
-  // Elements of the window at `origin`, that of output o, that an average counts.
-  __device__ __forceinline__ int counted(int o, int origin, bool include_pad) const {
-    if (stride == 0) return taps(o, origin).last;
-    const int begin = include_pad ? origin : max(origin, 0);
-    return min(origin + kernel, in + (include_pad ? padding : 0)) - begin;
+  // Elements of the window of output o that an average counts.
+  template <PoolAxisKind AXES>
+  __device__ __forceinline__ int counted(int o, bool include_pad) const {
+    const int start = origin<AXES>(o);
+    if (adaptive<AXES>()) return taps<AXES>(o, start).last;
+    const int begin = include_pad ? start : max(start, 0);
+    return min(start + kernel, in + (include_pad ? padding : 0)) - begin;
   }
 };
 
