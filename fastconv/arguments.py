@@ -7,6 +7,7 @@ so the texts are PyTorch's by construction.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ def _as_int(value: Any) -> Any:
         return operator.index(value)  # NumPy's integers
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a function whose answer torch.compile takes as it stands.
+
+    What torch.compiler.assume_constant_result does, without its import of the whole compiler, for
+    which everybody who imports this package would wait.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def as_ints(value: Any, rank: int) -> tuple[Any, ...] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastconv import gpu, select_pool_cuda
-from fastconv.arguments import foreign_dispatch
+from fastconv.arguments import constant_in_graphs, foreign_dispatch
 from fastconv.ops.conv import transforming
 from fastconv.problem import NATIVE_DTYPES
 
@@ -95,7 +95,7 @@ class PoolCall(NamedTuple):
 
 
 # torch.compile takes the answer as it stands: it cannot look into the search for a package.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _triton_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     from fastconv import _triton
 

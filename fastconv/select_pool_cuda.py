@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastconv import _C, gpu, select, trust
+from fastconv.arguments import constant_in_graphs
 from fastconv.problem import NATIVE_DTYPES
 
 # (pass, kind) of the bare ops, by the names of _C.PoolPass and _C.PoolKind.
@@ -53,7 +54,7 @@ def _untrusted(device: str, name: str, forced: bool) -> str | None:
 
 
 # torch.compile takes the answer as it stands.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def refusal(device: str, ops: tuple[str, ...], dtype: torch.dtype, forced: bool) -> str | None:
     """Why the kernels of these ops may not run on the device; None if they may.
 

@@ -206,6 +206,13 @@ def test_import_never_compiles(tmp_path):
     assert "backends" in out
 
 
+def test_import_brings_in_no_compiler(tmp_path):
+    """Everybody who imports the package would wait for them."""
+    heavy = "{'triton', 'torch._dynamo', 'torch._inductor', 'matplotlib'}"
+    code = f"import torch, sys, fastconv; print({heavy} & set(sys.modules))"
+    assert run([sys.executable, "-c", code], tmp_path, {"PYTHONPATH": str(ROOT)}).strip() == "set()"
+
+
 def test_unloadable_library_says_how_to_rebuild(monkeypatch, tmp_path):
     from fastconv import _library
 
