@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import types
 import venv
 from pathlib import Path
@@ -156,6 +157,8 @@ import fastconv, json, os, torch
 y = torch.ops.fastconv.conv_fprop(torch.ones(1, 2, 5, 5), torch.ones(3, 2, 3, 3), None,
                                   [1, 1], [0, 0], [1, 1], 1, "direct")
 assert y.shape == (1, 3, 3, 3) and bool((y == 18).all())
+from fastconv._triton import pool  # its folder is a link in the repository
+assert os.path.isfile(os.path.join(os.path.dirname(pool.__file__), "pool_forward.py"))
 print(os.path.dirname(fastconv.__file__))
 """
 
@@ -186,6 +189,20 @@ def test_install(how, where, fresh_venv, tmp_path):
     info = json.loads(run([fresh_venv, "-m", "fastconv.info", "--json"], tmp_path, env))
     assert info["fastconv"]["version"] == "0.1.0"
     assert info["backends"]["cpu"]["works"]
+
+
+def test_source_distribution_holds_the_linked_folder(tmp_path):
+    """The archive has the Triton sources as plain files where they are imported from."""
+    run([sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path], ROOT, build_environment())
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        held = {
+            name.split("/", 1)[-1] for name in files.getnames() if files.getmember(name).isfile()
+        }
+    sources = [path.name for path in (ROOT / "kernels" / "triton_src").glob("*.py")]
+    assert "pool.py" in sources
+    assert held >= {f"fastconv/_triton/{name}" for name in sources}
+    assert held >= {f"kernels/triton_src/{name}" for name in sources}
 
 
 def test_architecture_coverage():

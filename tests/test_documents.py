@@ -39,6 +39,13 @@ def test_every_device_kernel_is_in_the_catalogue():
     for source in sources:
         for kernel in re.findall(r"__global__[^{;]*?(\w+_kernel)\(", source.read_text()):
             assert f"`{kernel}`" in text, f"{kernel} of {source.name} is not in kernels/README.md"
+    scripts = [*(ROOT / "kernels" / "triton_src").glob("*.py")]
+    rows = {
+        f"| `{kernel}` | `triton_src/{script.name}` |"
+        for script in scripts
+        for kernel in re.findall(r"^def (\w+_kernel)\(", script.read_text(), re.MULTILINE)
+    }
+    assert rows and not [row for row in rows if row not in text]
 
 
 def test_measured_tables_are_those_of_the_result_files():

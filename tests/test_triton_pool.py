@@ -368,16 +368,13 @@ def test_model_of_the_generator() -> None:
     assert sample_model.philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
-def test_sampling_is_the_cpu_kernels(pool) -> None:
-    x = torch.randn(2, 3, 8, 7)
-    x[0, 0, :4] = tied((4, 7), torch.float32)
-    args = (torch.tensor([-5]), [3, 2], [2, 2], [1, 0], True)
-    try:
-        expected = OPS.sample_pool_fprop(x, *args, PLACE)
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0][-60:])
-    for got, wanted in zip(pool.sample_pool_fprop(x, *args, PLACE), expected, strict=True):
-        assert same(got, wanted)
+@pytest.mark.parametrize(("c", "last", "dtype"), rotated([PLAIN[4], PLAIN[6]]))
+def test_sampling_is_the_cpu_kernels(pool, c: Case, last: bool, dtype: torch.dtype) -> None:
+    x = torch.randn(c.size).to(dtype)
+    x[..., -1] = tied(x.shape[:-1], dtype)
+    args = (laid_out(x, last), torch.tensor([-5]), *c.lists, c.ceil_mode, PLACE)
+    got, expected = pool.sample_pool_fprop(*args), OPS.sample_pool_fprop(*args)
+    assert same(got[0], expected[0]) and same(got[1], expected[1])
 
 
 def test_sampling_of_extreme_windows(pool) -> None:
