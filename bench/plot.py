@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ def _figure(doc: dict, title: str, width: float, height: float) -> tuple[Any, An
     return figure, axes
 
 
+def _points(axes: Any, rows: list[dict], place: Callable[[dict], tuple[float, float]]) -> None:
+    """A point a row, each contender in its colour and shape."""
+    for name, style in _styles(rows).items():
+        points = [place(row) for row in rows if row["contender"] == name]
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=18, alpha=0.7, linewidths=0, label=name, **style)
+
+
 def _plain_numbers(axes: Any) -> None:
     """1, 2, 5, 10, … on logarithmic axes instead of powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -108,17 +117,11 @@ def roofline(doc: dict, rows: list[dict]) -> Any:
         linewidth=1.5,
         label=f"triad {bandwidth / 1e9:.0f} GB/s, matrix product {peak / 1e9:.0f} GFLOP/s",
     )
-    for name, style in _styles(rows).items():
-        own = [row for row in rows if row["contender"] == name]
-        axes.scatter(
-            [row["flops"] / row["bytes"] for row in own],
-            [row["flops"] / row["ms"]["median"] / 1e6 for row in own],
-            s=18,
-            alpha=0.7,
-            linewidths=0,
-            label=name,
-            **style,
-        )
+    _points(
+        axes,
+        rows,
+        lambda row: (row["flops"] / row["bytes"], row["flops"] / row["ms"]["median"] / 1e6),
+    )
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of operands and result")
     axes.set_ylabel("GFLOP/s of the definition (Winograd multiplies less)")
     _plain_numbers(axes)
@@ -171,17 +174,7 @@ def error_and_time(doc: dict, rows: list[dict]) -> Any:
     if not rows:
         return None
     figure, axes = _figure(doc, "Error against fp64, and time", 8, 5.5)
-    for name, style in _styles(rows).items():
-        own = [row for row in rows if row["contender"] == name]
-        axes.scatter(
-            [1 / row["ratio"] for row in own],
-            [max(row["error"], 1e-2) for row in own],
-            s=18,
-            alpha=0.7,
-            linewidths=0,
-            label=name,
-            **style,
-        )
+    _points(axes, rows, lambda row: (1 / row["ratio"], max(row["error"], 1e-2)))
     axes.set(xscale="log", yscale="log", xlabel="time, PyTorch = 1")
     axes.set_ylabel("largest error, in units of u · Σ|x||w|")
     _plain_numbers(axes)
