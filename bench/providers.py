@@ -25,7 +25,7 @@ from bench.inception_problem import InceptionProblem, inception
 from bench.pool_problem import PoolProblem, pytorch_pool
 from bench.pool_problems import LP_POWER
 from bench.problem import Problem, with_layout
-from fastconv import select
+from fastconv import select, select_pool
 from fastconv.ops import conv as ops
 
 Call = Callable[[], Any]
@@ -197,7 +197,12 @@ class Fastconv(Provider):
     def __init__(self, algo: str) -> None:
         self.name = algo
 
+    def _require(self, names: tuple[str, ...], what: str) -> None:
+        if self.name != select.AUTO and self.name.partition("/")[0] not in names:
+            raise NotApplicable(f"fastconv has no {what} called {self.name}")
+
     def conv(self, problem: ConvProblem) -> Call:
+        self._require(select.names(problem.x.device.type), "convolution")
         p, layer = problem, problem.layer
         precision = p.precision if p.x.is_cuda and p.x.dtype == torch.float32 else None
         algo = select.with_precision(self.name, precision)
@@ -222,12 +227,15 @@ class Fastconv(Provider):
         return lambda: run(p.x, p.w)
 
     def pool(self, problem: PoolProblem) -> Call:
+        self._require(select_pool.names(), "pooling")
         p = problem
         if p.direction == "forward":
             return lambda: _our_pool(p, p.x, self.name)
         return with_gradients(lambda x: _our_pool(p, x, self.name), (p.x,), p.dy)
 
     def inception(self, problem: InceptionProblem) -> Call:
+        self._require(select.names(problem.x.device.type), "convolution")
+
         def conv(*args: Any) -> Tensor:
             return fastconv.conv2d(*args, algo=self.name)
 
@@ -237,6 +245,7 @@ class Fastconv(Provider):
     def ran(self, problem: Problem) -> str:
         if not isinstance(problem, ConvProblem):
             return self.name
+        self._require(select.names(problem.x.device.type), "convolution")
         return "+".join(
             dict.fromkeys(select.resolve(problem.spec(d), self.name) for d in problem.parts)
         )
@@ -270,7 +279,7 @@ PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in _PLAIN
 
 def known(device: str = "cpu") -> tuple[str, ...]:
     """Names that `--providers` takes."""
-    return (*PROVIDERS, "auto", *select.names(device))
+    return tuple(dict.fromkeys((*PROVIDERS, "auto", *select.names(device), *select_pool.names())))
 
 
 def provider(name: str, device: str = "cpu") -> Provider:

@@ -205,6 +205,18 @@ def test_inapplicable_algorithm_is_reported_with_its_reason() -> None:
     assert row["status"] == "not applicable" and "does not apply" in row["reason"]
 
 
+def test_a_name_of_another_operation_is_not_applicable() -> None:
+    row = measured(problem_of(), *named("triton"))[1]
+    assert row["status"] == "not applicable"
+    assert row["reason"] == "fastconv has no convolution called triton"
+    row = measured(problem_of("max", "forward"), *named("im2col"))[1]
+    assert row["status"] == "not applicable"
+    assert row["reason"] == "fastconv has no pooling called im2col"
+    # Triton needs a CUDA device: said by the registry.
+    row = measured(problem_of("max", "forward"), *named("triton"))[1]
+    assert row["status"] == "not applicable" and "does not apply" in row["reason"]
+
+
 def test_crash_of_a_contender_is_a_row() -> None:
     def crash(y: torch.Tensor) -> torch.Tensor:
         raise MemoryError("no room")
