@@ -52,7 +52,8 @@ def _seed(input: Tensor, generator: torch.Generator | None) -> Tensor:
     limit = 2**63 - 1
     if generator is None:
         return torch.randint(limit, (1,), device=input.device)
-    if generator.device.type == "cpu" and input.device.type != "cpu":
+    elsewhere = isinstance(generator, torch.Generator) and generator.device.type == "cpu"
+    if elsewhere and input.device.type != "cpu":
         return torch.randint(limit, (1,), generator=generator).to(input.device)
     return torch.randint(limit, (1,), device=input.device, generator=generator)
 
