@@ -1,4 +1,4 @@
-// What the launchers of the NHWC kernels (pool_channels_*.cu) share.
+// What the kernels that load vectors of NHWC channels refuse, and their arguments.
 #pragma once
 #include "pool_fprop_channels.cuh"
 #include "pool_launch.h"

@@ -1,4 +1,4 @@
-// What the launchers of the NCHW kernels (pool_planes_*.cu) share.
+// What the NCHW kernels refuse, and how their blocks share the planes (pool_planes.cu).
 #pragma once
 #include "detail/pool_planes.cuh"
 #include "pool_launch.h"

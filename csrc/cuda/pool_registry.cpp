@@ -5,10 +5,8 @@
 namespace fastconv::cuda {
 namespace {
 // In order of preference; the kernels of any window take everything.
-const PoolTable* const kTables[] = {&pool_planes_fprop_table,   &pool_planes_dgrad_table,
-                                    &pool_channels_fprop_table, &pool_channels_dgrad_table,
-                                    &pool_any_fprop_table,      &pool_any_dgrad_table,
-                                    &pool_places_table};
+const PoolTable* const kTables[] = {&pool_global_table, &pool_planes_table, &pool_channels_table,
+                                    &pool_any_table, &pool_places_table};
 }  // namespace
 
 PoolInstanceList pool_instances() {

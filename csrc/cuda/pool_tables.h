@@ -8,8 +8,7 @@ struct PoolTable {
   const PoolInstance* rows;
   int size;
 };
-extern const PoolTable pool_channels_fprop_table, pool_channels_dgrad_table;
-extern const PoolTable pool_planes_fprop_table, pool_planes_dgrad_table;
-extern const PoolTable pool_any_fprop_table, pool_any_dgrad_table, pool_places_table;
+extern const PoolTable pool_global_table, pool_planes_table, pool_channels_table;
+extern const PoolTable pool_any_table, pool_places_table;
 
 }  // namespace fastconv::cuda
