@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fastconv.ops import pool
+from fastconv.ops.pool import Windows
 from fastconv.pooling_call import (
     IntOrInts,
     as_autocast,
@@ -36,6 +37,17 @@ _NAMES = {name: [f"{name}{rank}d" for rank in (1, 2, 3)] for name in _TORCH}
 
 def _call(kind: str, rank: int, input: Tensor, integers: bool = False) -> PoolCall:
     return PoolCall(KINDS[kind], _NAMES[kind][rank - 1], rank, input, integers)
+
+
+def _fitting(
+    input: Tensor, rank: int, kernel: Any, stride: Any, padding: Any, ceil_mode: Any
+) -> Windows | None:
+    """`windows_of` averages; in 3-D PyTorch refuses windows larger than the input, even padded."""
+    windows = windows_of(input, rank, kernel, stride, padding, 1, ceil_mode)
+    if windows is None or rank < 3:
+        return windows
+    fits = all(n >= k for n, k in zip(input.shape[-3:], windows.kernel, strict=True))
+    return windows if fits else None
 
 
 def _max(
@@ -91,7 +103,7 @@ def _avg(
     name = choose(call, algo)
     windows = None
     if name != ATEN and isinstance(count_include_pad, bool):
-        windows = windows_of(input, rank, kernel_size, stride, padding, 1, ceil_mode)
+        windows = _fitting(input, rank, kernel_size, stride, padding, ceil_mode)
     divisor = 0 if divisor_override is None else divisor_override
     if divisor_override is not None and (type(divisor) is not int or divisor == 0):
         windows = None
@@ -137,7 +149,7 @@ def _lp(
         and not isinstance(norm_type, bool)
         and 0 < norm_type < math.inf
     ):
-        windows = windows_of(input, rank, kernel_size, stride, 0, 1, ceil_mode)
+        windows = _fitting(input, rank, kernel_size, stride, 0, ceil_mode)
     if windows is None:
         y = _TORCH["lp_pool"][rank - 1](input, *args[1:])
         insist(call, algo)

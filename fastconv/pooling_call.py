@@ -64,7 +64,8 @@ def _windows(size, rank, kernel, stride, padding, dilation, ceil_mode) -> Window
         return None
     windows = Windows(*lists, ceil_mode)
     for k, s, p, d in zip(*windows[:4], strict=True):
-        if k < 1 or s < 1 or d < 1 or p < 0 or 2 * p > d * (k - 1) + 1:
+        # Some of PyTorch's functions measure padding against the dilated window, some do not.
+        if k < 1 or s < 1 or d < 1 or p < 0 or 2 * p > k:
             return None
     if any(n < 1 for n in size[-rank - 1 :]):
         return None

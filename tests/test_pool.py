@@ -233,6 +233,10 @@ BAD = [
     ("max_pool2d", torch.randn(2, 4, 8, 8), (3, 0), {}),
     ("max_pool2d", torch.randn(2, 4, 8, 8), (3,), {"dilation": 0}),
     ("max_pool2d", torch.randn(2, 4, 8, 8), (9,), {}),
+    # Padding beyond half the kernel that the dilated window would allow.
+    ("max_pool1d", torch.randn(2, 4, 8), (2,), {"padding": 2, "dilation": 3}),
+    ("max_pool2d", torch.randn(2, 4, 8, 8), (3,), {"padding": 2, "dilation": 2}),
+    ("max_pool3d", torch.randn(2, 4, 8, 8, 8), (3,), {"padding": 2, "dilation": 2}),
     ("max_pool2d", torch.randn(8, 8), (2,), {}),
     ("max_pool2d", torch.randn(1, 2, 4, 8, 8), (2,), {}),
     ("max_pool2d", torch.randn(2, 0, 8, 8), (2,), {}),
@@ -244,6 +248,9 @@ BAD = [
     ("avg_pool2d", torch.randn(2, 4, 8, 8), (3,), {"divisor_override": 0}),
     ("avg_pool2d", torch.randn(2, 4, 8, 8), (3, 0), {}),
     ("avg_pool3d", torch.randn(2, 4, 8, 8, 8), (9,), {}),
+    # Padding would make it large enough.
+    ("avg_pool3d", torch.randn(2, 4, 3, 8, 8), (4,), {"padding": 1}),
+    ("lp_pool3d", torch.randn(2, 4, 3, 8, 8), (2, 4, 4), {"ceil_mode": True}),
     ("lp_pool2d", torch.randn(2, 4, 8, 8), (0, 2), {}),
     ("lp_pool1d", torch.randn(2, 4, 8), (2, 9), {}),
 ]
