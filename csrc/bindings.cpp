@@ -9,9 +9,11 @@
 
 #include "build_info.h"
 #include "common/conv_problem.h"
+#include "common/pool_python.h"
 #include "cpu/conv_algorithm.h"
 #include "cpu/isa.h"
 #include "cuda/conv_algorithm.h"
+#include "cuda/pool_algorithm.h"
 
 namespace py = pybind11;
 using fastconv::ConvProblem;
@@ -28,10 +30,18 @@ const fastconv::cpu::ConvAlgorithm& algorithm(const std::string& name) {
   return *a;
 }
 
+using fastconv::cuda::PoolInstance;
+using fastconv::cuda::PoolPass;
 #if defined(FC_WITH_CUDA)
 fastconv::cuda::AlgorithmList cuda_algorithms() { return fastconv::cuda::conv_algorithms(); }
+fastconv::cuda::PoolInstanceList cuda_pools() { return fastconv::cuda::pool_instances(); }
+const PoolInstance* choose_pool(const fastconv::PoolCall& call, PoolPass pass) {
+  return fastconv::cuda::choose_pool_instance(call, pass, nullptr);
+}
 #else
 fastconv::cuda::AlgorithmList cuda_algorithms() { return {nullptr, 0}; }
+fastconv::cuda::PoolInstanceList cuda_pools() { return {nullptr, 0}; }
+const PoolInstance* choose_pool(const fastconv::PoolCall&, PoolPass) { return nullptr; }
 #endif
 
 // Calls fn(algorithm, instance) for every CUDA kernel instance of this build.
@@ -147,6 +157,45 @@ PYBIND11_MODULE(_C, m) {
       },
       "The instances for a dtype, direction and layout against a problem: (algorithm, instance,"
       " reason why not or empty, estimated seconds, workspace bytes).");
+
+  fastconv::bind_pool_problem(m);
+  py::enum_<PoolPass>(m, "PoolPass")
+      .value("forward", PoolPass::kForward)
+      .value("backward", PoolPass::kBackward)
+      .value("gather", PoolPass::kGather)
+      .value("unpool", PoolPass::kUnpool);
+  m.def(
+      "cuda_pool_instances",
+      [] {
+        py::list all;
+        for (int i = 0; i < cuda_pools().size; ++i) {
+          const PoolInstance& p = *cuda_pools().data[i];
+          all.append(py::make_tuple(p.name, p.pass, p.kind, p.dtype, p.layout));
+        }
+        return all;
+      },
+      "Every pooling kernel instance: (name, pass, kind, dtype, layout).");
+  m.def(
+      "cuda_pool_choice",
+      [](PoolPass pass, fastconv::PoolKind kind, DType dtype, fastconv::cuda::Layout layout,
+         const fastconv::PoolProblem& problem, int index, bool include_pad, int64_t divisor,
+         double power, bool rescale, uintptr_t address) -> std::string {
+        fastconv::PoolCall call{};
+        void* const at = reinterpret_cast<void*>(address);
+        call.p = problem, call.dtype = dtype, call.kind = kind;
+        call.index_kind = static_cast<fastconv::PoolIndex>(index);
+        call.channels_last = layout == fastconv::cuda::Layout::kNHWC;
+        call.backward = pass == PoolPass::kBackward;
+        call.x = call.y = call.dy = call.result = call.index = at;
+        call.include_pad = include_pad, call.divisor = divisor;
+        call.power = power, call.rescale = rescale;
+        const PoolInstance* chosen = choose_pool(call, pass);
+        return chosen == nullptr ? "" : chosen->name;
+      },
+      py::arg("pass_"), py::arg("kind"), py::arg("dtype"), py::arg("layout"), py::arg("problem"),
+      py::arg("index") = 0, py::arg("include_pad") = true, py::arg("divisor") = 0,
+      py::arg("power") = 1.0, py::arg("rescale") = false, py::arg("address") = 256,
+      "The name of the instance that an op runs whose operands all lie at `address`.");
 
   m.attr("build_torch") = fastconv::build_info.torch;
   m.attr("build_id") = fastconv::build_info.id;

@@ -134,3 +134,42 @@ def conv_tolerance(
         return winograd_tolerance(algo, direction, dtype, expected, magnitude, gemm_k)
     bound = accumulate_tolerance(dtype, expected, magnitude, gemm_k)
     return bound + TF32_PER_PRODUCT * magnitude if algo == "tf32" else bound
+
+
+# Pooling. Sums of windows round as a convolution's sums of products. A power is off by up to 8
+# units of roundoff on a GPU (4 ulp, the CUDA C++ Programming Guide's bound for powf), and so is a
+# quotient of two sums: 16 for what is made of one such term and one sum.
+POOL_ROUNDOFFS = {"max": 8.0, "sum": 8.0, "lp": 16.0, "expectation": 16.0}
+
+
+def _accumulators(dtype: torch.dtype) -> float:
+    """A unit roundoff of what sums are in; two where the reference is as far off itself."""
+    return 2 * UNIT_ROUNDOFF[dtype] if dtype == torch.float64 else UNIT_ROUNDOFF[torch.float32]
+
+
+def pool_tolerance(kind: str, dtype: torch.dtype, expected: Tensor, magnitude: Tensor) -> Tensor:
+    """Elementwise bound on abs(result - expected) of a pooling or its gradient.
+
+    Args:
+        expected: the float64 reference.
+        magnitude: the sum of its terms' absolute values, float64.
+    """
+    bound = POOL_ROUNDOFFS[kind] * _accumulators(dtype) * magnitude
+    if dtype.itemsize == 2:
+        bound = bound + UNIT_ROUNDOFF[dtype] * (expected.abs() + bound)
+    return bound + UNDERFLOW[dtype]
+
+
+def lp_pool_tolerance(dtype: torch.dtype, sums: Tensor, magnitude: Tensor, power: float) -> Tensor:
+    """Of (the sum of x^p)^(1/p): as far as the root moves when the sum is off by its own bound."""
+    off = POOL_ROUNDOFFS["lp"] * _accumulators(dtype) * magnitude
+
+    def root(t: Tensor) -> Tensor:
+        return t.abs() if power == 1 else t.clamp(min=0).pow(1 / power)
+
+    y = root(sums)
+    moved = torch.maximum((root(sums + off) - y).abs(), (y - root(sums - off)).abs())
+    bound = moved + POOL_ROUNDOFFS["lp"] * _accumulators(dtype) * y
+    if dtype.itemsize == 2:
+        bound = bound + UNIT_ROUNDOFF[dtype] * (y + bound)
+    return bound + UNDERFLOW[dtype]

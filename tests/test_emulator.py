@@ -49,6 +49,11 @@ def handed_over(x: Floats) -> Floats:
     return y
 
 
+def rolled(x: Floats) -> Floats:
+    """Each lane has the next one's."""
+    return np.roll(x.reshape(-1, 32), -1, axis=1).reshape(-1)
+
+
 def product_of_matrices(x: Floats) -> Floats:
     y = np.full_like(x, np.nan)
     y[:128] = (x[:256].reshape(16, 16) @ x[256:].reshape(16, 8)).reshape(-1)
@@ -89,6 +94,7 @@ def identity(x: Floats) -> Floats:
 
 
 RACE = r"race: (read|write) .*, with no barrier between"
+IN_ONE_LAUNCH = "race: .* in the same launch"
 PLANTED = {
     # Barriers.
     "missing_syncthreads": Planted(reversed_blocks(128), RACE, 1024),
@@ -106,7 +112,10 @@ PLANTED = {
         identity, "race: write .* wrote in the same launch", values=False
     ),
     # Warps.
-    "missing_syncwarp": Planted(lambda x: np.roll(x.reshape(-1, 32), -1, axis=1).reshape(-1), RACE),
+    "missing_syncwarp": Planted(rolled, RACE),
+    "global_read_before_syncwarp": Planted(rolled, IN_ONE_LAUNCH, values=False),
+    "global_write_before_syncwarp": Planted(rolled, IN_ONE_LAUNCH, values=False),
+    "global_memory_of_another_warp": Planted(identity, IN_ONE_LAUNCH, values=False),
     "lane_not_in_mask": Planted(warp_sums(), r"lane \d+ is not in its own mask 0x0000ffff"),
     "different_masks": Planted(warp_sums(), "with mask 0x[0-9a-f]+, but lane .* with mask"),
     "different_collectives": Planted(warp_sums(), "__shfl_(xor|down)_sync at .* but lane"),

@@ -4,6 +4,7 @@
 
 #include "conv_backend.h"
 #include "launch.h"
+#include "pool_backend.h"
 
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) __attribute__((weak));
 
@@ -42,6 +43,9 @@ struct Gpu {
   int launch(const ConvInstance& instance, const ConvCall& call) const {
     return instance.launch(call);
   }
+  int launch(const PoolInstance& instance, const PoolCall& call) const {
+    return instance.launch(call, device, stream);
+  }
 };
 
 Tensor probe(const Tensor& x) {
@@ -63,4 +67,5 @@ Tensor probe(const Tensor& x) {
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
   m.impl("probe", TORCH_BOX(&fastconv::cuda::probe));
   FC_IMPL_CONV_OPS(m, fastconv::cuda::ConvBackend<fastconv::cuda::Gpu>);
+  FC_IMPL_POOL_OPS(m, fastconv::cuda::PoolBackend<fastconv::cuda::Gpu>);
 }

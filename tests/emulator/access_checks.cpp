@@ -14,10 +14,10 @@ namespace emu {
 namespace {
 
 // An entry for shared memory:  generation 26 | epoch 16 | syncs of the warp 10 | thread 10 | flags
-// 2 and for global memory:       launch 12 | block 28 | epoch 12 | thread 10 | flags 2
-constexpr uint64_t kPending = 1;                    // of a write: a copy that has not landed
-constexpr uint64_t kManyLanes = 1, kManyWarps = 2;  // of a read: others have read it as well
-constexpr uint64_t kManyThreads = 1, kManyBlocks = 2;
+// 2 and for global memory:       launch 8 | block 24 | epoch 9 | syncs 10 | thread 10 | flags 3
+constexpr uint64_t kPending = 1;  // of a write: a copy that has not landed
+// Of a read: others have read it as well.
+constexpr uint64_t kManyLanes = 1, kManyWarps = 2, kManyBlocks = 4;
 
 inline unsigned thread_of(uint64_t entry) { return static_cast<unsigned>(entry >> 2 & 1023u); }
 
@@ -98,23 +98,59 @@ inline void check_shared(Worker& worker, Fiber& f, const unsigned char* p, size_
 // Tables of constants.
 bool in_module(const void* p) { return p >= __ehdr_start && p < _end; }
 
+// Launches are told apart by a number from 1 to 255.
 uint64_t global_entry(const Fiber& f) {
-  return (f.block->launch->number + 1) << 52 | (f.block->linear & 0xFFFFFFFu) << 24 |
-         uint64_t(f.block->epoch & 0xFFFu) << 12 | uint64_t(f.linear) << 2;
+  return (f.block->launch->number % 255 + 1) << 56 | (f.block->linear & 0xFFFFFFu) << 32 |
+         uint64_t(f.block->epoch & 0x1FFu) << 23 | uint64_t(f.warp->syncs & 0x3FFu) << 13 |
+         uint64_t(f.linear) << 3;
 }
+inline unsigned global_thread_of(uint64_t entry) { return entry >> 3 & 1023u; }
+inline bool same_launch(uint64_t a, uint64_t b) { return (a ^ b) >> 56 == 0; }
+inline bool same_global_block(uint64_t a, uint64_t b) { return (a ^ b) >> 32 == 0; }
+inline bool same_global_epoch(uint64_t a, uint64_t b) { return (a ^ b) >> 23 == 0; }
+inline bool same_global_warp(uint64_t a, uint64_t b) {
+  return global_thread_of(a) / 32 == global_thread_of(b) / 32;
+}
+// Of one warp in one epoch: no __syncwarp between.
+inline bool same_global_sync(uint64_t a, uint64_t b) { return (a ^ b) >> 13 == 0; }
 
 // Whether the two accesses are of one launch and nothing orders them.
 bool global_conflict(uint64_t before, uint64_t mine) {
-  if ((before ^ mine) >> 52 != 0) return false;
-  if ((before ^ mine) >> 24 != 0) return true;
-  return (before ^ mine) >> 12 == 0 && !same_thread(before, mine);
+  if (!same_launch(before, mine)) return false;
+  if (!same_global_block(before, mine)) return true;
+  if (!same_global_epoch(before, mine)) return false;
+  if (!same_global_warp(before, mine)) return true;
+  return same_global_sync(before, mine) && global_thread_of(before) != global_thread_of(mine);
+}
+
+// Whether a write now conflicts with one of the reads that the entry stands for.
+bool conflicts_with_reads(uint64_t read, uint64_t mine) {
+  if (global_conflict(read, mine)) return true;
+  if (!same_launch(read, mine)) return false;
+  if (read & kManyBlocks) return true;
+  if (!same_global_epoch(read, mine)) return false;
+  return read & kManyWarps || (read & kManyLanes && same_global_sync(read, mine));
+}
+
+// What is left of earlier reads in the entry of this one.
+uint64_t other_reads(uint64_t read, uint64_t mine) {
+  if (!same_launch(read, mine)) return 0;
+  uint64_t others = read & kManyBlocks;
+  if (!same_global_block(read, mine)) others |= kManyBlocks;
+  if (!same_global_epoch(read, mine)) return others;
+  others |= read & kManyWarps;
+  if (!same_global_warp(read, mine)) return others | kManyWarps;
+  // Those before a __syncwarp are ordered before whatever this warp does after it.
+  if (!same_global_sync(read, mine)) return others;
+  others |= read & kManyLanes;
+  return global_thread_of(read) == global_thread_of(mine) ? others : others | kManyLanes;
 }
 
 [[noreturn]] void global_race(const Fiber& f, const char* now, const char* before, uint64_t other,
                               const void* p, const void* pc) {
-  std::string who = "thread " + thread_name(f, other);
-  const uint64_t block = other >> 24 & 0xFFFFFFFu;
-  if (block != (f.block->linear & 0xFFFFFFFu)) who += " of block number " + std::to_string(block);
+  std::string who = "thread " + coordinates(f.block->fibers[global_thread_of(other)].thread);
+  const uint64_t block = other >> 32 & 0xFFFFFFu;
+  if (block != (f.block->linear & 0xFFFFFFu)) who += " of block number " + std::to_string(block);
   fail(std::string("race: ") + now + " " + describe_address(p) + ", which " + who + " " + before +
        " in the same launch" + code_address(pc));
 }
@@ -153,20 +189,10 @@ void check_global(Fiber& f, const unsigned char* p, size_t bytes, const void* pc
     if (global_conflict(write, mine))
       global_race(f, kWrite ? "write to" : "read of", "wrote", write, p, pc);
     if constexpr (kWrite) {
-      const bool mine_only = (read & (kManyThreads | kManyBlocks)) == 0;
-      if ((read ^ mine) >> 52 == 0 && (read & kManyBlocks || global_conflict(read, mine) ||
-                                       ((read ^ mine) >> 12 == 0 && !mine_only)))
-        global_race(f, "write to", "read", read, p, pc);
+      if (conflicts_with_reads(read, mine)) global_race(f, "write to", "read", read, p, pc);
       store(place.write, mine);
     } else {
-      uint64_t others = 0;
-      if ((read ^ mine) >> 52 == 0) {
-        others = read & kManyBlocks;
-        if ((read ^ mine) >> 24 != 0) others |= kManyBlocks;
-        if ((read ^ mine) >> 12 == 0)
-          others |= (read & kManyThreads) | (same_thread(read, mine) ? 0 : kManyThreads);
-      }
-      store(place.read, mine | others);
+      store(place.read, mine | other_reads(read, mine));
     }
   }
 }

@@ -4,9 +4,10 @@
 //
 // A race is: two threads of a block access the same shared memory, at least one writes, and no
 // barrier lies between (__syncthreads, or __syncwarp within a warp; shuffles and mma order
-// nothing). In global memory, also accesses of different blocks of one launch. Each place keeps who
-// wrote and who read it last, and the order in which fibers happen to run does not matter: what is
-// found depends on which accesses the barriers leave unordered, not on the schedule.
+// nothing). The same of global memory, and there of different blocks of one launch. Each place
+// keeps who wrote and who read it last, and the order in which fibers happen to run does not
+// matter: what is found depends on which accesses the barriers leave unordered, not on the
+// schedule.
 //
 // Not seen: races between atomics and plain accesses; those past a named barrier by threads that
 // take no part in it (all barriers of a block count as one sequence); the second of two readers in

@@ -2,6 +2,7 @@
 // them on plain bytes. tests/emulated.py puts tensors, dtypes and layouts around it.
 #include "cuda/conv_algorithm.h"
 #include "cuda/launch.h"
+#include "pool_bindings.h"
 #include "python_buffers.h"
 
 namespace py = pybind11;
@@ -177,4 +178,5 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
         return py::make_tuple(out.read(), statistics);
       },
       py::arg("x"));
+  bind_pools(m);
 }

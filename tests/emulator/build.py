@@ -119,15 +119,18 @@ def kernel_sources(module: str) -> list[Path]:
 
 
 def host_sources(module: str) -> list[Path]:
-    apart = ("bindings.cpp", "torch_ops.cpp")
+    apart = ("bindings.cpp", "pool_bindings.cpp", "torch_ops.cpp")
     core = sorted(p for p in HERE.glob("*.cpp") if p.name not in apart)
     if module == "planted":
         return core
-    return [*core, ROOT / "csrc/common/conv_problem.cpp", ROOT / "csrc/cuda/conv_registry.cpp"]
+    registries = sorted((ROOT / "csrc/cuda").glob("*_registry.cpp"))
+    return [*core, ROOT / "csrc/common/conv_problem.cpp", *registries]
 
 
-def bindings_source(module: str) -> Path:
-    return {"kernels": HERE / "bindings.cpp", "planted": HERE / "planted/bindings.cpp"}[module]
+def bindings_sources(module: str) -> list[Path]:
+    if module == "planted":
+        return [HERE / "planted/bindings.cpp"]
+    return [HERE / "bindings.cpp", HERE / "pool_bindings.cpp"]
 
 
 def ninja_text() -> str:
@@ -161,17 +164,14 @@ def ninja_text() -> str:
 
     for module in MODULES:
         # pybind11 takes long to compile and no kernel runs in it: once for all variants.
-        bindings = compile_edge(
-            bindings_source(module),
-            "common",
-            f"-O1 -fvisibility=hidden {python} -DFC_MODULE_NAME={module_name(module)}",
-        )
+        hidden = f"-O1 -fvisibility=hidden {python} -DFC_MODULE_NAME={module_name(module)}"
+        bindings = [compile_edge(p, "common", hidden) for p in bindings_sources(module)]
         for name, variant in VARIANTS.items():
             compiled = variant.kernels_of or name
             flags = f"{VARIANTS[compiled].flags} {VARIANTS[compiled].kernel_flags}"
             kernel_flags = f"{KERNEL_FLAGS} {flags}"
             objects = [
-                bindings,
+                *bindings,
                 *(compile_edge(p, name, variant.flags) for p in host_sources(module)),
                 *(
                     compile_edge(p, compiled, kernel_flags, "kernel")

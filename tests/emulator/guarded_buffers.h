@@ -25,7 +25,7 @@ enum class Fill { kPoison, kSparse };
 
 class GuardedBuffer {
  public:
-  // element_bytes: what threads write on their own, 2 at least.
+  // element_bytes: what threads write on their own.
   GuardedBuffer(std::string name, Role role, size_t bytes, size_t alignment, size_t element_bytes,
                 Placement placement, Fill fill = Fill::kPoison);
   ~GuardedBuffer();

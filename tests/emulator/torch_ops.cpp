@@ -1,11 +1,12 @@
-// The convolution ops of the CUDA key, on CPU tensors: the package's own op layer and launchers
-// over emulated kernels, as torch.ops.fastconv_emulated.conv_fprop / conv_dgrad / conv_wgrad. With
-// it the whole way of a call, choice and trust included, is tested where there is no GPU.
+// The ops of the CUDA key, on CPU tensors: the package's own op layer and launchers over emulated
+// kernels, as torch.ops.fastconv_emulated.conv_fprop, max_pool_fprop, ... With it the whole way of
+// a call, choice and trust included, is tested where there is no GPU.
 #include <cstring>
-#include <optional>
+#include <list>
 #include <string>
 
 #include "cuda/conv_backend.h"
+#include "cuda/pool_backend.h"
 #include "guarded_buffers.h"
 #include "scheduler.h"
 
@@ -15,6 +16,57 @@ const char* built_architectures() { return "the emulation"; }
 
 namespace {
 
+size_t element_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// Copies of tensors in guarded memory: the emulation knows no other.
+class GuardedOperands {
+ public:
+  // Where the kernel finds the tensor; null stays null.
+  void* add(const char* name, const void* tensor, int64_t elements, size_t element,
+            emu::Role role) {
+    const size_t bytes = static_cast<size_t>(elements) * element;
+    if (tensor == nullptr || bytes == 0) return nullptr;
+    Operand& o = operands_.emplace_back(name, const_cast<void*>(tensor), bytes, element, role);
+    if (role == emu::Role::kInput) std::memcpy(o.guarded.data(), tensor, bytes);
+    return o.guarded.data();
+  }
+  void* workspace(size_t bytes, size_t element) {
+    if (bytes == 0) return nullptr;
+    return operands_.emplace_back("workspace", nullptr, bytes, element, emu::Role::kOutput)
+        .guarded.data();
+  }
+  // Runs the launch and copies back what kernels write.
+  template <class Launch>
+  int run(const char* name, const Launch& launch) {
+    emu::Statistics statistics;
+    emu::begin_run({/*seed=*/1, /*workers=*/2});
+    const int error = launch();
+    const std::string wrong = emu::end_run(&statistics);
+    STD_TORCH_CHECK(wrong.empty(), name, ": ", wrong);
+    for (Operand& o : operands_)
+      if (o.role == emu::Role::kOutput && o.tensor != nullptr)
+        std::memcpy(o.tensor, o.guarded.data(), o.guarded.bytes());
+    return error;
+  }
+
+ private:
+  struct Operand {
+    void* tensor;
+    emu::Role role;
+    emu::GuardedBuffer guarded;
+    Operand(const char* name, void* tensor, size_t bytes, size_t element, emu::Role role)
+        : tensor(tensor),
+          role(role),
+          // As an allocation, or as far off one as the tensor's own storage offset.
+          guarded(name, role, bytes, aligned(tensor) ? 256 : element, element,
+                  aligned(tensor) ? emu::Placement::kEndAligned : emu::Placement::kOffset) {}
+    static bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+  };
+  std::list<Operand> operands_;
+};
+
 // Stands for the tensor's device, as the CUDA registration's does.
 struct EmulatedGpu {
   Device device{90, 132};
@@ -22,57 +74,56 @@ struct EmulatedGpu {
 
   explicit EmulatedGpu(const Tensor&) {}
 
-  // The operands are copied into guarded memory and the result back: the emulation knows no other.
   int launch(const ConvInstance& instance, const ConvCall& call) const {
     const ConvProblem& p = call.problem;
-    const size_t element = instance.dtype == DType::kFloat64   ? 8
-                           : instance.dtype == DType::kFloat32 ? 4
-                                                               : 2;
-    struct Operand {
-      void* tensor;
-      size_t bytes;
-      emu::Role role;
-      std::optional<emu::GuardedBuffer> guarded;
-    };
-    const auto bytes = [&](int64_t elements) { return static_cast<size_t>(elements) * element; };
+    const size_t element = element_bytes(instance.dtype);
     const auto role = [&](Direction writer) {
       return instance.direction == writer ? emu::Role::kOutput : emu::Role::kInput;
     };
-    Operand x{call.x, bytes(p.N * p.C * p.in_size()), role(Direction::kDgrad), {}};
-    Operand w{
-        call.w, bytes(p.K * p.channels_per_group() * p.filter_size()), role(Direction::kWgrad), {}};
-    Operand y{call.y, bytes(p.N * p.K * p.out_size()), role(Direction::kFprop), {}};
-    Operand bias{const_cast<void*>(call.bias), call.bias ? bytes(p.K) : 0, emu::Role::kInput, {}};
-    const size_t scratch = static_cast<size_t>(instance.workspace(p, device));
-    Operand workspace{nullptr, scratch, emu::Role::kOutput, {}};
+    GuardedOperands operands;
     ConvCall guarded = call;
-    const auto guard = [&](Operand& o, const char* name) -> void* {
-      if (o.bytes == 0) return nullptr;
-      o.guarded.emplace(name, o.role, o.bytes, 256, element, emu::Placement::kEndAligned);
-      if (o.role == emu::Role::kInput) std::memcpy(o.guarded->data(), o.tensor, o.bytes);
-      return o.guarded->data();
-    };
-    guarded.x = guard(x, "x");
-    guarded.w = guard(w, "w");
-    guarded.y = guard(y, "y");
-    guarded.bias = guard(bias, "bias");
-    guarded.workspace = guard(workspace, "workspace");
-    emu::Statistics statistics;
-    emu::begin_run({/*seed=*/1, /*workers=*/2});
-    const int error = instance.launch(guarded);
-    const std::string wrong = emu::end_run(&statistics);
-    STD_TORCH_CHECK(wrong.empty(), instance.name, ": ", wrong);
-    for (const Operand* o : {&x, &w, &y})
-      if (o->role == emu::Role::kOutput) std::memcpy(o->tensor, o->guarded->data(), o->bytes);
-    return error;
+    guarded.x =
+        operands.add("x", call.x, p.N * p.C * p.in_size(), element, role(Direction::kDgrad));
+    guarded.w = operands.add("w", call.w, p.K * p.channels_per_group() * p.filter_size(), element,
+                             role(Direction::kWgrad));
+    guarded.y =
+        operands.add("y", call.y, p.N * p.K * p.out_size(), element, role(Direction::kFprop));
+    guarded.bias = operands.add("bias", call.bias, p.K, element, emu::Role::kInput);
+    guarded.workspace =
+        operands.workspace(static_cast<size_t>(instance.workspace(p, device)), element);
+    return operands.run(instance.name, [&] { return instance.launch(guarded); });
+  }
+
+  int launch(const PoolInstance& instance, const PoolCall& call) const {
+    const PoolProblem& p = call.p;
+    const size_t element = element_bytes(instance.dtype);
+    const int64_t ins = p.N * p.C * p.in_size(), outs = p.N * p.C * p.out_size();
+    const PoolPass pass = instance.pass;
+    const bool to_input = pass == PoolPass::kBackward || pass == PoolPass::kUnpool;
+    constexpr emu::Role kRead = emu::Role::kInput, kWritten = emu::Role::kOutput;
+    GuardedOperands operands;
+    PoolCall guarded = call;
+    guarded.x = operands.add("x", call.x, pass == PoolPass::kUnpool ? outs : ins, element, kRead);
+    guarded.y = operands.add("y", call.y, outs, element, kRead);
+    guarded.dy = operands.add("dy", call.dy, outs, element, kRead);
+    guarded.result = operands.add("result", call.result, to_input ? ins : outs, element, kWritten);
+    guarded.index =
+        operands.add("index", call.index, outs, call.index_kind == PoolIndex::kLong ? 8 : 1,
+                     pass == PoolPass::kForward ? kWritten : kRead);
+    guarded.seed = static_cast<const uint64_t*>(operands.add("seed", call.seed, 1, 8, kRead));
+    return operands.run(instance.name, [&] { return instance.launch(guarded, device, stream); });
   }
 };
 
 }  // namespace
 }  // namespace fastconv::cuda
 
-STABLE_TORCH_LIBRARY(fastconv_emulated, m) { FC_DEFINE_CONV_OPS(m); }
+STABLE_TORCH_LIBRARY(fastconv_emulated, m) {
+  FC_DEFINE_CONV_OPS(m);
+  FC_DEFINE_POOL_OPS(m);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CPU, m) {
   FC_IMPL_CONV_OPS(m, fastconv::cuda::ConvBackend<fastconv::cuda::EmulatedGpu>);
+  FC_IMPL_POOL_OPS(m, fastconv::cuda::PoolBackend<fastconv::cuda::EmulatedGpu>);
 }

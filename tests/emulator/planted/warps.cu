@@ -104,12 +104,49 @@ __global__ void named_barrier_hand_over(const float* x, float* y, int64_t) {
   }
 }
 
+// The lanes of a warp hand their elements on through global memory.
+template <bool kBug>
+__global__ void global_read_before_syncwarp(const float* x, float* y, int64_t) {
+  const unsigned lane = threadIdx.x % 32, next = threadIdx.x - lane + (lane + 1) % 32;
+  y[threadIdx.x] = x[threadIdx.x];
+  if (!kBug) __syncwarp();
+  const float value = y[next];
+  __syncwarp();
+  y[threadIdx.x] = value;
+}
+
+template <bool kBug>
+__global__ void global_write_before_syncwarp(const float* x, float* y, int64_t) {
+  const unsigned lane = threadIdx.x % 32, next = threadIdx.x - lane + (lane + 1) % 32;
+  y[threadIdx.x] = x[threadIdx.x];
+  __syncwarp();
+  const float value = y[next];
+  if (!kBug) __syncwarp();
+  y[threadIdx.x] = value;
+}
+
+// Ordered within each warp, but it is the next warp's element.
+template <bool kBug>
+__global__ void global_memory_of_another_warp(const float* x, float* y, int64_t) {
+  y[threadIdx.x] = x[threadIdx.x];
+  __syncwarp();
+  const float value = y[kBug ? (threadIdx.x + 32) % 128 : threadIdx.x];
+  y[threadIdx.x] = kBug ? value + 1 : value;
+}
+
 static const Scenario kScenarios[] = {
-    FC_TWINS(missing_syncwarp, 1, 128),        FC_TWINS(lane_not_in_mask, 1, 128),
-    FC_TWINS(different_masks, 1, 128),         FC_TWINS(different_collectives, 1, 128),
-    FC_TWINS(exited_lane_in_mask, 1, 128),     FC_TWINS(shuffle_from_inactive_lane, 1, 128),
-    FC_TWINS(activemask_as_full_mask, 1, 128), FC_TWINS(named_barrier_thread_count, 1, 128),
+    FC_TWINS(missing_syncwarp, 1, 128),
+    FC_TWINS(lane_not_in_mask, 1, 128),
+    FC_TWINS(different_masks, 1, 128),
+    FC_TWINS(different_collectives, 1, 128),
+    FC_TWINS(exited_lane_in_mask, 1, 128),
+    FC_TWINS(shuffle_from_inactive_lane, 1, 128),
+    FC_TWINS(activemask_as_full_mask, 1, 128),
+    FC_TWINS(named_barrier_thread_count, 1, 128),
     FC_TWINS(named_barrier_hand_over, 1, 128),
+    FC_TWINS(global_read_before_syncwarp, 1, 128),
+    FC_TWINS(global_write_before_syncwarp, 1, 128),
+    FC_TWINS(global_memory_of_another_warp, 1, 128),
 };
 extern const ScenarioList warps{kScenarios, std::size(kScenarios)};
 
