@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,27 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastconv
+from fastconv.ops import pool_composed
+
+UNPOOLED = torch.tensor([0, 3, 9, 11, 14, 23]).reshape(1, 1, 2, 3)  # places in a plane of 4 x 6
+
+
+def _unpool_of(module: Any, x: Tensor) -> Tensor:
+    return module.max_unpool2d(x, UNPOOLED.expand(x.shape), 2)
+
+
+def _evaluated(x: Tensor) -> Tensor:
+    """Stochastic pooling's average, 3 x 3 with padding, from its definition."""
+    weight = x.clamp(min=0)
+    sums = F.avg_pool2d(weight, 3, 2, 1)
+    some = sums > 0
+    return torch.where(some, F.avg_pool2d(weight * weight, 3, 2, 1) / torch.where(some, sums, 1), 0)
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """(N, 2, ..., 3): windows of three channels, two apart."""
+    return x.unfold(1, 3, 2)
+
 
 CASES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "max1d": (
@@ -58,6 +80,36 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor], Callable[[Te
         lambda x: fastconv.l2_pool2d(x, 3, 2, 1),
         lambda x: F.avg_pool2d(x * x, 3, 2, 1, divisor_override=1).sqrt(),
     ),
+    "adaptive max": (
+        (2, 3, 5, 7),
+        lambda x: fastconv.adaptive_max_pool2d(x, (2, 4)),
+        lambda x: F.adaptive_max_pool2d(x, (2, 4)),
+    ),
+    "adaptive avg": (
+        (2, 3, 5, 7),
+        lambda x: fastconv.adaptive_avg_pool2d(x, (3, None)),
+        lambda x: F.adaptive_avg_pool2d(x, (3, None)),
+    ),
+    "unpool": (
+        (2, 3, 2, 3),
+        lambda x: _unpool_of(fastconv, x),
+        lambda x: _unpool_of(F, x),
+    ),
+    "stochastic, evaluated": (
+        (2, 3, 5, 6),
+        lambda x: fastconv.stochastic_pool2d(x, 3, 2, 1, training=False),
+        _evaluated,
+    ),
+    "maxout": (
+        (2, 6, 4, 3),
+        lambda x: fastconv.maxout(x, 3),
+        lambda x: x.unflatten(1, (2, 3)).amax(2),
+    ),
+    "l2 features": (
+        (2, 5, 4, 3),
+        lambda x: fastconv.l2_pool_features(x, 3, 2),
+        lambda x: _neighbours(x).square().sum(-1).sqrt(),
+    ),
 }
 
 
@@ -86,8 +138,9 @@ def test_gradients_numerically(case, channels_last: bool) -> None:
         check_forward_ad=True,
         check_batched_grad=True,
         check_undefined_grad=False,
+        fast_mode=channels_last,
     )
-    assert gradgradcheck(ours, x)
+    assert gradgradcheck(ours, x, fast_mode=True)
 
 
 def test_functorch(case) -> None:
@@ -107,10 +160,13 @@ def test_functorch(case) -> None:
     torch.testing.assert_close(small, torch.func.hessian(lambda v: torchs(v).square().sum())(x))
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_without_breaks(case, dynamic: bool, channels_last: bool) -> None:
-    shape, ours, torchs = case
+@pytest.mark.parametrize(
+    "name, dynamic",
+    [*((name, True) for name in CASES), ("max2d", False), ("lp2", False), ("adaptive avg", False)],
+)
+def test_compile_without_breaks(name: str, dynamic: bool) -> None:
+    shape, ours, torchs = CASES[name]
+    channels_last = dynamic
     torch._dynamo.reset()
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     x = sample(shape, channels_last)
@@ -124,28 +180,104 @@ def test_compile_without_breaks(case, dynamic: bool, channels_last: bool) -> Non
         torch.testing.assert_close(compiled(x), torchs(x))
 
 
-def test_opcheck() -> None:
-    ops = torch.ops.fastconv
-    lists = ([3, 3], [2, 2], [1, 1])
+OPS = (
+    "max_pool, byte",
+    "max_pool, places",
+    "max_pool, nothing",
+    "max_pool_dx",
+    "max_pool_take",
+    "max_unpool",
+    "max_unpool_dx",
+    "sum_pool",
+    "sum_pool, adaptive",
+    "sum_pool_dx",
+    "lp_pool",
+    "lp_pool_dx",
+    "sample_pool",
+    "expectation_pool",
+)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name: str) -> None:
+    ops, lists, ones = torch.ops.fastconv, ([3, 3], [2, 2], [1, 1]), [1, 1]
+    adaptive = ([3, 4], [0, 0], [0, 0])
     for channels_last in (False, True):
         x = sample((2, 3, 7, 6), channels_last).detach().requires_grad_()
-        y, index = ops.max_pool(x.detach(), *lists, [1, 1], False, 1, "direct")
+        y, index = ops.max_pool(x.detach(), *lists, ones, False, 1, "direct")
+        places = ops.max_pool(x.detach(), *lists, ones, False, 2, "direct")[1]
         positive = x.detach().abs().requires_grad_()
         dy = torch.randn_like(y).requires_grad_()
         p = ops.lp_pool(x.detach(), *lists, False, 2.0, True, "direct")
-        size = list(x.shape)
-        for op, args in (
-            (ops.max_pool, (x, *lists, [1, 1], False, 1)),
-            (ops.max_pool, (x.detach(), *lists, [1, 1], True, 2)),
-            (ops.max_pool, (x.detach(), *lists, [1, 1], True, 0)),
-            (ops.max_pool_dx, (dy, index, size, *lists, [1, 1], channels_last)),
-            (ops.max_pool_take, (x, index, *lists, [1, 1])),
-            (ops.sum_pool, (x, *lists, True, False, 0)),
-            (ops.sum_pool_dx, (dy, size, *lists, False, True, 0, channels_last)),
-            (ops.lp_pool, (positive, *lists, False, 3.0, True)),
-            (ops.lp_pool_dx, (dy, x, p, *lists, False, 2.0, True)),
-        ):
-            torch.library.opcheck(op.default, (*args, "direct"))
+        size, seed = list(x.shape), torch.tensor([3])
+        args = {
+            "max_pool, byte": (x, *lists, ones, False, 1),
+            "max_pool, places": (x.detach(), *lists, ones, True, 2),
+            "max_pool, nothing": (x.detach(), *lists, ones, True, 0),
+            "max_pool_dx": (dy, index, size, *lists, ones, channels_last),
+            "max_pool_take": (x, index, *lists, ones),
+            "max_unpool": (dy, places, size),
+            "max_unpool_dx": (x, places),
+            "sum_pool": (x, *lists, True, False, 0),
+            "sum_pool, adaptive": (x, *adaptive, False, True, 0),
+            "sum_pool_dx": (dy, size, *lists, False, True, 0, channels_last),
+            "lp_pool": (positive, *lists, False, 3.0, True),
+            "lp_pool_dx": (dy, x, p, *lists, False, 2.0, True),
+            "sample_pool": (x, seed, *lists, False, 1),
+            "expectation_pool": (x, *lists, False),
+        }[name]
+        op = getattr(ops, name.split(",")[0]).default
+        # What is traced does not depend on the layout, and takes most of the time.
+        tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+        more = () if channels_last else ("test_aot_dispatch_dynamic",)
+        torch.library.opcheck(op, (*args, "direct"), test_utils=(*tests, *more))
+
+
+def test_third_order() -> None:
+    """Also of the recorded ops, whose gradient of a gradient is a formula of its own."""
+    ops, lists = torch.ops.fastconv, ([3], [2], [1])
+    for power in (1.0, 2.0, 3.0):
+        x = sample((1, 2, 7)).detach().abs().requires_grad_()
+        dy = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
+
+        def recorded(dy: Tensor, x: Tensor, power: float = power) -> Tensor:
+            y = ops.lp_pool(x.detach(), *lists, True, power, True, "direct")
+            return ops.lp_pool_dx(dy, x, y, *lists, True, power, True, "direct")
+
+        def composed(dy: Tensor, x: Tensor, power: float = power) -> Tensor:
+            return pool_composed.lp_dx(dy, x, *lists, True, power, True, "direct")
+
+        assert gradcheck(recorded, (dy, x))
+        assert gradgradcheck(recorded, (dy, x))
+        if power == 1:  # linear: there is no derivative in x
+            continue
+        both = [_third(f, dy, x) for f in (recorded, composed)]
+        for got, want in zip(*both, strict=True):
+            torch.testing.assert_close(got, want)
+    x = sample((1, 2, 5, 4)).detach().requires_grad_()
+    ours = _third(
+        lambda a, b: fastconv.stochastic_pool2d(b, 2, training=False) * a, x.new_ones(1), x
+    )
+    theirs = _third(lambda a, b: _evaluated_2(b) * a, x.new_ones(1), x)
+    torch.testing.assert_close(ours, theirs)
+
+
+def _evaluated_2(x: Tensor) -> Tensor:
+    weight = x.clamp(min=0)
+    sums = F.avg_pool2d(weight, 2)
+    some = sums > 0
+    return torch.where(some, F.avg_pool2d(weight * weight, 2) / torch.where(some, sums, 1), 0)
+
+
+def _third(f: Callable[[Tensor, Tensor], Tensor], a: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of a scalar of f and its first three derivatives in x."""
+    total = f(a, x).sin().sum()
+    results = []
+    for _ in range(3):
+        (total_dx,) = torch.autograd.grad(total, x, create_graph=True)
+        results.append(total_dx)
+        total = total_dx.sin().sum()
+    return tuple(t.detach() for t in results)
 
 
 def test_training_keeps_a_byte_per_output() -> None:
