@@ -258,7 +258,10 @@ def sum_pool2d(
     Arguments, shapes, dtypes, layouts, errors and gradients are those of `avg_pool2d` with
     divisor_override=1.
     """
-    return _avg(2, input, kernel_size, stride, padding, ceil_mode, True, 1, algo)
+    args = (input, kernel_size, stride, padding, ceil_mode)
+    if has_torch_function_unary(input):
+        return handle_torch_function(sum_pool2d, (input,), *args, algo=algo)
+    return _avg(2, *args, True, 1, algo)
 
 
 def lp_pool1d(

@@ -53,6 +53,13 @@ def _untrusted(device: str, name: str, forced: bool) -> str | None:
     return f"CUDA kernel {name} failed its check on this device: {error}" if error else None
 
 
+def _family_refusal(device: str, op: str, dtype: torch.dtype, forced: bool) -> str | None:
+    names = instances().get((op, dtype), ())
+    if not names:
+        return f"this build has no CUDA kernel for {op} in {str(dtype).removeprefix('torch.')}"
+    return next(filter(None, (_untrusted(device, name, forced) for name in names)), None)
+
+
 # torch.compile takes the answer as it stands.
 @constant_in_graphs
 def refusal(device: str, ops: tuple[str, ...], dtype: torch.dtype, forced: bool) -> str | None:
@@ -66,14 +73,7 @@ def refusal(device: str, ops: tuple[str, ...], dtype: torch.dtype, forced: bool)
     key = (device, ops, dtype, forced)
     if key in _refusals:
         return _refusals[key]
-    for op in ops:
-        names = instances().get((op, dtype), ())
-        if not names:
-            reason = (
-                f"this build has no CUDA kernel for {op} in {str(dtype).removeprefix('torch.')}"
-            )
-        for name in names:
-            reason = reason or _untrusted(device, name, forced)
+    reason = next(filter(None, (_family_refusal(device, op, dtype, forced) for op in ops)), None)
     # What a graph capture kept from being checked is decided anew outside of it.
     if not trust.capturing():
         _refusals[key] = reason
