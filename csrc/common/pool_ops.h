@@ -123,18 +123,6 @@ inline void set_out(const char* op, PoolProblem& p, const IntList& out) {
   STD_TORCH_CHECK(fits, op, ": the output's shape does not fit the input's");
 }
 
-// t itself, or a copy of it with dense strides.
-inline Tensor dense(const Tensor& t, bool channels_last) {
-  const IntList sizes = sizes_of(t), want = dense_strides(sizes, channels_last);
-  const auto have = t.strides();
-  bool same = true;
-  for (size_t i = 0; i < want.size(); ++i) same = same && (sizes[i] <= 1 || have[i] == want[i]);
-  if (same) return t;
-  Tensor copy = empty_dense(t, sizes, channels_last);
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-
 inline Tensor empty_index(const Tensor& like, PoolIndex kind, const IntList& sizes,
                           bool channels_last) {
   if (kind == PoolIndex::kNone) return empty_bytes(like, 0);

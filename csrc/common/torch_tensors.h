@@ -75,6 +75,18 @@ inline Tensor empty_bytes(const Tensor& like, int64_t bytes) {
   return Tensor(handle);
 }
 
+// t itself, or a copy of it with dense strides.
+inline Tensor dense(const Tensor& t, bool channels_last) {
+  const IntList sizes = sizes_of(t), want = dense_strides(sizes, channels_last);
+  const auto have = t.strides();
+  bool same = true;
+  for (size_t i = 0; i < want.size(); ++i) same = same && (sizes[i] <= 1 || have[i] == want[i]);
+  if (same) return t;
+  Tensor copy = empty_dense(t, sizes, channels_last);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
 inline bool is_channels_last(const Tensor& t) {
   // PyTorch's suggest_memory_format: strides match channels-last order and are not also those of
   // a contiguous tensor that merely has extents of 1.

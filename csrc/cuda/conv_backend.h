@@ -13,21 +13,6 @@
 
 namespace fastconv::cuda {
 
-inline bool is_dense(const Tensor& t, bool channels_last) {
-  const IntList sizes = sizes_of(t), dense = dense_strides(sizes, channels_last);
-  const auto strides = t.strides();
-  for (size_t axis = 0; axis < sizes.size(); ++axis)
-    if (sizes[axis] > 1 && strides[axis] != dense[axis]) return false;
-  return true;
-}
-
-inline Tensor dense(const Tensor& t, bool channels_last) {
-  if (is_dense(t, channels_last)) return t;
-  Tensor copy = empty_dense(t, sizes_of(t), channels_last);
-  torch::stable::copy_(copy, t);
-  return copy;
-}
-
 inline const ConvInstance* find_instance(const ConvAlgorithm& algorithm, const char* name) {
   for (int i = 0; i < algorithm.size; ++i)
     if (std::strcmp(algorithm.instances[i].name, name) == 0) return &algorithm.instances[i];

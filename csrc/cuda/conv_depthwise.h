@@ -8,25 +8,9 @@
 #include "conv_algorithm.h"
 #include "detail/platform.cuh"
 #include "device_rates.h"
+#include "dtype_scalar.h"
 
 namespace fastconv::cuda::depthwise {
-
-template <DType dtype>
-struct Scalar;
-template <>
-struct Scalar<DType::kFloat32> {
-  using type = float;
-};
-template <>
-struct Scalar<DType::kBFloat16> {
-  using type = __nv_bfloat16;
-};
-template <>
-struct Scalar<DType::kFloat16> {
-  using type = __half;
-};
-template <DType dtype>
-using scalar_of = typename Scalar<dtype>::type;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t clamp(int64_t value, int64_t low, int64_t high) {

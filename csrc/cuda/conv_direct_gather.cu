@@ -70,11 +70,10 @@ int launch_gather(const ConvCall& call, Direction direction) {
 }
 
 template <DType dtype, GatherTileId id>
-using GatherTileOf = typename TileOf<id, acc_t<typename DTypeTraits<dtype>::scalar_t>>::type;
+using GatherTileOf = typename TileOf<id, acc_t<scalar_of<dtype>>>::type;
 
 template <DType dtype, GatherTileId id>
-constexpr GatherShape kShapeOf =
-    kShape<acc_t<typename DTypeTraits<dtype>::scalar_t>, GatherTileOf<dtype, id>>;
+constexpr GatherShape kShapeOf = kShape<acc_t<scalar_of<dtype>>, GatherTileOf<dtype, id>>;
 
 }  // namespace
 
@@ -87,13 +86,13 @@ template <DType dtype, Layout layout, GatherTileId id, Direction direction>
 double GatherInstance<dtype, layout, id, direction>::cost(const ConvProblem& p,
                                                           const Device& device) {
   return gather_cost(p, device, direction, layout == Layout::kNHWC, kShapeOf<dtype, id>,
-                     sizeof(typename DTypeTraits<dtype>::scalar_t));
+                     sizeof(scalar_of<dtype>));
 }
 
 template <DType dtype, Layout layout, GatherTileId id, Direction direction>
 int GatherInstance<dtype, layout, id, direction>::launch(const ConvCall& call) {
-  return launch_gather < typename DTypeTraits<dtype>::scalar_t, layout == Layout::kNHWC,
-         GatherTileOf < dtype, id >> (call, direction);
+  return launch_gather < scalar_of<dtype>, layout == Layout::kNHWC, GatherTileOf < dtype,
+         id >> (call, direction);
 }
 
 #define GATHER_TILE(dtype, tile)                                                 \

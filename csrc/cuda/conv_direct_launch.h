@@ -8,27 +8,9 @@
 #include "conv_gather_direct_params.cuh"
 #include "detail/scalar.cuh"
 #include "device_rates.h"
+#include "dtype_scalar.h"
 
 namespace fastconv::cuda {
-
-template <DType dtype>
-struct DTypeTraits;
-template <>
-struct DTypeTraits<DType::kFloat32> {
-  using scalar_t = float;
-};
-template <>
-struct DTypeTraits<DType::kFloat64> {
-  using scalar_t = double;
-};
-template <>
-struct DTypeTraits<DType::kBFloat16> {
-  using scalar_t = __nv_bfloat16;
-};
-template <>
-struct DTypeTraits<DType::kFloat16> {
-  using scalar_t = __half;
-};
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -40,7 +40,7 @@ int64_t wgrad_workspace(const ConvProblem& p, const Device&) {
 
 template <DType dtype, Direction direction>
 double cost(const ConvProblem& p, const Device& device) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
+  using scalar_t = scalar_of<dtype>;
   using acc = acc_t<scalar_t>;
   const DeviceRates rates = device_rates(device);
   double threads, bytes = tensor_bytes(p, sizeof(scalar_t)), launches = 1;
@@ -59,7 +59,7 @@ double cost(const ConvProblem& p, const Device& device) {
 
 template <DType dtype, Layout layout>
 int launch_conv_fprop_direct_plain(const ConvCall& call) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
+  using scalar_t = scalar_of<dtype>;
   constexpr bool channels_last = layout == Layout::kNHWC;
   const ConvProblem& p = call.problem;
   const DenseTensor y_at = dense_y(p, channels_last);
@@ -72,7 +72,7 @@ int launch_conv_fprop_direct_plain(const ConvCall& call) {
 
 template <DType dtype, Layout layout>
 int launch_conv_dgrad_direct_plain(const ConvCall& call) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
+  using scalar_t = scalar_of<dtype>;
   constexpr bool channels_last = layout == Layout::kNHWC;
   const ConvProblem& p = call.problem;
   const DenseTensor x_at = dense_x(p, channels_last);
@@ -84,7 +84,7 @@ int launch_conv_dgrad_direct_plain(const ConvCall& call) {
 
 template <DType dtype, Layout layout>
 int launch_conv_wgrad_direct_plain(const ConvCall& call) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
+  using scalar_t = scalar_of<dtype>;
   using acc = acc_t<scalar_t>;
   constexpr bool channels_last = layout == Layout::kNHWC;
   const ConvProblem& p = call.problem;
@@ -119,8 +119,8 @@ int launch_conv_wgrad_direct_plain(const ConvCall& call) {
        launch_conv_dgrad_direct_plain<dtype, layout>},                                        \
   {                                                                                           \
     "wgrad_" dtype_name "_" layout_name "_analytic", Direction::kWgrad, dtype, layout, false, \
-        applicable, wgrad_workspace<acc_t<typename DTypeTraits<dtype>::scalar_t>>,            \
-        cost<dtype, Direction::kWgrad>, launch_conv_wgrad_direct_plain<dtype, layout>         \
+        applicable, wgrad_workspace<acc_t<scalar_of<dtype>>>, cost<dtype, Direction::kWgrad>, \
+        launch_conv_wgrad_direct_plain<dtype, layout>                                         \
   }
 #define PLAIN_TABLE(dtype, dtype_name)                  \
   PLAIN_ROWS(dtype, dtype_name, Layout::kNCHW, "nchw"), \

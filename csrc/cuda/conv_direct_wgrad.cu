@@ -19,7 +19,7 @@ constexpr WgradShape kShape = {Tile::BLOCK_K, Tile::template K_PITCH<acc>,
 
 template <DType dtype, Layout layout, WgradTileId id>
 WgradPlan plan_of(const ConvProblem& p) {
-  using acc = acc_t<typename DTypeTraits<dtype>::scalar_t>;
+  using acc = acc_t<scalar_of<dtype>>;
   return plan_wgrad(p, layout == Layout::kNHWC, kShape<acc, TileOf<id>>);
 }
 
@@ -28,7 +28,7 @@ WgradPlan plan_of(const ConvProblem& p) {
 template <DType dtype>
 int launch_wgrad_reduce(const void* partial, void* dw, int64_t weights, int64_t slices,
                         void* stream) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
+  using scalar_t = scalar_of<dtype>;
   // Blocks stride over what the grid leaves.
   const int64_t blocks = std::min(ceil_div(weights, 32), int64_t{1} << 20);
   const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(kReduceThreads), 0, stream};
@@ -54,7 +54,7 @@ int64_t WgradInstance<dtype, layout, id>::workspace(const ConvProblem& p, const 
 
 template <DType dtype, Layout layout, WgradTileId id>
 double WgradInstance<dtype, layout, id>::cost(const ConvProblem& p, const Device& device) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
+  using scalar_t = scalar_of<dtype>;
   using acc = acc_t<scalar_t>;
   const DeviceRates rates = device_rates(device);
   const WgradPlan plan = plan_of<dtype, layout, id>(p);
@@ -70,7 +70,7 @@ double WgradInstance<dtype, layout, id>::cost(const ConvProblem& p, const Device
 
 template <DType dtype, Layout layout, WgradTileId id>
 int WgradInstance<dtype, layout, id>::launch(const ConvCall& call) {
-  using scalar_t = typename DTypeTraits<dtype>::scalar_t;
+  using scalar_t = scalar_of<dtype>;
   using acc = acc_t<scalar_t>;
   using Tile = TileOf<id>;
   constexpr bool channels_last = layout == Layout::kNHWC;

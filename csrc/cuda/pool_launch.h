@@ -5,30 +5,10 @@
 #include <string>
 
 #include "detail/pool_arguments.cuh"
+#include "dtype_scalar.h"
 #include "pool_tables.h"
 
 namespace fastconv::cuda::pool {
-
-template <DType dtype>
-struct Scalar;
-template <>
-struct Scalar<DType::kFloat32> {
-  using type = float;
-};
-template <>
-struct Scalar<DType::kFloat64> {
-  using type = double;
-};
-template <>
-struct Scalar<DType::kBFloat16> {
-  using type = __nv_bfloat16;
-};
-template <>
-struct Scalar<DType::kFloat16> {
-  using type = __half;
-};
-template <DType dtype>
-using scalar_of = typename Scalar<dtype>::type;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kMaxCount = INT32_MAX;  // of blocks, and of what FastDivmod divides
