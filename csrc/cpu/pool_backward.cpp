@@ -31,6 +31,12 @@ struct Backward : PoolFrame<A> {
   const L** row_taps;
   int64_t *offset, *list;  // elements of one residue (kColumns) or column: [list[i], list[i + 1])
   int64_t lists;
+  struct Residue {
+    int64_t from, count;
+  };
+  Residue* residues;
+  int64_t part_room;
+  const PoolOutputs* reaching[2];  // the outputs that reach each input
   struct Made {
     const A* row;
     int64_t group;
@@ -45,6 +51,12 @@ struct Backward : PoolFrame<A> {
       if (o.last - o.first > most) most = o.last - o.first;
     }
     return most;
+  }
+  const PoolOutputs* take_reaching(Arena& arena, int axis) const {
+    PoolOutputs* all = arena.take<PoolOutputs>(p.in[axis]);
+    for (int64_t i = 0; arena.base != nullptr && i < p.in[axis]; ++i)
+      all[i] = pool_outputs(p, axis, i);
+    return all;
   }
   // The first column of residue i, and how many there are.
   int64_t from(int64_t i) const {
@@ -80,13 +92,16 @@ struct Backward : PoolFrame<A> {
     ring = {most_outputs(p, 0), most_outputs(p, 1)};
     ring_lines = arena.take<A>(line_in_place ? 0 : ring.slots() * line_room);
     ring_taps = arena.take<L>(maxima ? ring.slots() * line_room : 0);
-    ring.held = arena.take<int64_t>(ring.slots());
+    ring.allocate(arena, p.out);
+    for (int axis = 0; axis < 2; ++axis) reaching[axis] = take_reaching(arena, axis);
     sent = arena.take<A>(maxima ? 0 : line_room);
     buffer = arena.take<A>(Frame::room(p.in));
     dy_line = arena.take<A>(maxima ? 0 : Frame::room(p.out));
     y_line = arena.take<A>(c.kind == PoolKind::kLp ? Frame::room(p.out) : 0);
     x_line = arena.take<A>(c.kind == PoolKind::kLp ? Frame::room(p.in) : 0);
-    parts = arena.take<A>(columns ? p.stride[2] * (columns_of(0) + 1 + Frame::slack()) : 0);
+    part_room = columns ? columns_of(0) + 1 + Frame::slack() : 0;
+    parts = arena.take<A>(columns ? p.stride[2] * part_room : 0);
+    residues = arena.take<Residue>(columns ? lists : 0);
     count = arena.take<A>(maxima ? 0 : Q * width);
     Frame::transposed = arena.take<A>(layout == PoolLayout::kPlanes ? (W + Q) * width : 0);
     rows = arena.take<const A*>(ring.slots());
@@ -104,7 +119,6 @@ struct Backward : PoolFrame<A> {
   }
 
   void fill() {
-    ring.clear();
     if (!line_in_place)
       for (int64_t i = 0; i < ring.slots() * line_room; ++i) ring_lines[i] = 0;
     if (maxima)
@@ -118,6 +132,7 @@ struct Backward : PoolFrame<A> {
     for (int64_t i = 0; i < lists; ++i) {
       list[i] = n;
       if (columns) {
+        residues[i] = {from(i), columns_of(i)};
         // In the order of the outputs: the last tap reaches back to the first output.
         for (int64_t s = p.kernel[2] - 1; s >= 0; --s)
           if (s * p.dilation[2] % p.stride[2] == i) add(n++, output_of(i, s), s);
@@ -174,10 +189,20 @@ struct Backward : PoolFrame<A> {
     return line;
   }
 
-  void input_row(int64_t task) const {
-    const int64_t h = task % p.in[1], d = task / p.in[1] % p.in[0];
-    const int64_t group = task / p.in[1] / p.in[0];
-    const PoolOutputs o = pool_outputs(p, 0, d), r = pool_outputs(p, 1, h);
+  void run(int64_t begin, int64_t end) const {
+    int64_t h = begin % p.in[1], d = begin / p.in[1] % p.in[0];
+    int64_t group = begin / p.in[1] / p.in[0];
+    for (int64_t task = begin; task < end; ++task) {
+      input_row(group, d, h);
+      if (++h < p.in[1]) continue;
+      h = 0;
+      if (++d < p.in[0]) continue;
+      d = 0, ++group;
+    }
+  }
+
+  void input_row(int64_t group, int64_t d, int64_t h) const {
+    const PoolOutputs o = reaching[0][d], r = reaching[1][h];
     A* dx = row_in_place ? static_cast<A*>(call.result) + Frame::at(p.in, group, d, h) : buffer;
     const bool again = call.kind == PoolKind::kSum && made.row != nullptr && group == made.group &&
                        o.first == made.o.first && o.last == made.o.last &&
@@ -228,10 +253,10 @@ struct Backward : PoolFrame<A> {
       }
       return;
     }
-    const int64_t stride = p.stride[2], room = columns_of(0) + 1 + Frame::slack();
+    const int64_t stride = p.stride[2], room = part_room;
     for (int64_t i = 0; i < stride; ++i) {
       in.offset = offset + list[i], in.tap = tap + list[i], in.taps = list[i + 1] - list[i];
-      reduce(kind, in, stride == 1 ? dx : parts + from(i) * room, columns_of(i));
+      reduce(kind, in, stride == 1 ? dx : parts + residues[i].from * room, residues[i].count);
     }
     if (stride == 1) return;
     int64_t done = 0;
@@ -262,7 +287,7 @@ void pool_backward(const CpuPoolCall& call, const PoolLines<A>& lines, int64_t b
                    char* scratch) {
   Arena arena{scratch};
   const Backward<A> backward(call, lines, arena);
-  for (int64_t task = begin; task < end; ++task) backward.input_row(task);
+  backward.run(begin, end);
 }
 
 template PoolWork pool_backward_work(const CpuPoolCall&, const PoolLines<float>&);

@@ -30,7 +30,8 @@ struct Forward : PoolFrame<A> {
   using Frame = PoolFrame<A>;
   using Frame::call, Frame::p, Frame::lines, Frame::layout, Frame::width;
 
-  const Phases phases;
+  Phases phases;
+  const Window* windows[3];
   const int64_t Q, out_length;
   Way way;
   Reduce kind;
@@ -79,7 +80,9 @@ struct Forward : PoolFrame<A> {
     const bool placed = index || c.kind == PoolKind::kSample;
     ring_lines = arena.take<A>(ring.slots() * ring_room);
     ring_taps = arena.take<L>(way == Way::kBroad && index ? ring.slots() * ring_room : 0);
-    ring.held = arena.take<int64_t>(ring.slots());
+    ring.allocate(arena, p.in);
+    if (columns) phases.allocate(arena);
+    for (int axis = 0; axis < 3; ++axis) windows[axis] = take_windows(arena, p, axis);
     split = arena.take<A>(columns ? phases.size() + Frame::slack() : 0);
     tall = arena.take<A>(columns ? Frame::room(p.in) : 0);
     buffer = arena.take<A>(Frame::room(p.in));
@@ -101,7 +104,6 @@ struct Forward : PoolFrame<A> {
 
   void fill() {
     const bool columns = layout == PoolLayout::kColumns;
-    ring.clear();
     const A outside =
         call.kind == PoolKind::kMax || call.kind == PoolKind::kSample ? -A(__builtin_inff()) : A(0);
     if (columns) {
@@ -119,7 +121,7 @@ struct Forward : PoolFrame<A> {
         for (int64_t c = 0; c < width; ++c) count[q * width + c] = static_cast<A>(call.count[2][q]);
     if (columns && (index || call.kind == PoolKind::kSample))
       for (int64_t q = 0; q < Q + Frame::slack(); ++q)
-        first_tap[q] = q < Q ? static_cast<L>(pool_taps(p, 2, q).first) : 0;
+        first_tap[q] = q < Q ? static_cast<L>(windows[2][q].first) : 0;
     if (call.index_kind == PoolIndex::kLong)
       for (int64_t i = 0; i < p.kernel_size(); ++i) {
         const int64_t S = p.kernel[2], R = p.kernel[1];
@@ -173,16 +175,26 @@ struct Forward : PoolFrame<A> {
     reduce(kind, in, to, to_taps, Q);
   }
 
-  void output_row(int64_t task) const {
-    const int64_t j = task % p.out[1], o = task / p.out[1] % p.out[0];
-    const int64_t group = task / p.out[1] / p.out[0];
-    const PoolTaps t = pool_taps(p, 0, o), r = pool_taps(p, 1, j);
-    const int64_t d0 = p.origin(0, o), h0 = p.origin(1, j), S = p.kernel[2];
+  void run(int64_t begin, int64_t end) const {
+    int64_t j = begin % p.out[1], o = begin / p.out[1] % p.out[0];
+    int64_t group = begin / p.out[1] / p.out[0];
+    for (int64_t task = begin; task < end; ++task) {
+      output_row(group, o, j);
+      if (++j < p.out[1]) continue;
+      j = 0;
+      if (++o < p.out[0]) continue;
+      o = 0, ++group;
+    }
+  }
+
+  void output_row(int64_t group, int64_t o, int64_t j) const {
+    const Window &t = windows[0][o], &r = windows[1][j];
+    const int64_t S = p.kernel[2];
     A* y = out_in_place ? static_cast<A*>(call.result) + Frame::at(p.out, group, o, j) : out;
     int64_t n = 0;
     for (int64_t a = t.first; a < t.last; ++a)
       for (int64_t b = r.first; b < r.last; ++b, ++n) {
-        const int64_t d = d0 + a * p.dilation[0], h = h0 + b * p.dilation[1];
+        const int64_t d = t.origin + a * p.dilation[0], h = r.origin + b * p.dilation[1];
         row_tap[n] = static_cast<L>((a * p.kernel[1] + b) * S);
         rows[n] = window_row(group, d, h, row_taps + n);
       }
@@ -208,7 +220,7 @@ struct Forward : PoolFrame<A> {
     Reads<A> in = reads(n);
     in.offset = kHere, in.taps = 1;
     // With stride 1 there is one phase, and the line is made where it lies.
-    const Phases::Run all = phases.run(0);
+    const Phases::Run& all = phases.runs[0];
     const bool direct = phases.stride == 1 && all.count == p.in[2] && p.in[2] >= lines.lanes;
     reduce(kind, in, direct ? split + all.first : tall, nullptr, p.in[2]);
     if (!direct) phases.split(lines, tall, split);
@@ -235,8 +247,8 @@ struct Forward : PoolFrame<A> {
       return reduce(kind, in, y, taps, Q);
     }
     for (int64_t q = 0; q < Q; ++q) {
-      const PoolTaps s = pool_taps(p, 2, q);
-      in.base = p.origin(2, q) * width;
+      const Window& s = windows[2][q];
+      in.base = s.origin * width;
       in.offset = offset + s.first, in.tap = tap + s.first, in.taps = s.last - s.first;
       in.first_tap = first + static_cast<L>(s.first);
       in.uniform = uniform + q * width;
@@ -262,9 +274,9 @@ struct Forward : PoolFrame<A> {
     const int64_t planes = layout == PoolLayout::kPlanes ? Frame::planes_of(group) : width;
     const int64_t step = layout == PoolLayout::kPlanes ? p.out_size() : 1;
     const int64_t step_q = layout == PoolLayout::kPlanes ? 1 : width;
-    const int64_t corner = (p.origin(0, o) * p.in[1] + p.origin(1, j)) * p.in[2];
+    const int64_t corner = (windows[0][o].origin * p.in[1] + windows[1][j].origin) * p.in[2];
     for (int64_t q = 0; q < Q; ++q) {
-      const int64_t origin = corner + p.origin(2, q);
+      const int64_t origin = corner + windows[2][q].origin;
       for (int64_t c = 0; c < planes; ++c) {
         const int64_t to = q * step_q + c * step;
         const L chosen = taps[q * width + c];
@@ -290,7 +302,7 @@ void pool_forward(const CpuPoolCall& call, const PoolLines<A>& lines, int64_t be
                   char* scratch) {
   Arena arena{scratch};
   const Forward<A> forward(call, lines, arena);
-  for (int64_t task = begin; task < end; ++task) forward.output_row(task);
+  forward.run(begin, end);
 }
 
 template PoolWork pool_forward_work(const CpuPoolCall&, const PoolLines<float>&);

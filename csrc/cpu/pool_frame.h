@@ -121,16 +121,24 @@ struct PoolFrame {
   }
 };
 
-// Which of `slots` lines holds which row.
+// Which line of a ring holds which row. Rows are numbered by two axes; `deep` and `high` rows of
+// them are held at a time. Divisions are made once, here and below: a row has no time for them.
 struct LineRing {
-  int64_t deep, high;  // slots along the two axes that rows are numbered by
+  int64_t deep, high;
   int64_t* held = nullptr;
+  int64_t *first = nullptr, *second = nullptr;  // slot(a, b) = first[a] + second[b]
 
   int64_t slots() const { return deep * high; }
-  void clear() const {
+  void allocate(Arena& arena, const int64_t* extents) {
+    held = arena.take<int64_t>(slots());
+    first = arena.take<int64_t>(extents[0]);
+    second = arena.take<int64_t>(extents[1]);
+    if (arena.base == nullptr) return;
     for (int64_t i = 0; i < slots(); ++i) held[i] = -1;
+    for (int64_t i = 0; i < extents[0]; ++i) first[i] = i % deep * high;
+    for (int64_t i = 0; i < extents[1]; ++i) second[i] = i % high;
   }
-  int64_t slot(int64_t a, int64_t b) const { return a % deep * high + b % high; }
+  int64_t slot(int64_t a, int64_t b) const { return first[a] + second[b]; }
   // Whether the slot still has to be filled with the row.
   bool take(int64_t slot, int64_t row) const {
     if (held[slot] == row) return false;
@@ -166,6 +174,17 @@ struct Phases {
   struct Run {
     int64_t first, count, from;
   };
+  Run* runs = nullptr;  // of every phase; none of those that no tap falls into
+  bool paired =
+      false;  // stride 2, and the row begins with one phase's first entry, then the other's
+
+  void allocate(Arena& arena) {
+    runs = arena.take<Run>(stride);
+    if (arena.base == nullptr) return;
+    for (int64_t j = 0; j < stride; ++j) runs[j] = used(j) ? run(j) : Run{0, 0, 0};
+    paired =
+        stride == 2 && runs[0].count > 0 && runs[1].count > 0 && runs[0].from + runs[1].from == 1;
+  }
   Run run(int64_t phase) const {
     const int64_t lead = padding - phase;
     const int64_t first = lead <= 0 ? 0 : (lead + stride - 1) / stride;
@@ -179,25 +198,35 @@ struct Phases {
   template <class A>
   void split(const PoolLines<A>& lines, const A* x, A* out) const {
     if (stride == 1) {
-      const Run all = run(0);
-      if (all.count > 0) std::memcpy(out + all.first, x + all.from, all.count * sizeof(A));
+      std::memcpy(out + runs[0].first, x + runs[0].from, runs[0].count * sizeof(A));
       return;
     }
-    const Run a = run(0), b = run(1);
-    const Run &even = a.from == 0 ? a : b, &odd = a.from == 0 ? b : a;
     int64_t done = 0;
-    if (stride == 2 && even.from == 0 && odd.from == 1) {
-      done = even.count < odd.count ? even.count : odd.count;
-      A* to = out + (a.from == 0 ? 0 : length) + even.first;
-      lines.split(x, to, out + (a.from == 0 ? length : 0) + odd.first, done);
+    if (paired) {
+      const int64_t even = runs[1].from == 0;  // the phase that begins the row
+      A* to[2] = {out + runs[0].first, out + length + runs[1].first};
+      done = runs[0].count < runs[1].count ? runs[0].count : runs[1].count;
+      lines.split(x, to[even], to[1 - even], done);
     }
     for (int64_t j = 0; j < stride; ++j) {
-      if (!used(j)) continue;
-      const Run r = run(j);
-      A* to = out + j * length + r.first;
-      for (int64_t i = done; i < r.count; ++i) to[i] = x[r.from + i * stride];
+      A* to = out + j * length + runs[j].first;
+      const A* at = x + runs[j].from;
+      for (int64_t i = done; i < runs[j].count; ++i) to[i] = at[i * stride];
     }
   }
 };
+
+// The windows along one axis.
+struct Window {
+  int64_t origin, first, last;  // taps [first, last) lie in the input
+};
+inline Window* take_windows(Arena& arena, const PoolProblem& p, int axis) {
+  Window* windows = arena.take<Window>(p.out[axis]);
+  for (int64_t i = 0; arena.base != nullptr && i < p.out[axis]; ++i) {
+    const PoolTaps taps = pool_taps(p, axis, i);
+    windows[i] = {p.origin(axis, i), taps.first, taps.last};
+  }
+  return windows;
+}
 
 }  // namespace fastconv::cpu

@@ -103,15 +103,23 @@ void finish(const A* x, const A* count, A rows, A scale, double power, A* out, i
   for (int64_t i = 0; i < n; ++i) out[i] = pow_of(out[i], 1 / power);
 }
 
+// What is not wanted of a quotient is left out afterwards: a division under a condition is not
+// vectorised.
 template <class A>
 void share(const A* dy, const A* y, const A* count, A rows, A scale, double power, A* out,
            int64_t n) {
   if (y == nullptr) {
     FC_OVER_LINE out[i] = dy[i] / (rows * count[i]);
   } else if (power == 1) {
-    FC_OVER_LINE out[i] = y[i] == A(0) ? A(0) : dy[i] * scale / (rows * count[i]);
+    FC_OVER_LINE {
+      const A g = dy[i] * scale / (rows * count[i]);
+      out[i] = y[i] == A(0) ? A(0) : g;
+    }
   } else if (power == 2) {
-    FC_OVER_LINE out[i] = y[i] == A(0) ? A(0) : dy[i] / y[i] * scale / (rows * count[i]);
+    FC_OVER_LINE {
+      const A g = dy[i] * scale / (y[i] * (rows * count[i]));
+      out[i] = y[i] == A(0) ? A(0) : g;
+    }
   } else {
     for (int64_t i = 0; i < n; ++i)
       out[i] = y[i] == A(0) ? A(0) : dy[i] * pow_of(y[i], 1 - power) * scale / (rows * count[i]);
