@@ -29,6 +29,25 @@ std::vector<double> counts(const PoolProblem& p, int axis, bool include_pad, boo
   return n;
 }
 
+// Windows that span whole rows are windows of the rows joined: a longer last axis, and one axis
+// less. Their taps and places count as before.
+void join_rows(PoolProblem& p) {
+  for (int axis = 0; axis < 3; ++axis) {
+    if (p.stride[axis] != 0 || p.in[axis] % p.out[axis] != 0) continue;
+    p.stride[axis] = p.kernel[axis] = p.in[axis] / p.out[axis];
+  }
+  for (int axis = 1; axis >= 0; --axis) {
+    const bool spans = p.out[2] == 1 && p.kernel[2] == p.in[2] && p.padding[2] == 0;
+    if (!spans || p.dilation[axis] != 1 || p.dilation[2] != 1 || p.stride[axis] == 0) return;
+    const int64_t row = p.in[2];
+    p.in[2] = p.in[axis] * row, p.kernel[2] = p.kernel[axis] * row;
+    p.stride[2] = p.stride[axis] * row, p.padding[2] = p.padding[axis] * row;
+    p.out[2] = p.out[axis];
+    p.in[axis] = p.kernel[axis] = p.stride[axis] = p.out[axis] = 1;
+    p.padding[axis] = 0;
+  }
+}
+
 bool integer_type(const Tensor& t, IntegerType* type) {
   switch (t.scalar_type()) {
     case ScalarType::Char: *type = IntegerType::kInt8; return true;
@@ -73,6 +92,8 @@ struct Backend {
       return max_pool_scatter(call);
     STD_TORCH_CHECK(call.dtype == DType::kFloat64 || o.problem.kernel_size() < (int64_t{1} << 31),
                     op, ": a window of ", o.problem.kernel_size(), " taps is too large");
+    join_rows(o.problem);
+    call.p = o.problem;
     const bool windows = o.kind == PoolKind::kSum ? o.divisor == 0 : o.rescale;
     std::vector<double> count[3];
     for (int axis = 0; axis < 3; ++axis) {

@@ -36,6 +36,7 @@ struct Backward : PoolFrame<A> {
   };
   Residue* residues;
   int64_t part_room;
+  const Window* windows;           // along W
   const PoolOutputs* reaching[2];  // the outputs that reach each input
   struct Made {
     const A* row;
@@ -73,7 +74,7 @@ struct Backward : PoolFrame<A> {
     const bool whole = c.kind == PoolKind::kSum && c.divisor == 1;
     line_in_place = (maxima || whole) && !columns && Frame::in_place(width);
     row_in_place = Frame::in_place(!columns ? width : p.stride[2] == 1 ? W : lines.lanes);
-    lists = columns ? p.stride[2] : W;
+    lists = columns ? p.stride[2] : Frame::strips ? 0 : W;
     int64_t end = Q, entries = 0;
     if (columns) {
       for (int64_t s = 0; s < p.kernel[2]; ++s) {
@@ -93,6 +94,7 @@ struct Backward : PoolFrame<A> {
     ring_lines = arena.take<A>(line_in_place ? 0 : ring.slots() * line_room);
     ring_taps = arena.take<L>(maxima ? ring.slots() * line_room : 0);
     ring.allocate(arena, p.out);
+    windows = take_windows(arena, p, 2);
     for (int axis = 0; axis < 2; ++axis) reaching[axis] = take_reaching(arena, axis);
     sent = arena.take<A>(maxima ? 0 : line_room);
     buffer = arena.take<A>(Frame::room(p.in));
@@ -203,6 +205,7 @@ struct Backward : PoolFrame<A> {
 
   void input_row(int64_t group, int64_t d, int64_t h) const {
     const PoolOutputs o = reaching[0][d], r = reaching[1][h];
+    if (Frame::strips) return strip_row(group, d, h, o, r);
     A* dx = row_in_place ? static_cast<A*>(call.result) + Frame::at(p.in, group, d, h) : buffer;
     const bool again = call.kind == PoolKind::kSum && made.row != nullptr && group == made.group &&
                        o.first == made.o.first && o.last == made.o.last &&
@@ -212,15 +215,11 @@ struct Backward : PoolFrame<A> {
     else if (dx != made.row)
       std::memcpy(dx, made.row, Frame::length(p.in) * sizeof(A));
     made = {dx, group, o, r};
-    if (call.kind == PoolKind::kLp && call.power != 1) {
-      const A* x = static_cast<const A*>(call.x) + Frame::at(p.in, group, d, h);
-      if (!Frame::in_place(lines.lanes)) x = Frame::row(call.x, p.in, group, d, h, x_line);
-      lines.chain(x, call.power, dx, Frame::length(p.in));
-    }
     if (!row_in_place) Frame::put(dx, call.result, p.in, group, d, h);
   }
 
-  void make_row(int64_t group, int64_t d, int64_t h, PoolOutputs o, PoolOutputs r, A* dx) const {
+  // What reaches row (d, h): the lines of its output rows or, of sums, the one line of them all.
+  Reads<A> collect(int64_t group, int64_t d, int64_t h, PoolOutputs o, PoolOutputs r) const {
     int64_t n = 0;
     for (int64_t i = o.first; i < o.last; ++i) {
       const int64_t t = pool_tap_on(p, 0, i, d);
@@ -234,22 +233,37 @@ struct Backward : PoolFrame<A> {
       }
     }
     Reads<A> in{};
-    in.row = rows, in.index = row_taps, in.row_tap = row_tap, in.rows = n;
-    const A* one = sent + margin;
-    if (!maxima) {
-      static constexpr int64_t kHere[1] = {0};
-      in.offset = kHere, in.taps = 1;
-      if (n == 1 && !columns)
-        one = rows[0];
-      else if (n > 0)
-        add_up(in);
-      in.row = &one, in.rows = n > 0 ? 1 : 0;
+    in.row = rows, in.index = row_taps, in.row_tap = row_tap, in.rows = n, in.times = 1;
+    if (maxima || n == 0) return in;
+    static constexpr int64_t kHere[1] = {0};
+    in.offset = kHere, in.taps = 1;
+    if (n > 1 || columns) {
+      add_up(in);
+      rows[0] = sent + margin;
     }
+    in.rows = 1;
+    return in;
+  }
+
+  void make_row(int64_t group, int64_t d, int64_t h, PoolOutputs o, PoolOutputs r, A* dx) const {
+    const A* x = nullptr;
+    if (call.kind == PoolKind::kLp && call.power != 1) {
+      x = static_cast<const A*>(call.x) + Frame::at(p.in, group, d, h);
+      if (!Frame::in_place(lines.lanes)) x = Frame::row(call.x, p.in, group, d, h, x_line);
+    }
+    Reads<A> in = collect(group, d, h, o, r);
     const Reduce kind = maxima ? Reduce::kSend : Reduce::kSum;
     if (!columns) {
-      for (int64_t w = 0; w < W; ++w) {
-        in.offset = offset + list[w], in.tap = tap + list[w], in.taps = list[w + 1] - list[w];
-        reduce(kind, in, dx + w * width, width);
+      // While a piece of dx is in the first cache, it is also multiplied by x.
+      const int64_t piece = 2048 / width + 1;
+      for (int64_t from = 0; from < W; from += piece) {
+        const int64_t to = from + piece < W ? from + piece : W;
+        for (int64_t w = from; w < to; ++w) {
+          in.offset = offset + list[w], in.tap = tap + list[w], in.taps = list[w + 1] - list[w];
+          reduce(kind, in, dx + w * width, width);
+        }
+        if (x != nullptr)
+          lines.chain(x + from * width, call.power, dx + from * width, (to - from) * width);
       }
       return;
     }
@@ -258,11 +272,60 @@ struct Backward : PoolFrame<A> {
       in.offset = offset + list[i], in.tap = tap + list[i], in.taps = list[i + 1] - list[i];
       reduce(kind, in, stride == 1 ? dx : parts + residues[i].from * room, residues[i].count);
     }
-    if (stride == 1) return;
-    int64_t done = 0;
-    if (stride == 2) lines.join(parts, parts + room, dx, done = W / 2);
-    for (int64_t i = 0; i < stride; ++i)
-      for (int64_t k = done; i + k * stride < W; ++k) dx[i + k * stride] = parts[i * room + k];
+    if (stride > 1) {
+      int64_t done = 0;
+      if (stride == 2) lines.join(parts, parts + room, dx, done = W / 2);
+      for (int64_t i = 0; i < stride; ++i)
+        for (int64_t k = done; i + k * stride < W; ++k) dx[i + k * stride] = parts[i * room + k];
+    }
+    if (x != nullptr) lines.chain(x, call.power, dx, W);
+  }
+
+  // Row (d, h) of each plane by itself: long runs of one value, or a few elements among zeros.
+  void strip_row(int64_t group, int64_t d, int64_t h, PoolOutputs o, PoolOutputs r) const {
+    const Reads<A> in = collect(group, d, h, o, r);
+    for (int64_t g = 0; g < Frame::planes_of(group); ++g) {
+      const int64_t at = Frame::at(p.in, group, d, h) + g * p.in_size();
+      A* dx = Frame::narrow_type ? buffer : static_cast<A*>(call.result) + at;
+      if (maxima)
+        strip_maxima(in, g, dx);
+      else
+        strip_sums(in.rows > 0 ? rows[0] + g : nullptr, dx);
+      if (call.kind == PoolKind::kLp && call.power != 1) {
+        const A* x = static_cast<const A*>(call.x) + at;
+        if (Frame::narrow_type) {
+          lines.load(call.dtype, static_cast<const uint16_t*>(call.x) + at, x_line, W);
+          x = x_line;
+        }
+        lines.chain(x, call.power, dx, W);
+      }
+      if (Frame::narrow_type)
+        lines.store(call.dtype, dx, static_cast<uint16_t*>(call.result) + at, W);
+    }
+  }
+
+  void strip_sums(const A* values, A* dx) const {
+    int64_t done = 0;  // everything before is written
+    for (int64_t q = 0; values != nullptr && q < Q; ++q) {
+      const Window& s = windows[q];
+      const int64_t begin = s.origin + s.first, end = s.origin + s.last;
+      const A value = values[q * width];
+      if (begin > done) std::memset(dx + done, 0, (begin - done) * sizeof(A));
+      for (int64_t i = begin; i < done && i < end; ++i) dx[i] += value;
+      const int64_t fresh = begin > done ? begin : done;
+      if (fresh < end) lines.fill(value, dx + fresh, end - fresh);
+      if (end > done) done = end;
+    }
+    if (done < W) std::memset(dx + done, 0, (W - done) * sizeof(A));
+  }
+
+  void strip_maxima(const Reads<A>& in, int64_t g, A* dx) const {
+    std::memset(dx, 0, W * sizeof(A));
+    for (int64_t n = 0; n < in.rows; ++n)
+      for (int64_t q = 0; q < Q; ++q) {
+        const int64_t s = row_taps[n][q * width + g] - row_tap[n];
+        if (s >= 0 && s < p.kernel[2]) dx[windows[q].origin + s] += rows[n][q * width + g];
+      }
   }
 
   // The sum of the rows, with its margins as they were: a vector may not reach into them.

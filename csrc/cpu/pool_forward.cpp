@@ -36,9 +36,10 @@ struct Forward : PoolFrame<A> {
   Way way;
   Reduce kind;
   double raised;  // the power that rows are raised to before they are reduced; 1: none
-  bool index, deep, row_in_place, out_in_place;
+  bool index, deep, row_in_place, out_in_place, piecewise;
   LineRing ring;
-  int64_t ring_room;  // elements of one line of the ring
+  int64_t like_first, like_last;  // outputs whose windows have every tap inside
+  int64_t ring_room;              // elements of one line of the ring
   A *ring_lines, *split, *tall, *buffer, *out, *count, *uniform;
   L *ring_taps, *taps, *first_tap, *row_tap, *tap;
   int64_t *offset, *places;
@@ -69,6 +70,9 @@ struct Forward : PoolFrame<A> {
     row_in_place = raised == 1 && Frame::in_place(columns ? p.in[2] : width);
     out_in_place = Frame::in_place(columns ? Q : width);
 
+    piecewise = layout == PoolLayout::kPixels && width % lines.lanes == 0 &&
+                width >= 8 * lines.lanes && kind != Reduce::kDraw && kind != Reduce::kMean;
+
     ring = {reach(p, 0), way == Way::kBroad && deep ? p.in[1] : reach(p, 1)};
     const bool split_rows = way == Way::kWhole && columns;
     ring_room = (way == Way::kBroad ? Q
@@ -76,17 +80,22 @@ struct Forward : PoolFrame<A> {
                                     : Frame::length(p.in)) +
                 Frame::slack();
     const bool ringless = row_in_place && (way == Way::kTall || !columns);
-    if (ringless) ring_room = 0;
+    if (Frame::strips)
+      ring_room = Frame::narrow_type ? p.kernel[2] + Frame::slack() : 0;
+    else if (ringless)
+      ring_room = 0;
     const bool placed = index || c.kind == PoolKind::kSample;
     ring_lines = arena.take<A>(ring.slots() * ring_room);
     ring_taps = arena.take<L>(way == Way::kBroad && index ? ring.slots() * ring_room : 0);
     ring.allocate(arena, p.in);
     if (columns) phases.allocate(arena);
     for (int axis = 0; axis < 3; ++axis) windows[axis] = take_windows(arena, p, axis);
+    if (arena.base != nullptr) find_alike();
     split = arena.take<A>(columns ? phases.size() + Frame::slack() : 0);
     tall = arena.take<A>(columns ? Frame::room(p.in) : 0);
-    buffer = arena.take<A>(Frame::room(p.in));
-    Frame::transposed = arena.take<A>(layout == PoolLayout::kPlanes ? (p.in[2] + Q) * width : 0);
+    buffer = arena.take<A>(columns ? Frame::room(p.in) : 0);
+    Frame::transposed = arena.take<A>(
+        layout == PoolLayout::kPlanes ? (Frame::strips ? Q : p.in[2] + Q) * width : 0);
     out = arena.take<A>(out_length + Frame::slack());
     taps = arena.take<L>(placed ? out_length + Frame::slack() : 0);
     count = arena.take<A>(sums ? out_length : 0);
@@ -100,6 +109,17 @@ struct Forward : PoolFrame<A> {
     tap = arena.take<L>(p.kernel[2]);
     places = arena.take<int64_t>(c.index_kind == PoolIndex::kLong ? p.kernel_size() : 0);
     if (arena.base != nullptr) fill();
+  }
+
+  void find_alike() {
+    like_first = like_last = 0;
+    if (p.stride[2] == 0) return;
+    const auto whole = [&](int64_t q) {
+      return windows[2][q].first == 0 && windows[2][q].last == p.kernel[2];
+    };
+    while (like_first < Q && !whole(like_first)) ++like_first;
+    like_last = like_first;
+    while (like_last < Q && whole(like_last)) ++like_last;
   }
 
   void fill() {
@@ -123,17 +143,17 @@ struct Forward : PoolFrame<A> {
       for (int64_t q = 0; q < Q + Frame::slack(); ++q)
         first_tap[q] = q < Q ? static_cast<L>(windows[2][q].first) : 0;
     if (call.index_kind == PoolIndex::kLong)
-      for (int64_t i = 0; i < p.kernel_size(); ++i) {
-        const int64_t S = p.kernel[2], R = p.kernel[1];
-        const int64_t d = i / (R * S) * p.dilation[0], h = i / S % R * p.dilation[1];
-        places[i] = (d * p.in[1] + h) * p.in[2] + i % S * p.dilation[2];
-      }
+      for (int64_t t = 0, i = 0; t < p.kernel[0]; ++t)
+        for (int64_t r = 0; r < p.kernel[1]; ++r)
+          for (int64_t s = 0; s < p.kernel[2]; ++s)
+            places[i++] =
+                (t * p.dilation[0] * p.in[1] + r * p.dilation[1]) * p.in[2] + s * p.dilation[2];
   }
 
   Reads<A> reads(int64_t n_rows) const {
     Reads<A> in{};
     in.row = rows, in.index = row_taps, in.row_tap = row_tap, in.rows = n_rows;
-    in.offset = offset, in.tap = tap, in.taps = p.kernel[2];
+    in.offset = offset, in.tap = tap, in.taps = p.kernel[2], in.times = 1;
     return in;
   }
   void reduce(Reduce r, const Reads<A>& in, A* to, L* to_taps, int64_t n) const {
@@ -189,8 +209,23 @@ struct Forward : PoolFrame<A> {
 
   void output_row(int64_t group, int64_t o, int64_t j) const {
     const Window &t = windows[0][o], &r = windows[1][j];
-    const int64_t S = p.kernel[2];
     A* y = out_in_place ? static_cast<A*>(call.result) + Frame::at(p.out, group, o, j) : out;
+    if (Frame::strips)
+      strip_row(group, t, r, y);
+    else
+      reduce_row(group, o, j, y);
+    if (call.kind == PoolKind::kLp || (call.kind == PoolKind::kSum && call.divisor != 1)) {
+      const A rows_counted = static_cast<A>(call.count[0][o] * call.count[1][j]);
+      const double power = call.kind == PoolKind::kLp ? call.power : 1;
+      lines.finish(y, count, rows_counted, static_cast<A>(call.scale), power, y, out_length);
+    }
+    if (!out_in_place) Frame::put(y, call.result, p.out, group, o, j);
+    if (index) put_index(group, o, j);
+  }
+
+  void reduce_row(int64_t group, int64_t o, int64_t j, A* y) const {
+    const Window &t = windows[0][o], &r = windows[1][j];
+    const int64_t S = p.kernel[2];
     int64_t n = 0;
     for (int64_t a = t.first; a < t.last; ++a)
       for (int64_t b = r.first; b < r.last; ++b, ++n) {
@@ -206,13 +241,38 @@ struct Forward : PoolFrame<A> {
       broad_row(n, first, y);
     else
       whole_row(n, first, y);
-    if (call.kind == PoolKind::kLp || (call.kind == PoolKind::kSum && call.divisor != 1)) {
-      const A rows_counted = static_cast<A>(call.count[0][o] * call.count[1][j]);
-      const double power = call.kind == PoolKind::kLp ? call.power : 1;
-      lines.finish(y, count, rows_counted, static_cast<A>(call.scale), power, y, out_length);
+  }
+
+  // A line [Q, width] of windows read row by row, where the rows lie.
+  void strip_row(int64_t group, const Window& t, const Window& r, A* y) const {
+    const int64_t plane = p.in_size(), planes = Frame::planes_of(group);
+    const auto strip =
+        lines
+            .strip[static_cast<int>(index || call.kind == PoolKind::kMax ? Reduce::kMaxTap : kind)];
+    for (int64_t q = 0; q < Q; ++q) {
+      const Window& s = windows[2][q];
+      const int64_t length = s.last - s.first;
+      L* to_taps = index ? taps + q * width : nullptr;
+      // The rows of planes [g, g + 1) or all of them.
+      for (int64_t g = 0; g < planes; g += Frame::narrow_type ? 1 : planes) {
+        int64_t n = 0;
+        for (int64_t a = t.first; a < t.last; ++a)
+          for (int64_t b = r.first; b < r.last; ++b, ++n) {
+            const int64_t d = t.origin + a * p.dilation[0], h = r.origin + b * p.dilation[1];
+            const int64_t at = Frame::at(p.in, group, d, h) + g * plane + s.origin + s.first;
+            row_tap[n] = static_cast<L>((a * p.kernel[1] + b) * p.kernel[2] + s.first);
+            rows[n] = static_cast<const A*>(call.x) + at;
+            if (!Frame::narrow_type) continue;
+            A* line = ring_lines + n * p.kernel[2];
+            lines.load(call.dtype, static_cast<const uint16_t*>(call.x) + at, line, length);
+            rows[n] = line;
+          }
+        if (Frame::narrow_type)
+          strip(rows, row_tap, n, length, 0, 1, y + q * width + g, index ? to_taps + g : nullptr);
+        else
+          strip(rows, row_tap, n, length, plane, planes, y + q * width, to_taps);
+      }
     }
-    if (!out_in_place) Frame::put(y, call.result, p.out, group, o, j);
-    if (index) put_index(group, o, j);
   }
 
   void tall_row(int64_t n, A* y) const {
@@ -246,14 +306,38 @@ struct Forward : PoolFrame<A> {
       in.first = first_tap, in.first_tap = first;
       return reduce(kind, in, y, taps, Q);
     }
-    for (int64_t q = 0; q < Q; ++q) {
+    for (int64_t q = 0; q < Q; q += in.times) {
       const Window& s = windows[2][q];
       in.base = s.origin * width;
       in.offset = offset + s.first, in.tap = tap + s.first, in.taps = s.last - s.first;
       in.first_tap = first + static_cast<L>(s.first);
       in.uniform = uniform + q * width;
-      reduce(kind, in, y + q * width, taps + q * width, width);
+      in.times = 1;
+      const bool pieces = piecewise && n * in.taps > kPiece;
+      if (q == like_first && q < like_last && !pieces)
+        in.times = like_last - like_first, in.step = p.stride[2] * width;
+      if (pieces)
+        in_pieces(in, y + q * width, taps + q * width);
+      else
+        reduce(kind, in, y + q * width, taps + q * width, width);
     }
+  }
+
+  // Large windows of many channels a few taps at a time, so that memory is read in long runs.
+  static constexpr int64_t kPiece = 8;
+  void in_pieces(Reads<A> in, A* y, L* to_taps) const {
+    const int64_t n_rows = in.rows, n_taps = in.taps;
+    const int64_t* offsets = in.offset;
+    const L* tap_of = in.tap;
+    in.rows = 1;
+    for (int64_t r = 0; r < n_rows; ++r)
+      for (int64_t k = 0; k < n_taps; k += kPiece) {
+        in.row = rows + r, in.row_tap = row_tap + r;
+        in.offset = offsets + k, in.tap = tap_of + k;
+        in.taps = n_taps - k < kPiece ? n_taps - k : kPiece;
+        reduce(kind, in, y, to_taps, width);
+        in.more = true;
+      }
   }
 
   // By the outputs' places in the contiguous [N, C, O, P, Q].

@@ -34,21 +34,31 @@ struct PoolFrame {
   PoolLayout layout;
   int64_t planes, width, groups;  // planes in all; per group in one line; groups
   bool narrow_type;               // 16-bit storage
+  bool strips;                    // kPlanes: windows are read row by row, vectors along the row
   A* transposed = nullptr;        // one row in storage type on its way to or from a line
 
   PoolFrame(const CpuPoolCall& c, const PoolLines<A>& l)
       : call(c), p(c.p), lines(l), planes(c.p.N * c.p.C) {
     narrow_type = c.dtype == DType::kBFloat16 || c.dtype == DType::kFloat16;
-    const bool few = p.out[2] <= 2 && p.kernel[2] >= 4;
-    layout = c.channels_last       ? PoolLayout::kPixels
-             : p.adaptive() || few ? PoolLayout::kPlanes
-                                   : PoolLayout::kColumns;
+    // Windows of long rows, or so few or so far apart that vectors over columns are mostly empty.
+    const bool apart = (p.out[2] <= 2 && p.kernel[2] >= 4) || p.stride[2] >= 8;
+    layout = c.channels_last         ? PoolLayout::kPixels
+             : p.adaptive() || apart ? PoolLayout::kPlanes
+                                     : PoolLayout::kColumns;
+    const bool plain = c.kind == PoolKind::kMax || c.kind == PoolKind::kSum ||
+                       (c.kind == PoolKind::kLp && (c.backward || c.power == 2 || c.power == 1));
+    // Forward, what the lanes of a maximum hold has to be sorted out once per window.
+    const int64_t least = c.kind == PoolKind::kMax && !c.backward ? 128 : 8;
+    strips = layout == PoolLayout::kPlanes && plain && p.dilation[2] == 1 && p.kernel[2] >= least;
     width = layout == PoolLayout::kPixels ? p.C : 1;
     if (layout == PoolLayout::kPlanes) {
-      // As many vectors side by side as keep the rows of a window in the second cache.
+      // As many vectors side by side as keep the rows of a window in the second cache, and as
+      // leave work for every thread.
       width = 4 * lines.lanes;
       const int64_t rows = p.kernel[0] * p.kernel[1] * p.in[2] * static_cast<int64_t>(sizeof(A));
-      while (width > lines.lanes && width * rows > (256 << 10)) width /= 2;
+      const int64_t tasks = planes * p.out[0] * p.out[1];
+      while (width > lines.lanes && ((!strips && width * rows > (256 << 10)) || tasks < 16 * width))
+        width /= 2;
       if (width > planes) width = planes;
     }
     groups = layout == PoolLayout::kPixels ? p.N : (planes + width - 1) / width;
@@ -95,8 +105,9 @@ struct PoolFrame {
   void put(const A* line, void* y, const int64_t* extents, int64_t group, int64_t a,
            int64_t b) const {
     char* to = static_cast<char*>(y) + at(extents, group, a, b) * element();
-    if (layout != PoolLayout::kPlanes) return lines.store(call.dtype, line, to, length(extents));
     const int64_t plane = extents[0] * extents[1] * extents[2];
+    if (layout != PoolLayout::kPlanes || plane == 1)
+      return lines.store(call.dtype, line, to, plane == 1 ? planes_of(group) : length(extents));
     if (narrow_type) {
       lines.store(call.dtype, line, transposed, length(extents));
       scatter(reinterpret_cast<const uint16_t*>(transposed), plane, planes_of(group), extents[2],

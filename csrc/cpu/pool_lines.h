@@ -33,7 +33,8 @@ template <class A>
 using lane_t = typename Lane<A>::type;
 
 // Element i of the result is reduced from row[r][base + offset[k] + i], r < rows, k < taps, in this
-// order; the tap of (r, k) is row_tap[r] + tap[k].
+// order; the tap of (r, k) is row_tap[r] + tap[k]. With `times` > 1 that is done again and again,
+// base a `step` further, the results (and what is drawn) n further.
 template <class A>
 struct Reads {
   const A* const* row;
@@ -48,6 +49,8 @@ struct Reads {
   const lane_t<A>* first;
   lane_t<A> first_tap;
   const A* uniform;  // kDraw: the number drawn for element i
+  int64_t times, step;
+  bool more;  // sums and maxima: carry on from what the result holds
 };
 
 // Lines may start at any element. n: how many elements are read and written; reduce alone handles a
@@ -56,6 +59,10 @@ template <class A>
 struct PoolLines {
   int64_t lanes;
   void (*reduce[kReduces])(const Reads<A>&, A* out, lane_t<A>* taps, int64_t n);
+  // Of `planes` planes, `step` apart: one number from row[r][0, n) of every row, whose taps count
+  // from row_tap[r]. For kMaxTap (taps may be null), kSum and kSquares; the others are null.
+  void (*strip[kReduces])(const A* const* row, const lane_t<A>* row_tap, int64_t rows, int64_t n,
+                          int64_t step, int64_t planes, A* out, lane_t<A>* taps);
   void (*load)(DType, const void* x, A* out, int64_t n);
   void (*store)(DType, const A* x, void* y, int64_t n);
   // even[i] = x[2i], odd[i] = x[2i + 1], and back.
@@ -70,6 +77,7 @@ struct PoolLines {
                 int64_t n);
   // dx *= x^(power - 1)
   void (*chain)(const A* x, double power, A* dx, int64_t n);
+  void (*fill)(A value, A* out, int64_t n);
   void (*widen)(const uint8_t* bytes, lane_t<A>* out, int64_t n);
   void (*narrow)(const lane_t<A>* x, uint8_t* bytes, int64_t n);
   // What outputs first, first + step, ... draw under the seed.

@@ -103,27 +103,32 @@ void finish(const A* x, const A* count, A rows, A scale, double power, A* out, i
   for (int64_t i = 0; i < n; ++i) out[i] = pow_of(out[i], 1 / power);
 }
 
-// What is not wanted of a quotient is left out afterwards: a division under a condition is not
-// vectorised.
 template <class A>
 void share(const A* dy, const A* y, const A* count, A rows, A scale, double power, A* out,
            int64_t n) {
+  constexpr int64_t lanes = Simd<A>::lanes;
   if (y == nullptr) {
     FC_OVER_LINE out[i] = dy[i] / (rows * count[i]);
-  } else if (power == 1) {
-    FC_OVER_LINE {
-      const A g = dy[i] * scale / (rows * count[i]);
-      out[i] = y[i] == A(0) ? A(0) : g;
-    }
-  } else if (power == 2) {
-    FC_OVER_LINE {
-      const A g = dy[i] * scale / (y[i] * (rows * count[i]));
-      out[i] = y[i] == A(0) ? A(0) : g;
-    }
-  } else {
-    for (int64_t i = 0; i < n; ++i)
-      out[i] = y[i] == A(0) ? A(0) : dy[i] * pow_of(y[i], 1 - power) * scale / (rows * count[i]);
+    return;
   }
+  // A division under a condition is left alone by the vectoriser.
+  int64_t i = 0;
+  if (power == 1 || power == 2)
+    for (; i + lanes <= n; i += lanes) {
+      const vec_t<A> v = vload(y + i), size = vsplat(rows) * vload(count + i);
+      const vec_t<A> g = vload(dy + i) * vsplat(scale) / (power == 2 ? v * size : size);
+      vstore(out + i, vkeep<A>(g, ~(mask_t<A>)(v == vec_t<A>{})));
+    }
+  for (; i < n; ++i) {
+    const A size = rows * count[i], v = y[i];
+    const A by = power == 1 ? size : power == 2 ? v * size : size / pow_of(v, 1 - power);
+    out[i] = v == A(0) ? A(0) : dy[i] * scale / by;
+  }
+}
+
+template <class A>
+void fill(A value, A* out, int64_t n) {
+  FC_OVER_LINE out[i] = value;
 }
 
 template <class A>
@@ -221,6 +226,8 @@ constexpr PoolLines<A> all_lines() {
           {reduce<A, Reduce::kMax>, reduce<A, Reduce::kMaxTap>, reduce<A, Reduce::kMaxLine>,
            reduce<A, Reduce::kSum>, reduce<A, Reduce::kSquares>, reduce<A, Reduce::kDraw>,
            reduce<A, Reduce::kMean>, reduce<A, Reduce::kSend>},
+          {nullptr, strip_max<A>, nullptr, strip_sum<A, Reduce::kSum>,
+           strip_sum<A, Reduce::kSquares>, nullptr, nullptr, nullptr},
           load,
           store,
           split<A>,
@@ -229,6 +236,7 @@ constexpr PoolLines<A> all_lines() {
           finish<A>,
           share<A>,
           chain<A>,
+          fill<A>,
           widen<A>,
           narrow<A>,
           uniform<A>};

@@ -100,6 +100,10 @@ FC_INLINE void block(const Reads<A>& in, A* out, lane_t<A>* taps, int64_t i) {
     arg[u] = lanes_of<A>(in.first_tap);
     if (kLargest) acc[u] = vsplat(-A(__builtin_inff()));
     if (kPlaced && in.first != nullptr) arg[u] += load_lanes<A>(in.first + i + u * lanes);
+    if (in.more) {
+      acc[u] = vload(out + i + u * lanes);
+      if (kPlaced) arg[u] = load_lanes<A>(taps + i + u * lanes);
+    }
   }
   for (int64_t r = 0; r < in.rows; ++r) {
     const A* row = in.row[r] + in.base + i;
@@ -140,22 +144,124 @@ FC_INLINE void block(const Reads<A>& in, A* out, lane_t<A>* taps, int64_t i) {
   }
 }
 
-// The last block overlaps the one before it. Results are not read, so that does no harm.
+template <class A, Reduce R, int U>
+FC_INLINE void step(const Reads<A>& in, A* out, lane_t<A>* taps, int64_t i) {
+  if constexpr (R == Reduce::kDraw)
+    draw<A, U>(in, out, taps, i);
+  else
+    block<A, R, U>(in, out, taps, i);
+}
+
+// The last block overlaps the one before it, which does no harm unless results are carried on.
 template <class A, Reduce R>
-void reduce(const Reads<A>& in, A* out, lane_t<A>* taps, int64_t n) {
+void reduce(const Reads<A>& reads, A* out, lane_t<A>* taps, int64_t n) {
   constexpr int U = R == Reduce::kDraw ? 2 : 4;
   constexpr int64_t lanes = Simd<A>::lanes, wide = U * lanes;
-  int64_t i = 0;
-  if constexpr (R == Reduce::kDraw) {
-    for (; i + wide <= n; i += wide) draw<A, U>(in, out, taps, i);
-    if (n - i > lanes && n >= wide) return draw<A, U>(in, out, taps, n - wide);
+  Reads<A> in = reads;
+  for (int64_t time = 0; time < reads.times; ++time) {
+    int64_t i = 0;
+    for (; i + wide <= n; i += wide) step<A, R, U>(in, out, taps, i);
+    if (n - i > lanes && n >= wide && !in.more) {
+      step<A, R, U>(in, out, taps, n - wide);
+      i = n;
+    }
     for (; i < n; i += lanes)
-      draw<A, 1>(in, out, taps, i + lanes <= n || n < lanes ? i : n - lanes);
-  } else {
-    for (; i + wide <= n; i += wide) block<A, R, U>(in, out, taps, i);
-    if (n - i > lanes && n >= wide) return block<A, R, U>(in, out, taps, n - wide);
-    for (; i < n; i += lanes)
-      block<A, R, 1>(in, out, taps, i + lanes <= n || n < lanes ? i : n - lanes);
+      step<A, R, 1>(in, out, taps, i + lanes <= n || n < lanes ? i : n - lanes);
+    in.base += in.step, out += n;
+    if (R == Reduce::kDraw) in.uniform += n;
+    if (R == Reduce::kDraw || R == Reduce::kMaxTap || R == Reduce::kMaxLine) taps += n;
+  }
+}
+
+// A vector of x[i, n) where a whole one is not left, `outside` in the lanes without one.
+template <class A>
+FC_INLINE vec_t<A> load_rest(const A* x, int64_t i, int64_t n, A outside) {
+  constexpr int lanes = Simd<A>::lanes;
+  A rest[lanes];
+  for (int l = 0; l < lanes; ++l) rest[l] = i + l < n ? x[i + l] : outside;
+  return vload(rest);
+}
+
+template <class A, Reduce R>
+void strip_sum(const A* const* row, const lane_t<A>*, int64_t rows, int64_t n, int64_t step,
+               int64_t planes, A* out, lane_t<A>*) {
+  constexpr int64_t lanes = Simd<A>::lanes, kGroup = 16;
+  A sums[kGroup * lanes];
+  const int64_t whole = n / lanes * lanes;
+  const auto term = [](vec_t<A> v) { return R == Reduce::kSquares ? v * v : v; };
+  // Of the last vector of a row, the lanes that whole vectors have not had.
+  const typename Simd<A>::mask fresh = ~vfirst<A>(static_cast<int>(lanes - (n - whole)));
+  for (int64_t from = 0; from < planes; from += kGroup) {
+    const int64_t count = planes - from < kGroup ? planes - from : kGroup;
+    for (int64_t g = 0; g < count; ++g) {
+      vec_t<A> a{}, b{}, c{}, d{};
+      for (int64_t r = 0; r < rows; ++r) {
+        const A* x = row[r] + (from + g) * step;
+        int64_t i = 0;
+        for (; i + 4 * lanes <= n; i += 4 * lanes) {
+          a += term(vload(x + i)), b += term(vload(x + i + lanes));
+          c += term(vload(x + i + 2 * lanes)), d += term(vload(x + i + 3 * lanes));
+        }
+        for (; i < whole; i += lanes) b += term(vload(x + i));
+        if (i == n) continue;
+        if (n >= lanes)
+          c += term(vkeep<A>(vload(x + n - lanes), fresh));
+        else
+          c += term(load_rest<A>(x, i, n, A(0)));
+      }
+      vstore(sums + g * lanes, (a + b) + (c + d));
+    }
+    sum_lanes<A>(sums, count, out + from);
+  }
+}
+
+// Lanes take turns with a row's elements, so they are told apart by their taps at the end: of ties
+// the first stays, of NaNs the last.
+template <class A>
+void strip_max(const A* const* row, const lane_t<A>* row_tap, int64_t rows, int64_t n, int64_t step,
+               int64_t planes, A* out, lane_t<A>* taps) {
+  constexpr int64_t lanes = Simd<A>::lanes;
+  mask_t<A> lane;
+  for (int l = 0; l < lanes; ++l) lane[l] = l;
+  for (int64_t g = 0; g < planes; ++g) {
+    vec_t<A> best[2];
+    mask_t<A> arg[2];
+    for (int u = 0; u < 2; ++u) {
+      best[u] = vsplat(-A(__builtin_inff()));
+      arg[u] = lanes_of<A>(row_tap[0]);
+    }
+    const auto meet = [&](int u, vec_t<A> v, mask_t<A> tap) {
+      const mask_t<A> over = (mask_t<A>)(v > best[u]) | (mask_t<A>)(v != v);
+      best[u] = over ? v : best[u];
+      arg[u] = over ? tap : arg[u];
+    };
+    for (int64_t r = 0; r < rows; ++r) {
+      const A* x = row[r] + g * step;
+      const mask_t<A> first = lane + row_tap[r];
+      int64_t i = 0;
+      for (; i + 2 * lanes <= n; i += 2 * lanes) {
+        meet(0, vload(x + i), first + static_cast<lane_t<A>>(i));
+        meet(1, vload(x + i + lanes), first + static_cast<lane_t<A>>(i + lanes));
+      }
+      for (; i < n; i += lanes) {
+        if (i + lanes > n && n >= lanes) i = n - lanes;
+        const vec_t<A> v = n >= lanes ? vload(x + i) : load_rest<A>(x, i, n, -A(__builtin_inff()));
+        meet(0, v, first + static_cast<lane_t<A>>(i));
+      }
+    }
+    A top = best[0][0];
+    lane_t<A> place = arg[0][0];
+    for (int l = 1; l < 2 * lanes; ++l) {
+      const A v = best[l / lanes][l % lanes];
+      const lane_t<A> t = arg[l / lanes][l % lanes];
+      const bool nan = v != v, top_nan = top != top;
+      const bool over =
+          nan ? !top_nan || t > place : !top_nan && (v > top || (v == top && t < place));
+      top = over ? v : top;
+      place = over ? t : place;
+    }
+    out[g] = top;
+    if (taps != nullptr) taps[g] = place;
   }
 }
 
