@@ -40,17 +40,18 @@ EXTENTS = ["rows", "D", "H", "W", "O", "P", "Q", "divisor"]
 
 @triton.jit
 def first_kept(
-    starts, ins, wide, KERNEL: tl.constexpr, DILATION: tl.constexpr, INDEX: tl.constexpr
+    starts, ins, none, KERNEL: tl.constexpr, DILATION: tl.constexpr, INDEX: tl.constexpr
 ):
-    """What index a window starts with: its first tap in the input, or that one's place."""
+    """What index a window starts with: its first tap in the input, or that one's place; of as many
+    bits as places have. none: zeros [BLOCK_M, BLOCK_C]."""
     t = first_tap(starts[0], DILATION[0])
     r = first_tap(starts[1], DILATION[1])
     s = first_tap(starts[2], DILATION[2])
     if INDEX == 1:
-        return (t * KERNEL[1] + r) * KERNEL[2] + s + wide
+        return (t * KERNEL[1] + r) * KERNEL[2] + s + none
     else:
         d, h = starts[0] + t * DILATION[0], starts[1] + r * DILATION[1]
-        return (d * ins[1] + h) * ins[2] + (starts[2] + s * DILATION[2]) + wide
+        return (d * ins[1] + h) * ins[2] + (starts[2] + s * DILATION[2]) + none
 
 
 @triton.jit
@@ -92,7 +93,7 @@ def max_pool_fprop_kernel(
     ins = (D, H, W)
     starts, ends = windows(out, ins, (O, P, Q), STRIDE, PADDING)
     best = tl.full([BLOCK_M, BLOCK_C], float("-inf"), ACC)
-    kept = tl.full([BLOCK_M, BLOCK_C], 0, tl.int64 if WIDE else tl.int32)
+    kept = tl.full([BLOCK_M, BLOCK_C], 0, tl.int32)
     if INDEX != 0:
         kept = first_kept(starts, ins, kept, KERNEL, DILATION, INDEX)
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
@@ -293,7 +294,7 @@ def sample_pool_fprop_kernel(
     output = (plane * inner + c) * (O * P * Q) + ((out[0] * P + out[1]) * Q + out[2])
     threshold = uniform(tl.load(seed), output, ACC) * total
     best = tl.full([BLOCK_M, BLOCK_C], float("-inf"), ACC)
-    kept = tl.full([BLOCK_M, BLOCK_C], 0, tl.int64 if WIDE else tl.int32)
+    kept = tl.full([BLOCK_M, BLOCK_C], 0, tl.int32)
     if INDEX != 0:
         kept = first_kept(starts, ins, kept, KERNEL, (1, 1, 1), INDEX)
     running = tl.full([BLOCK_M, BLOCK_C], 0, ACC)

@@ -266,7 +266,8 @@ def power(v, P: tl.constexpr, ACC: tl.constexpr):
         else:
             return tl.sqrt(v)
     else:
-        size = tl.abs(v).to(tl.float64)
+        size = v.to(tl.float64)
+        size = tl.where(size < 0, -size, size)  # tl.abs would flush subnormal float32 to 0
         raised = tl.exp2(tl.log2(size) * P)
         if P % 2 == 0:
             return raised.to(ACC)
