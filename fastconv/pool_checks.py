@@ -184,6 +184,18 @@ OPTIONS: dict[tuple[str, str], tuple[PoolOptions, ...]] = {
 }
 
 
+def ways_of(pass_: str, kind: str, case: PoolCase) -> list[PoolOptions]:
+    """The ways to call that the case allows."""
+    found = []
+    for options in OPTIONS[pass_, kind]:
+        if options.index == KEEP_BYTE and case.taps > MAX_BYTE_TAPS:
+            continue
+        if options.rescale and case.adaptive:  # windows of different lengths have no whole
+            continue
+        found.append(options)
+    return found
+
+
 @dataclass(frozen=True)
 class PoolCheck:
     """One thing to run: the pass and kind of an instance, on a case."""

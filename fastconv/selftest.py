@@ -28,8 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv import _C, gpu, reference, trust
+from fastconv import _C, gpu, reference, selftest_pool, trust
 from fastconv.problem import NATIVE_DTYPES, ConvSpec
+from fastconv.selftest_pool import PoolInstance
 from fastconv.tolerances import conv_tolerance
 
 _DTYPES = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
@@ -158,7 +159,7 @@ def torch_device(key: str) -> torch.device:
 
 @cache
 def instances() -> tuple[Instance, ...]:
-    """Every CUDA kernel instance of this build."""
+    """Every CUDA convolution kernel instance of this build."""
     return tuple(
         Instance(
             algorithm,
@@ -170,6 +171,11 @@ def instances() -> tuple[Instance, ...]:
         )
         for algorithm, kernel, direction, dtype, layout, tf32 in _C.cuda_instances()
     )
+
+
+def all_instances() -> tuple[Instance | PoolInstance, ...]:
+    """Those of convolution and of pooling."""
+    return (*instances(), *selftest_pool.instances())
 
 
 def _sizes(problem: Problem, direction: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -232,8 +238,10 @@ def launch(
     return op(a, b, size, *args, instance.channels_last, instance.name)
 
 
-def check(instance: Instance, device: torch.device, limit: int) -> Outcome:
+def check(instance: Instance | PoolInstance, device: torch.device, limit: int) -> Outcome:
     """Runs the instance on its first `limit` problems: within tolerance, twice the same bits."""
+    if isinstance(instance, PoolInstance):
+        return Outcome(instance.name, *selftest_pool.check(instance, device, limit))
     count, worst = 0, 0.0
     for problem in instance.problems():
         if count == limit:
@@ -272,7 +280,7 @@ def check(instance: Instance, device: torch.device, limit: int) -> Outcome:
     return Outcome(instance.name, count, "", worst)
 
 
-def check_and_probe(instance: Instance, device: torch.device, limit: int) -> Outcome:
+def check_and_probe(instance: Instance | PoolInstance, device: torch.device, limit: int) -> Outcome:
     """`check`, and after a failure whether the device still works. It did before: the caller has
     seen to that."""
     outcome = check(instance, device, limit)
@@ -297,7 +305,7 @@ def run(
         raise RuntimeError(f"{key} does not work: {lost}")
     outcomes: list[Outcome] = []
     try:
-        for instance in instances():
+        for instance in all_instances():
             if only in instance.name and instance.name not in done:
                 outcomes.append(check_and_probe(instance, device, limit))
                 yield outcomes[-1]
@@ -338,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="instances whose name contains this")
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if not instances():
+    if not all_instances():
         print("this build has no CUDA kernels (FASTCONV_CUDA=0)", file=sys.stderr)
         return 2
     if not torch.cuda.is_available():
@@ -362,9 +370,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments.resume.unlink()
         outcomes, before = [Outcome(**o) for o in state["outcomes"]], state["seconds"]
     else:
-        print(f"{identity}: {len(instances())} kernel instances, build {_C.build_id}")
+        print(f"{identity}: {len(all_instances())} kernel instances, build {_C.build_id}")
     start = time.perf_counter() - before
-    wanted = [i.name for i in instances() if arguments.only in i.name]
+    wanted = [i.name for i in all_instances() if arguments.only in i.name]
 
     def write() -> None:
         if arguments.json:

@@ -87,7 +87,7 @@ def _quick_check(device: str, name: str) -> str | None:
     how it failed, recorded as well."""
     from fastconv import selftest  # it records here
 
-    instance = next(i for i in selftest.instances() if i.name == name)
+    instance = next(i for i in selftest.all_instances() if i.name == name)
     on = selftest.torch_device(device)
     with torch.no_grad():
         lost = gpu.loss(on)

@@ -8,14 +8,11 @@ from collections.abc import Callable
 import torch
 
 from fastconv.pool_checks import (
-    KEEP_BYTE,
-    MAX_BYTE_TAPS,
-    OPTIONS,
     PoolCase,
     PoolCheck,
-    PoolOptions,
     adaptive_case,
     pool_case,
+    ways_of,
 )
 
 # Extents of usual kernels first: what is compiled for one kernel and stride takes these only. Then
@@ -56,18 +53,6 @@ POOL_CASES: tuple[PoolCase, ...] = (
 )
 # Dilation is max pooling's alone.
 UNDILATED = tuple(case for case in POOL_CASES if set(case.dilation) == {1})
-
-
-def ways_of(pass_: str, kind: str, case: PoolCase) -> list[PoolOptions]:
-    """The ways to call that the case allows."""
-    found = []
-    for options in OPTIONS[pass_, kind]:
-        if options.index == KEEP_BYTE and case.taps > MAX_BYTE_TAPS:
-            continue
-        if options.rescale and case.adaptive:  # windows of different lengths have no whole
-            continue
-        found.append(options)
-    return found
 
 
 def checks(

@@ -12,8 +12,8 @@ import pytest
 import torch
 from emulator.build_ops import build_ops
 
-from fastconv import gpu, select, select_cuda, selftest, trust
-from fastconv.ops import conv_run
+from fastconv import gpu, select, select_cuda, selftest, selftest_pool, trust
+from fastconv.ops import conv_run, pool_kernels
 
 H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
 
@@ -21,7 +21,7 @@ H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
 def take_down(patch: pytest.MonkeyPatch, names: Collection[str]) -> None:
     """Makes these instances of the self-test fault, and with them all that follows on the device:
     what a process sees whose CUDA context is gone."""
-    launch, ones = selftest.launch, torch.ones
+    launch, pool_launch, ones = selftest.launch, selftest_pool.launch, torch.ones
     lost = False
 
     def check() -> None:
@@ -30,17 +30,21 @@ def take_down(patch: pytest.MonkeyPatch, names: Collection[str]) -> None:
                 "CUDA error: an illegal memory access was encountered\nSee the docs."
             )
 
-    def faulty(instance, *args):
-        nonlocal lost
-        lost = lost or instance.name in names
-        check()
-        return launch(instance, *args)
+    def faulty(launch):
+        def run(instance, *args):
+            nonlocal lost
+            lost = lost or instance.name in names
+            check()
+            return launch(instance, *args)
+
+        return run
 
     def other(*args, **kwargs):
         check()
         return ones(*args, **kwargs)
 
-    patch.setattr(selftest, "launch", faulty)
+    patch.setattr(selftest, "launch", faulty(launch))
+    patch.setattr(selftest_pool, "launch", faulty(pool_launch))
     patch.setattr(torch, "ones", other)
 
 
@@ -69,7 +73,10 @@ def pretend_gpu(
         patch.setattr(conv_run, "_dgrad_packed", ops.conv_dgrad.packed)
         patch.setattr(conv_run, "_wgrad", ops.conv_wgrad.default)
         patch.setattr(conv_run, "_wgrad_packed", ops.conv_wgrad.packed)
+        for name in pool_kernels.DIRECT:
+            patch.setitem(pool_kernels.DIRECT, name, getattr(ops, name).default._op)
         patch.setattr(selftest, "OPS", ops)
+        patch.setattr(selftest_pool, "OPS", ops)
         patch.setattr(selftest, "torch_device", lambda key: torch.device("cpu"))
         select.forget()
         trust.reload()
