@@ -353,7 +353,7 @@ _COMMON = """
 
     float32, float64, bfloat16 and float16{more} run on our kernels (16-bit accumulates in float32);
     everything else goes to PyTorch. Differentiable to any order, also in forward mode; the same
-    input gives the same bits, whatever the number of threads.
+    input gives the same bits, whatever the number of threads{layouts}.
     """
 _MORE = {
     "max_pool": (
@@ -372,6 +372,12 @@ _MORE = {
 for _name, _functions in (("max_pool", _MAX), ("avg_pool", _AVG), ("lp_pool", _LP)):
     for _rank, _function in enumerate(_functions, 1):
         _more = " (and integers of 8 to 64 bits)" if _name == "max_pool" else ""
+        # A channels_last kernel adds in another order.
+        _layouts = " and the layout" if _name == "max_pool" else ""
         _function.__doc__ = (_MORE[_name] + _COMMON).format(
-            name=_name, rank=_rank, axes="D, H, W"[-3 * _rank + 2 :], more=_more
+            name=_name,
+            rank=_rank,
+            axes="D, H, W"[-3 * _rank + 2 :],
+            more=_more,
+            layouts=_layouts,
         )

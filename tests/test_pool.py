@@ -52,6 +52,7 @@ def test_max_is_exactly_pytorchs(rank: int, channels_last: bool, isa: str) -> No
         z, places = ours(x, k, s, p, d, ceil, True)
         assert same_bits(z, y), case
         assert torch.equal(places, index), case
+        assert z.stride() == laid_out(y, channels_last).stride(), case
         assert same_bits(ours(x, k, s, p, d, ceil), y), case
         dy = torch.randn_like(y)
         want = gradient(lambda t, a=(k, s, p, d, ceil): torchs(t, *a), plain, dy)
@@ -73,7 +74,9 @@ def test_average_matches_pytorch(rank: int, channels_last: bool, isa: str) -> No
                 y = torchs(x, *args)
             except RuntimeError:
                 continue
-            torch.testing.assert_close(ours(x, *args), y, msg=str(args))
+            z = ours(x, *args)
+            torch.testing.assert_close(z, y, msg=str(args))
+            assert z.stride() == laid_out(y.contiguous(), channels_last).stride()
             dy = torch.randn_like(y)
             torch.testing.assert_close(
                 gradient(lambda t, a=args: ours(t, *a), x, dy),
@@ -96,7 +99,9 @@ def test_lp_matches_pytorch(rank: int, channels_last: bool, power: float, isa: s
             y = torchs(x, *args)
         except RuntimeError:
             continue
-        torch.testing.assert_close(ours(x, *args), y, msg=str(args))
+        z = ours(x, *args)
+        torch.testing.assert_close(z, y, msg=str(args))
+        assert z.stride() == laid_out(y.contiguous(), channels_last).stride()
         dy = torch.randn_like(y)
         torch.testing.assert_close(
             gradient(lambda t, a=args: ours(t, *a), x, dy),
