@@ -40,7 +40,7 @@ def instances() -> dict[tuple[str, torch.dtype], tuple[str, ...]]:
     found: dict[tuple[str, torch.dtype], list[str]] = {}
     dtypes = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
     ops = {names: op for op, names in OPS.items()}
-    for name, pool_pass, kind, dtype, _ in getattr(_C, "cuda_pool_instances", list)():
+    for name, pool_pass, kind, dtype, _ in _C.cuda_pool_instances():
         op = ops[pool_pass.name, kind.name]
         found.setdefault((op, dtypes[dtype]), []).append(PREFIX + name)
     return {key: tuple(names) for key, names in found.items()}
