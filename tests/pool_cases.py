@@ -32,7 +32,7 @@ POOL_CASES: tuple[PoolCase, ...] = (
     pool_case("7s1", (2, 8, 7, 8), 7, 1),
     pool_case("7s1_padded", (1, 8, 9, 10), 7, 1, 3, values="special"),
     pool_case("7s1_odd", (1, 3, 8, 17), 7, 1, values="ties"),
-    pool_case("7s2", (1, 16, 8, 9), 7, 2, 3, ceil=True),
+    pool_case("7s2", (1, 16, 8, 9), 7, 2, 3, ceil=True, values="ties"),
     adaptive_case("global", (2, 24, 5, 7), (1, 1)),
     adaptive_case("global_special", (3, 3, 7, 6), (1, 1), values="special"),
     adaptive_case("global_channels", (2, 16, 6, 7), (1, 1), values="special"),
