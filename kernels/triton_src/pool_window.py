@@ -266,13 +266,17 @@ def power(v, P: tl.constexpr, ACC: tl.constexpr):
         else:
             return tl.sqrt(v)
     else:
-        size = v.to(tl.float64)
-        size = tl.where(size < 0, -size, size)  # tl.abs would flush subnormal float32 to 0
-        raised = tl.exp2(tl.log2(size) * P)
+        if ACC == tl.float64:
+            logarithm = tl.log2(tl.abs(v))
+        else:
+            # Of the square: the compiler would take |v| in float32, where it may flush subnormals.
+            wide = v.to(tl.float64)
+            logarithm = tl.log2(wide * wide) * 0.5
+        raised = tl.exp2(logarithm * P)
         if P % 2 == 0:
             return raised.to(ACC)
         elif P % 1 == 0:
             return tl.where(v < 0, -raised, raised).to(ACC)
         else:
-            below = (v < 0) & (size != float("inf"))
+            below = (v < 0) & (logarithm != float("inf"))
             return tl.where(below, float("nan"), raised).to(ACC)
