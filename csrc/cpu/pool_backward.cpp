@@ -30,6 +30,10 @@ struct Backward : PoolFrame<A> {
   const A** rows;
   const L** row_taps;
   int64_t *offset, *list;  // elements of one residue (kColumns) or column: [list[i], list[i + 1])
+  // kPixels, kPlanes: how much further column i reads than the one a period before, which is read
+  // by the same taps; -1 if they differ otherwise.
+  int64_t* shift;
+  int64_t period;
   int64_t lists;
   struct Residue {
     int64_t from, count;
@@ -112,6 +116,9 @@ struct Backward : PoolFrame<A> {
     offset = arena.take<int64_t>(entries);
     tap = arena.take<L>(entries);
     list = arena.take<int64_t>(lists + 1);
+    // In order where a pixel's vector reaches into the next one's place.
+    period = p.stride[2] == 0 || width < lines.lanes ? 1 : p.stride[2];
+    shift = arena.take<int64_t>(columns ? 0 : lists);
     if (arena.base != nullptr) fill();
   }
 
@@ -147,6 +154,17 @@ struct Backward : PoolFrame<A> {
       }
     }
     list[lists] = n;
+    for (int64_t i = 0; !columns && i < lists; ++i) shift[i] = i < period ? -1 : shift_of(i);
+  }
+  int64_t shift_of(int64_t i) const {
+    const int64_t here = list[i], before = list[i - period], n = list[i + 1] - here;
+    if (n != list[i - period + 1] - before) return -1;
+    const int64_t by = n == 0 ? 0 : offset[here] - offset[before];
+    for (int64_t k = 0; k < n; ++k) {
+      if (offset[here + k] - offset[before + k] != by) return -1;
+      if (maxima && tap[here + k] != tap[before + k]) return -1;
+    }
+    return by;
   }
   void add(int64_t n, int64_t at, int64_t s) const {
     offset[n] = at;
@@ -258,10 +276,17 @@ struct Backward : PoolFrame<A> {
       const int64_t piece = 2048 / width + 1;
       for (int64_t from = 0; from < W; from += piece) {
         const int64_t to = from + piece < W ? from + piece : W;
-        for (int64_t w = from; w < to; ++w) {
-          in.offset = offset + list[w], in.tap = tap + list[w], in.taps = list[w + 1] - list[w];
-          reduce(kind, in, dx + w * width, width);
-        }
+        for (int64_t i = from; i < from + period && i < to; ++i)
+          for (int64_t w = i; w < to; w += in.times * period) {
+            in.offset = offset + list[w], in.tap = tap + list[w], in.taps = list[w + 1] - list[w];
+            in.times = 1;
+            const int64_t next = w + period;
+            if (next < to) in.step = shift[next], in.out_step = period * width;
+            while (w + in.times * period < to && in.step >= 0 &&
+                   shift[w + in.times * period] == in.step)
+              ++in.times;
+            reduce(kind, in, dx + w * width, width);
+          }
         if (x != nullptr)
           lines.chain(x + from * width, call.power, dx + from * width, (to - from) * width);
       }

@@ -14,7 +14,7 @@
 // S stride + T R (kBroad), T R S (kWhole; drawing twice that and 20 for the random number).
 // Bound by memory; drawing by arithmetic. Deterministic: a row depends on no other.
 // Sources: separable (van Herk-like) reductions are folklore; drawing: pool_sample.h.
-#include <vector>
+#include <utility>
 
 #include "pool_frame.h"
 #include "pool_passes.h"
@@ -22,7 +22,7 @@
 namespace fastconv::cpu {
 namespace {
 
-enum class Way { kTall, kBroad, kWhole };
+enum class Way { kTall, kBroad, kWhole, kSlide };
 
 template <class A>
 struct Forward : PoolFrame<A> {
@@ -40,7 +40,7 @@ struct Forward : PoolFrame<A> {
   LineRing ring;
   int64_t like_first, like_last;  // outputs whose windows have every tap inside
   int64_t ring_room;              // elements of one line of the ring
-  A *ring_lines, *split, *tall, *buffer, *out, *count, *uniform;
+  A *parts, *ring_lines, *split, *tall, *buffer, *out, *count, *uniform;
   L *ring_taps, *taps, *first_tap, *row_tap, *tap;
   int64_t *offset, *places;
   const A** rows;
@@ -67,6 +67,10 @@ struct Forward : PoolFrame<A> {
            : c.kind == PoolKind::kExpectation        ? Reduce::kMean
            : c.kind == PoolKind::kLp && c.power == 2 ? Reduce::kSquares
                                                      : Reduce::kSum;
+    // Small windows of stride 2.
+    if (columns && way != Way::kWhole && p.stride[2] == 2 && p.dilation[2] == 1 &&
+        p.kernel_size() <= 16)
+      way = Way::kSlide;
     row_in_place = raised == 1 && Frame::in_place(columns ? p.in[2] : width);
     out_in_place = Frame::in_place(columns ? Q : width);
 
@@ -75,9 +79,10 @@ struct Forward : PoolFrame<A> {
 
     ring = {reach(p, 0), way == Way::kBroad && deep ? p.in[1] : reach(p, 1)};
     const bool split_rows = way == Way::kWhole && columns;
-    ring_room = (way == Way::kBroad ? Q
-                 : split_rows       ? phases.size()
-                                    : Frame::length(p.in)) +
+    ring_room = (way == Way::kSlide   ? 2 * (Q + 2 * Frame::slack()) + p.kernel[2] + p.in[2]
+                 : way == Way::kBroad ? Q
+                 : split_rows         ? phases.size()
+                                      : Frame::length(p.in)) +
                 Frame::slack();
     const bool ringless = row_in_place && (way == Way::kTall || !columns);
     if (Frame::strips)
@@ -91,6 +96,7 @@ struct Forward : PoolFrame<A> {
     if (columns) phases.allocate(arena);
     for (int axis = 0; axis < 3; ++axis) windows[axis] = take_windows(arena, p, axis);
     if (arena.base != nullptr) find_alike();
+    parts = arena.take<A>(columns ? 0 : 3 * (width + Frame::slack()));
     split = arena.take<A>(columns ? phases.size() + Frame::slack() : 0);
     tall = arena.take<A>(columns ? Frame::room(p.in) : 0);
     buffer = arena.take<A>(columns ? Frame::room(p.in) : 0);
@@ -129,7 +135,7 @@ struct Forward : PoolFrame<A> {
     if (columns) {
       const int64_t n = phases.size() + Frame::slack();
       for (int64_t i = 0; i < n; ++i) split[i] = outside;
-      if (way == Way::kWhole)
+      if (way == Way::kWhole || way == Way::kSlide)
         for (int64_t i = 0; i < ring.slots() * ring_room; ++i) ring_lines[i] = outside;
     }
     for (int64_t s = 0; s < p.kernel[2]; ++s) {
@@ -176,6 +182,12 @@ struct Forward : PoolFrame<A> {
     L* beside = way == Way::kBroad && index ? ring_taps + slot * ring_room : nullptr;
     *line_taps = beside;
     if (!ring.take(slot, row)) return line;
+    if (way == Way::kSlide) {  // the padding before it stays as it was filled
+      A* x = line + p.padding[2];
+      Frame::row(call.x, p.in, group, d, h, x);
+      if (raised != 1) lines.raise(x, raised, x, p.in[2]);
+      return line;
+    }
     if (way == Way::kTall || layout != PoolLayout::kColumns) return input(group, d, h, line);
     const A* x = input(group, d, h, buffer);
     if (way == Way::kWhole) {
@@ -235,7 +247,9 @@ struct Forward : PoolFrame<A> {
       }
     const L first = static_cast<L>((t.first * p.kernel[1] + r.first) * S);
     if (call.kind == PoolKind::kSample) draw_numbers(group, o, j);
-    if (way == Way::kTall)
+    if (way == Way::kSlide)
+      slide_row(n, first, y);
+    else if (way == Way::kTall)
       tall_row(n, y);
     else if (way == Way::kBroad)
       broad_row(n, first, y);
@@ -290,6 +304,12 @@ struct Forward : PoolFrame<A> {
     reduce(Reduce::kSum, in, y, nullptr, Q);
   }
 
+  void slide_row(int64_t n, L first, A* y) const {
+    Reads<A> in = reads(n);
+    in.first = index ? first_tap : nullptr, in.first_tap = first;
+    lines.slide[static_cast<int>(kind)](in, y, taps, Q);
+  }
+
   void broad_row(int64_t n, L first, A* y) const {
     static constexpr int64_t kHere[1] = {0};
     static constexpr L kNone[1] = {0};
@@ -313,9 +333,10 @@ struct Forward : PoolFrame<A> {
       in.first_tap = first + static_cast<L>(s.first);
       in.uniform = uniform + q * width;
       in.times = 1;
-      const bool pieces = piecewise && n * in.taps > kPiece;
+      const bool pieces = n * in.taps > (piecewise ? 4 * kPiece : kPart) &&
+                          (piecewise || kind == Reduce::kSum || kind == Reduce::kSquares);
       if (q == like_first && q < like_last && !pieces)
-        in.times = like_last - like_first, in.step = p.stride[2] * width;
+        in.times = like_last - like_first, in.step = p.stride[2] * width, in.out_step = width;
       if (pieces)
         in_pieces(in, y + q * width, taps + q * width);
       else
@@ -323,20 +344,36 @@ struct Forward : PoolFrame<A> {
     }
   }
 
-  // Large windows of many channels a few taps at a time, so that memory is read in long runs.
-  static constexpr int64_t kPiece = 8;
-  void in_pieces(Reads<A> in, A* y, L* to_taps) const {
-    const int64_t n_rows = in.rows, n_taps = in.taps;
-    const int64_t* offsets = in.offset;
-    const L* tap_of = in.tap;
-    in.rows = 1;
-    for (int64_t r = 0; r < n_rows; ++r)
-      for (int64_t k = 0; k < n_taps; k += kPiece) {
+  // A large window in pieces: of few taps, where there are many channels, so that memory is read in
+  // long runs; and of sums a part at a time, so that rounding errors do not add up over the whole.
+  static constexpr int64_t kPiece = 8, kPart = 64;
+  void in_pieces(const Reads<A>& whole, A* y, L* to_taps) const {
+    const bool sums = kind == Reduce::kSum || kind == Reduce::kSquares;
+    const int64_t piece = piecewise ? kPiece : kPart;
+    A *total = parts, *next = parts + width + Frame::slack();
+    A* part = next + width + Frame::slack();
+    Reads<A> in = whole;
+    in.rows = 1, in.times = 1;
+    int64_t done = 0;  // taps of this part
+    bool any = false;  // parts
+    for (int64_t r = 0; r < whole.rows; ++r)
+      for (int64_t k = 0; k < whole.taps; k += piece) {
         in.row = rows + r, in.row_tap = row_tap + r;
-        in.offset = offsets + k, in.tap = tap_of + k;
-        in.taps = n_taps - k < kPiece ? n_taps - k : kPiece;
-        reduce(kind, in, y, to_taps, width);
-        in.more = true;
+        in.offset = whole.offset + k, in.tap = whole.tap + k;
+        in.taps = whole.taps - k < piece ? whole.taps - k : piece;
+        in.more = done > 0;
+        reduce(kind, in, sums ? part : y, to_taps, width);
+        done += in.taps;
+        const bool last = r + 1 == whole.rows && k + piece >= whole.taps;
+        // Without pieces every reduction is a part: only those carry on from what is there.
+        if (!sums || (piecewise && done < kPart && !last)) continue;
+        static constexpr int64_t kHere[1] = {0};
+        const A* both[2] = {part, total};
+        Reads<A> add{};
+        add.row = both, add.rows = any ? 2 : 1, add.offset = kHere, add.taps = 1, add.times = 1;
+        reduce(Reduce::kSum, add, last ? y : next, nullptr, width);
+        std::swap(total, next);
+        any = true, done = 0;
       }
   }
 

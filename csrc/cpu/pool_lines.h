@@ -34,7 +34,7 @@ using lane_t = typename Lane<A>::type;
 
 // Element i of the result is reduced from row[r][base + offset[k] + i], r < rows, k < taps, in this
 // order; the tap of (r, k) is row_tap[r] + tap[k]. With `times` > 1 that is done again and again,
-// base a `step` further, the results (and what is drawn) n further.
+// base a `step` further, the results (and what is drawn) an `out_step` further.
 template <class A>
 struct Reads {
   const A* const* row;
@@ -49,7 +49,7 @@ struct Reads {
   const lane_t<A>* first;
   lane_t<A> first_tap;
   const A* uniform;  // kDraw: the number drawn for element i
-  int64_t times, step;
+  int64_t times, step, out_step;
   bool more;  // sums and maxima: carry on from what the result holds
 };
 
@@ -59,6 +59,10 @@ template <class A>
 struct PoolLines {
   int64_t lanes;
   void (*reduce[kReduces])(const Reads<A>&, A* out, lane_t<A>* taps, int64_t n);
+  // Element i from row[r][2 i + k], k < taps, of every row: windows of stride 2 where rows lie,
+  // their tap (r, k) being row_tap[r] + k; `first` and `first_tap` as above, nothing else is looked
+  // at. Rows are read to 2 (n + lanes) + taps. For kMax, kMaxTap, kSum and kSquares.
+  void (*slide[kReduces])(const Reads<A>&, A* out, lane_t<A>* taps, int64_t n);
   // Of `planes` planes, `step` apart: one number from row[r][0, n) of every row, whose taps count
   // from row_tap[r]. For kMaxTap (taps may be null), kSum and kSquares; the others are null.
   void (*strip[kReduces])(const A* const* row, const lane_t<A>* row_tap, int64_t rows, int64_t n,

@@ -226,6 +226,8 @@ constexpr PoolLines<A> all_lines() {
           {reduce<A, Reduce::kMax>, reduce<A, Reduce::kMaxTap>, reduce<A, Reduce::kMaxLine>,
            reduce<A, Reduce::kSum>, reduce<A, Reduce::kSquares>, reduce<A, Reduce::kDraw>,
            reduce<A, Reduce::kMean>, reduce<A, Reduce::kSend>},
+          {slide<A, Reduce::kMax>, slide<A, Reduce::kMaxTap>, nullptr, slide<A, Reduce::kSum>,
+           slide<A, Reduce::kSquares>, nullptr, nullptr, nullptr},
           {nullptr, strip_max<A>, nullptr, strip_sum<A, Reduce::kSum>,
            strip_sum<A, Reduce::kSquares>, nullptr, nullptr, nullptr},
           load,

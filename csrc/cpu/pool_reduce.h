@@ -167,10 +167,91 @@ void reduce(const Reads<A>& reads, A* out, lane_t<A>* taps, int64_t n) {
     }
     for (; i < n; i += lanes)
       step<A, R, 1>(in, out, taps, i + lanes <= n || n < lanes ? i : n - lanes);
-    in.base += in.step, out += n;
-    if (R == Reduce::kDraw) in.uniform += n;
-    if (R == Reduce::kDraw || R == Reduce::kMaxTap || R == Reduce::kMaxLine) taps += n;
+    in.base += in.step, out += in.out_step;
+    if (R == Reduce::kDraw) in.uniform += in.out_step;
+    if (R == Reduce::kDraw || R == Reduce::kMaxTap || R == Reduce::kMaxLine) taps += in.out_step;
   }
+}
+
+// Even or odd lanes of two vectors without leaving their 16-byte parts, which takes one instruction
+// instead of three; in_order puts the lanes of a result right, once.
+template <class A>
+struct Parts {
+  static constexpr int lanes = Simd<A>::lanes, part = 16 / sizeof(A), half = part / 2;
+  static FC_INLINE mask_t<A> alternate(int odd) {
+    mask_t<A> m;
+    for (int i = 0; i < lanes; ++i) {
+      const int from = i % part < half ? 0 : lanes;
+      m[i] = from + i / part * part + i % half * 2 + odd;
+    }
+    return m;
+  }
+  // Output lane i of the pair's lanes lies there.
+  static FC_INLINE mask_t<A> in_order() {
+    mask_t<A> m;
+    for (int i = 0; i < lanes; ++i) {
+      const int k = i % (lanes / 2);
+      m[i] = k / half * part + k % half + (i < lanes / 2 ? 0 : half);
+    }
+    return m;
+  }
+  static FC_INLINE mask_t<A> out_of_order() {
+    mask_t<A> m;
+    const mask_t<A> there = in_order();
+    for (int i = 0; i < lanes; ++i) m[there[i]] = i;
+    return m;
+  }
+};
+
+template <class A, Reduce R>
+FC_INLINE void slide_block(const Reads<A>& in, A* out, lane_t<A>* taps, int64_t i) {
+  constexpr int lanes = Simd<A>::lanes;
+  constexpr bool kLargest = R == Reduce::kMax || R == Reduce::kMaxTap;
+  const mask_t<A> even = Parts<A>::alternate(0), odd = Parts<A>::alternate(1);
+  vec_t<A> acc = kLargest ? vsplat(-A(__builtin_inff())) : vec_t<A>{};
+  mask_t<A> arg{};
+  if (R == Reduce::kMaxTap) {
+    arg = lanes_of<A>(in.first_tap);
+    if (in.first != nullptr)
+      arg += __builtin_shuffle(load_lanes<A>(in.first + i), Parts<A>::out_of_order());
+  }
+  const auto meet = [&](vec_t<A> v, lane_t<A> tap) {
+    const mask_t<A> over = (mask_t<A>)(v > acc) | (mask_t<A>)(v != v);
+    acc = over ? v : acc;
+    if (R == Reduce::kMaxTap) arg = over ? lanes_of<A>(tap) : arg;
+  };
+  if (kLargest) {  // in row-major order
+    for (int64_t r = 0; r < in.rows; ++r)
+      for (int64_t k = 0; k < in.taps; k += 2) {
+        const A* x = in.row[r] + 2 * i + k;
+        const vec_t<A> a = vload(x), b = vload(x + lanes);
+        meet(__builtin_shuffle(a, b, even), in.row_tap[r] + static_cast<lane_t<A>>(k));
+        if (k + 1 == in.taps) break;
+        meet(__builtin_shuffle(a, b, odd), in.row_tap[r] + static_cast<lane_t<A>>(k + 1));
+      }
+  } else {  // down the columns first
+    for (int64_t k = 0; k < in.taps; k += 2) {
+      vec_t<A> a{}, b{};
+      for (int64_t r = 0; r < in.rows; ++r) {
+        const A* x = in.row[r] + 2 * i + k;
+        const vec_t<A> v = vload(x), w = vload(x + lanes);
+        a += R == Reduce::kSquares ? v * v : v;
+        b += R == Reduce::kSquares ? w * w : w;
+      }
+      acc += __builtin_shuffle(a, b, even);
+      if (k + 1 < in.taps) acc += __builtin_shuffle(a, b, odd);
+    }
+  }
+  const mask_t<A> order = Parts<A>::in_order();
+  vstore(out + i, (vec_t<A>)__builtin_shuffle(acc, order));
+  if (R == Reduce::kMaxTap) store_lanes<A>(taps + i, __builtin_shuffle(arg, order));
+}
+
+template <class A, Reduce R>
+void slide(const Reads<A>& in, A* out, lane_t<A>* taps, int64_t n) {
+  constexpr int64_t lanes = Simd<A>::lanes;
+  for (int64_t i = 0; i < n; i += lanes)
+    slide_block<A, R>(in, out, taps, i + lanes <= n || n < lanes ? i : n - lanes);
 }
 
 // A vector of x[i, n) where a whole one is not left, `outside` in the lanes without one.
