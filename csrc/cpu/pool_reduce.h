@@ -4,6 +4,7 @@
 #include "simd.h"
 
 namespace fastconv::cpu::FC_ISA {
+namespace {  // nothing here may be shared with another set's copy by the linker
 
 template <class A>
 using vec_t = typename Simd<A>::vec;
@@ -346,4 +347,5 @@ void strip_max(const A* const* row, const lane_t<A>* row_tap, int64_t rows, int6
   }
 }
 
+}  // namespace
 }  // namespace fastconv::cpu::FC_ISA
