@@ -152,6 +152,75 @@ def run_pool(
     return y, _from_bytes(index, size, instance.layout, INDEX_DTYPES[options.index])
 
 
+@dataclass(frozen=True)
+class PlannedPool:
+    """A 2-D pooling of any size, to be planned and not run. side: of the input."""
+
+    batch: int
+    channels: int
+    side: int
+    kernel: int
+    stride: int
+    padding: int = 0
+
+    @property
+    def out(self) -> int:
+        return (self.side + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+# What an instance reads beside its index, by pass and kind.
+_READ = {
+    ("forward", "sample"): ("x", "seed"),
+    ("backward", "max"): ("dy",),
+    ("backward", "sum"): ("dy",),
+    ("backward", "lp"): ("dy", "x", "y"),
+}
+
+
+def planned_pool_launches(
+    instance: PoolInstance,
+    pool: PlannedPool,
+    placement: str = "start",
+    capability: int = CAPABILITY,
+) -> list[Any]:
+    """What the instance launches for a problem of any size: (kernel, blocks, threads per block,
+    dynamic_bytes) each; nothing if it does not take it. Nothing is run, no memory is touched."""
+    module, native = emulation(), instance.native
+    two = lambda value: [value, value]  # noqa: E731
+    problem = module.PoolProblem(
+        pool.batch, pool.channels, two(pool.side), two(pool.out), two(pool.kernel),
+        two(pool.stride), two(pool.padding), [1, 1],
+    )  # fmt: skip
+    keeps = instance.kind == "max" or instance.kind == "sample"
+    index = 2 if instance.pass_ == "unpool" else 1 if keeps else 0
+    options = module.PoolOptions(index, power=2.0 if instance.kind == "lp" else 1.0)
+    address = 256 if placement == "start" else instance.dtype.itemsize
+    if native.refusal(problem, options, address):
+        return []
+    planes = pool.batch * pool.channels
+    ins, outs = planes * pool.side**2, planes * pool.out**2
+    counts = {"x": outs if instance.pass_ == "unpool" else ins, "dy": outs, "y": outs}
+    names = _READ.get((instance.pass_, instance.kind), ("x",))
+    operands = {
+        name: (counts[name] * instance.dtype.itemsize, []) for name in names if name != "seed"
+    }
+    if "seed" in names:
+        operands["seed"] = (8, [])
+    if index and instance.pass_ != "forward":
+        operands["index"] = (outs * (8 if index == 2 else 1), [])
+    _, _, counted = module.run_pool(
+        instance.name,
+        problem,
+        options,
+        operands,
+        module.Device(capability, SM_COUNT),
+        [],
+        block_limit=0,
+        placement=getattr(module.Placement, placement),
+    )
+    return counted.records
+
+
 def operand_bytes(t: Tensor, layout: str) -> np.ndarray:
     """As the kernel gets it: dense in the layout."""
     if layout == "NHWC" and t.dim() > 1:

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 BLOCKED = 0.15
 # For those whose threads load, add and store an element or two and have nothing else to wait with.
 STREAMING = 0.5
+# For those that memory alone bounds. Divisions and powers of fp64 take too many registers for it.
+POOLING = 0.75
+WIDE, STAGED = "load128 store128", "async_copy128 shared128 store128"
+BY_WINDOW = "floating-point, by a window's size, once per window"
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,24 @@ FAMILIES: tuple[Family, ...] = (
         divides="64-bit positions of tensors of 2^31 pixels or more, behind a branch",
     ),
     family(r"conv_wgrad_depthwise_sum_kernel<.*>", occupancy=STREAMING),
+    # Pooling. PoolKind: 0 maximum, 1 sum, 2 power, 3 sample, 4 expectation.
+    family(r"pool_fprop_channels_kernel<\w+, \(PoolKind\)[01], \d>", WIDE, POOLING),
+    family(r"pool_fprop_channels_kernel<float, \(PoolKind\)[34], 0>", WIDE, POOLING),
+    # Two walks and a random number a lane leave registers for four lanes of 16-bit types.
+    family(r"pool_fprop_channels_kernel<\w+, \(PoolKind\)[34], 0>", occupancy=POOLING),
+    family(r"pool_dgrad_channels_kernel<\w+, \(PoolKind\)0>", WIDE, POOLING),
+    family(r"pool_dgrad_channels_kernel<.*>", WIDE, POOLING, BY_WINDOW),
+    family(r"pool_fprop_global_(channels|planes)_kernel<.*>", "load128", POOLING),
+    family(r"pool_fprop_planes_kernel<\w+, \(PoolKind\)1, .*>", STAGED, POOLING, BY_WINDOW),
+    family(r"pool_fprop_planes_kernel<.*>", STAGED, POOLING),
+    family(r"pool_dgrad_planes_kernel<\w+, \(PoolKind\)0>", STAGED, POOLING),
+    family(r"pool_dgrad_planes_kernel<.*>", "load128 shared128 store128", POOLING),
+    family(r"pool_fprop_any_kernel<double, \(PoolKind\)2>", "", STREAMING, BY_WINDOW),
+    family(r"pool_dgrad_any_kernel<double, \(PoolKind\)[12]>", "", STREAMING, BY_WINDOW),
+    family(r"pool_fprop_any_kernel<\w+, \(PoolKind\)2>", "", POOLING, "a power's logarithm"),
+    family(r"pool_(fprop_any_kernel<.*|dgrad_any_kernel<\w+, \(PoolKind\)0)>", "", POOLING),
+    family(r"pool_dgrad_any_kernel<.*>", "", POOLING, BY_WINDOW),
+    family(r"pool_(gather_any|unpool_(channels|planes))_kernel<.*>", occupancy=POOLING),
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cases import ConvCase, conv_case
 from emulated import instances, planned_launches
+from emulated_pool import PlannedPool, planned_pool_launches, pool_instances
 
 from . import occupancy
 from .toolchain import readable
@@ -53,6 +54,18 @@ TYPICAL: tuple[ConvCase, ...] = (
 )
 
 
+# The windows of usual networks, and what reaches the fallbacks.
+TYPICAL_POOLS = (
+    PlannedPool(32, 64, 112, 3, 2, 1),
+    PlannedPool(32, 64, 112, 2, 2),
+    PlannedPool(32, 192, 28, 3, 1, 1),
+    PlannedPool(32, 768, 17, 7, 1, 3),
+    PlannedPool(32, 2048, 7, 7, 7),
+    PlannedPool(32, 960, 28, 28, 28),
+    PlannedPool(32, 37, 29, 3, 2, 1),
+    PlannedPool(32, 37, 29, 5, 3, 2),
+)
+
 # Where the operands lie (aligned to 16 bytes, to one element), and the device. Alignment picks a
 # kernel or its template arguments, the device how much shared memory.
 WAYS = (("start", 80), ("start", 90), ("offset", 90))
@@ -68,6 +81,12 @@ def typical_launches() -> dict[str, set[Launch]]:
                 continue
             for placement, capability in WAYS:
                 for record in planned_launches(instance, case, placement, capability):
+                    launch = Launch(record.threads, record.dynamic_bytes)
+                    found.setdefault(readable(record.kernel), set()).add(launch)
+    for instance in pool_instances():
+        for pool in TYPICAL_POOLS:
+            for placement, capability in WAYS:
+                for record in planned_pool_launches(instance, pool, placement, capability):
                     launch = Launch(record.threads, record.dynamic_bytes)
                     found.setdefault(readable(record.kernel), set()).add(launch)
     return found
