@@ -73,14 +73,17 @@ def pool_instances() -> tuple[PoolInstance, ...]:
     )
 
 
-@cache
-def native_problem(case: PoolCase) -> Any:
+def problem_arguments(case: PoolCase) -> list[Any]:
+    """What the emulation's PoolProblem is made of."""
     n, c = case.input_size[:2]
     _, stride, padding, dilation = case.lists
     out = list(case.windows.out)
-    return emulation().PoolProblem(
-        n, c, list(case.extents), out, list(case.longest), stride, padding, dilation
-    )
+    return [n, c, list(case.extents), out, list(case.longest), stride, padding, dilation]
+
+
+@cache
+def native_problem(case: PoolCase) -> Any:
+    return emulation().PoolProblem(*problem_arguments(case))
 
 
 def placement_for(instance: PoolInstance, case: PoolCase, options: PoolOptions, seed: int) -> str:

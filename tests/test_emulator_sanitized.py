@@ -11,10 +11,15 @@ import pytest
 from cases import ConvCase
 from conv_runner import hash_of, random_operands
 from emulated import CAPABILITY, SM_COUNT, Instance, emulation, instances, operand_bytes
+from emulated_pool import PoolInstance, pool_instances, problem_arguments
+from emulated_pool import operand_bytes as pool_bytes
 from emulator import build
 from emulator.sanitized_run import run_jobs
 from test_emulated_conv import applicable_cases
+from test_emulated_pool import checks_of
 from test_emulator import PLANTED, planted_input
+
+from fastconv.pool_checks import expected
 
 # scenario of tests/emulator/planted/undefined.cu: the report
 UNDEFINED = {
@@ -109,6 +114,36 @@ def test_instances_are_clean(algorithm: str) -> None:
         for seed, case in enumerate(chosen_cases(instance), start=1)
     ]
     assert {job["args"][1] for job in jobs} == {instance.name for instance in mine}
+    outcome = run_jobs(module, jobs)
+    last = outcome.stdout.splitlines()[-1] if outcome.stdout else "nothing ran"
+    assert last == "all done", f"{last}\n{outcome.stderr[:6000]}"
+
+
+def pool_job(instance: PoolInstance, seed: int) -> dict[str, Any]:
+    """On one of the smallest cases that it takes, which differs from instance to instance."""
+    checks = sorted(checks_of(instance), key=lambda c: np.prod(c.case.input_size) * c.case.taps)
+    check = checks[hash_of(instance.name) % max(1, len(checks) // 2)]
+    options = check.options
+    args = [
+        instance.name,
+        problem_arguments(check.case),
+        [options.index, options.include_pad, options.divisor, options.power, options.rescale],
+        {n: pool_bytes(t, instance.layout) for n, t in expected(check).operands.items()},
+        [CAPABILITY, SM_COUNT],
+    ]
+    return {
+        "name": f"{instance} {check.case.id}",
+        "call": "run_pool",
+        "args": args,
+        "options": {"seed": seed},
+    }
+
+
+@pytest.mark.slow
+def test_pooling_instances_are_clean() -> None:
+    module = build.build("kernels", "sanitized")
+    jobs = [pool_job(instance, 1 + i % 3) for i, instance in enumerate(pool_instances())]
+    assert {job["args"][0] for job in jobs} == {instance.name for instance in pool_instances()}
     outcome = run_jobs(module, jobs)
     last = outcome.stdout.splitlines()[-1] if outcome.stdout else "nothing ran"
     assert last == "all done", f"{last}\n{outcome.stderr[:6000]}"

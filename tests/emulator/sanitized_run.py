@@ -53,6 +53,8 @@ def _encode(value: Any) -> dict[str, str]:
 def _decode(value: Any) -> Any:
     if isinstance(value, dict) and "bytes" in value:
         return np.frombuffer(base64.b64decode(value["bytes"]), np.uint8)
+    if isinstance(value, dict):
+        return {name: _decode(each) for name, each in value.items()}
     return value
 
 
@@ -69,6 +71,10 @@ def _call(module: Any, job: dict[str, Any]) -> None:
             bias,
             module.Device(*device),
         ]
+    if job["call"] == "run_pool":
+        instance, problem, options, operands, device = args
+        problem, options = module.PoolProblem(*problem), module.PoolOptions(*options)
+        args = [instance, problem, options, operands, module.Device(*device)]
     getattr(module, job["call"])(*args, **job["options"])
 
 
