@@ -110,6 +110,9 @@ def test_lp_matches_pytorch(rank: int, channels_last: bool, power: float, isa: s
         )
 
 
+LP = (fastconv.lp_pool2d, F.lp_pool2d)
+
+
 def test_lp_of_negative_and_zero_sums() -> None:
     x = torch.tensor([[[[-1.0, -2.0], [0.5, 0.25]]]])
     assert fastconv.lp_pool2d(x, 3, 2).isnan().all()
@@ -118,7 +121,12 @@ def test_lp_of_negative_and_zero_sums() -> None:
         zero = torch.zeros(1, 1, 4, 4)
         dx = gradient(lambda t, p=p: fastconv.lp_pool2d(t, p, 2), zero, torch.ones(1, 1, 2, 2))
         assert torch.equal(dx, zero)
+    nan = torch.tensor([[[[float("nan"), 1.0, 2.0, 3.0]] * 2]])
+    for p in (1, 2):  # PyTorch's derivative of |sum| is 0 where that is NaN
+        dx = [gradient(lambda t, f=f, p=p: f(t, p, 2), nan, torch.ones(1, 1, 1, 2)) for f in LP]
+        assert same_bits(*dx)
     inf = float("inf")
+    assert same_bits(*(f(torch.full((1, 1, 2, 2), -inf), 0.5, 2) for f in LP))
     assert fastconv.lp_pool2d(x, inf, 2).item() == F.lp_pool2d(x, inf, 2).item() == 2
 
 

@@ -87,6 +87,8 @@ void raise(const A* x, double power, A* out, int64_t n) {
     FC_OVER_LINE out[i] = x[i] * x[i];
   } else if (power == 3) {
     FC_OVER_LINE out[i] = x[i] * x[i] * x[i];
+  } else if (power == 0.5) {  // not pow, which makes +inf of -inf
+    FC_OVER_LINE out[i] = sqrt_of(x[i]);
   } else {
     for (int64_t i = 0; i < n; ++i) out[i] = pow_of(x[i], power);
   }
@@ -111,18 +113,21 @@ void share(const A* dy, const A* y, const A* count, A rows, A scale, double powe
     FC_OVER_LINE out[i] = dy[i] / (rows * count[i]);
     return;
   }
+  // 0 where the sum is 0 and, for power 1 alone, where it is NaN: PyTorch's derivative of |sum|.
   // A division under a condition is left alone by the vectoriser.
   int64_t i = 0;
   if (power == 1 || power == 2)
     for (; i + lanes <= n; i += lanes) {
       const vec_t<A> v = vload(y + i), size = vsplat(rows) * vload(count + i);
       const vec_t<A> g = vload(dy + i) * vsplat(scale) / (power == 2 ? v * size : size);
-      vstore(out + i, vkeep<A>(g, ~(mask_t<A>)(v == vec_t<A>{})));
+      const vec_t<A> zero{};
+      const mask_t<A> ordered = (mask_t<A>)(v < zero) | (mask_t<A>)(v > zero);
+      vstore(out + i, vkeep<A>(g, power == 1 ? ordered : ~(mask_t<A>)(v == zero)));
     }
   for (; i < n; ++i) {
     const A size = rows * count[i], v = y[i];
     const A by = power == 1 ? size : power == 2 ? v * size : size / pow_of(v, 1 - power);
-    out[i] = v == A(0) ? A(0) : dy[i] * scale / by;
+    out[i] = v == A(0) || (power == 1 && v != v) ? A(0) : dy[i] * scale / by;
   }
 }
 
