@@ -1,18 +1,22 @@
-// Pooling, forward: y[n,c,o,p,q] = reduce over (t,r,s) of x[n, c, ..., q*stride - padding +
-// s*dilation]
+// Pooling, forward:
+//   y[n,c,o,p,q] = reduce over (t,r,s) of x[n, c, ..., q*stride - padding + s*dilation]
 //
-// One output row at a time, as reductions of lines (pool_lines.h), in one of three ways:
-//   kTall   NCHW sums: first the window's T R rows, straight from the input, into one line [W];
-//   then,
+// One output row at a time, as reductions of lines (pool_lines.h), in one of four ways:
+//   kTall   NCHW sums: the window's T R rows, straight from the input, into one line [W]; then,
 //           from its phases, the S taps of every column.
-//   kBroad  NCHW maxima: first the S taps of each input row, once, into a ring of lines [Q]; then
-//   the
-//           window's T R lines. A line of taps runs beside each, so that the order stays row-major.
+//   kBroad  NCHW maxima: the S taps of each input row, once, into a ring of lines [Q]; then the
+//           window's T R lines. A line of taps beside each keeps the order row-major.
+//   kSlide  NCHW, stride 2, up to 16 taps: rows with their padding in a ring, every tap of the
+//           window from them, even and odd columns told apart in registers.
 //   kWhole  every tap of the window at once, in row-major order: NHWC (per pixel, vectors over C),
 //           planes side by side, and what cannot be separated: drawing and its expectation.
 // Layouts: dense NCDHW and NDHWC. Bytes: x and y once. FLOPs per output: T R stride + S (kTall),
-// S stride + T R (kBroad), T R S (kWhole; drawing twice that and 20 for the random number).
-// Bound by memory; drawing by arithmetic. Deterministic: a row depends on no other.
+// S stride + T R (kBroad), T R S (kSlide, kWhole; drawing twice that and 20 for its number).
+// 8x64x112x112 fp32, 3x3/2, two threads of an AMD EPYC (family 25, model 1), against a copy of as
+// many bytes: NHWC reaches 0.55 (maxima) to 0.84 (averages) of its speed, NCHW 0.23 to 0.40. There
+// (kSlide) half of the time goes to the taps, a quarter each to copying rows behind their padding
+// and to what surrounds a row. Drawing: 0.13, bound by arithmetic.
+// Deterministic: a row depends on no other.
 // Sources: separable (van Herk-like) reductions are folklore; drawing: pool_sample.h.
 #include <utility>
 
