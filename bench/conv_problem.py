@@ -113,8 +113,6 @@ def problems_of(
     """One per direction and layout; the exact answer is shared by the layouts of a direction."""
     x, w, dy, bias = make_tensors(layer, batch, dtype, device)
     for direction in directions:
-        if direction not in DIRECTIONS:
-            continue
         with_bias = bias if direction == "fprop" and epilogue != "none" else None
         parts = PARTS if direction == "forward+backward" else (direction,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from typing import Any, ClassVar
 
@@ -122,8 +123,6 @@ def problems_of(
     dtype: torch.dtype,
     device: str = "cpu",
 ) -> Iterator[InceptionProblem]:
-    if "forward" not in directions:
-        return
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(layer.input_size(batch), generator=generator).to(device, dtype)
     w = [
@@ -140,8 +139,8 @@ def problems_of(
         return value, inception(F.conv2d, F.max_pool2d, positive[0], positive[1:])
 
     answer = Once(exact)
-    for layout in layouts:
+    for direction, layout in product(directions, layouts):
         tensors = [with_layout(t, layout) for t in (x, *w)]
         yield InceptionProblem(
-            layer, batch, "forward", layout, tensors[0], answer, tuple(tensors[1:])
+            layer, batch, direction, layout, tensors[0], answer, tuple(tensors[1:])
         )

@@ -69,6 +69,20 @@ def source(name: str) -> str:
     return _stress()["source"] if name == STRESS else problems.source(name)
 
 
+_DIRECTIONS = {
+    "conv": conv_problem.DIRECTIONS,
+    "pool": pool_problem.DIRECTIONS,
+    "inception": inception_problem.DIRECTIONS,
+}
+_USUAL = {**_DIRECTIONS, "conv": ("fprop",)}
+
+
+def directions_of(layer: Layer, wanted: Sequence[str] | None) -> list[str]:
+    """Those of `wanted` that the layer's family has; None: the family's usual ones."""
+    family = family_of(layer)
+    return [d for d in wanted or _USUAL[family] if d in _DIRECTIONS[family]]
+
+
 def problems_of(
     layer: Layer,
     batch: int,
@@ -81,15 +95,13 @@ def problems_of(
 ) -> Iterator[Problem]:
     """One problem per direction and layout. directions: None for the family's usual ones; what a
     family does not have is passed over. epilogue, precision: of convolutions."""
+    toward = directions_of(layer, directions)
     if isinstance(layer, ConvLayer):
-        toward = directions or ("fprop",)
         more = (dtype, device, epilogue, precision)
         yield from conv_problem.problems_of(layer, batch, toward, layouts, *more)
     elif isinstance(layer, PoolLayer):
-        toward = directions or pool_problem.DIRECTIONS
         yield from pool_problem.problems_of(layer, batch, toward, layouts, dtype, device)
     else:
-        toward = directions or inception_problem.DIRECTIONS
         yield from inception_problem.problems_of(layer, batch, toward, layouts, dtype, device)
 
 

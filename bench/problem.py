@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,7 +40,7 @@ class Once:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(ABC):
     """One layer with its batch, direction, layout and tensors.
 
     layer: has net, label, count and batch-dependent sizes. answer: the exact result, as `judge` of
@@ -56,13 +57,13 @@ class Problem:
     family: ClassVar[str]  # the name of the providers' method that runs it
     op: ClassVar[str]
 
+    @abstractmethod
     def judge(self, result: Any, ran: str) -> Verdict:
         """Compares one answer of `ran` with the exact one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bytes(self) -> int:
         """What has to cross the memory bus: every operand and result once."""
-        raise NotImplementedError
 
     def flops(self) -> float:
         """Twice the multiply-adds of the definition; 0 where memory alone limits."""

@@ -184,14 +184,10 @@ def estimate(options: Options) -> float:
     """Seconds that a run takes, roughly: the timing's budget, and the exact answers in fp64."""
     total = 0.0
     for layer, batch in options.work:
-        family = lists.family_of(layer)
-        usual = {"conv": ("fprop",), "pool": pool_problem.DIRECTIONS, "inception": ("forward",)}
-        known = {"conv": conv_problem.DIRECTIONS, "pool": pool_problem.DIRECTIONS}
-        wanted = options.directions or usual[family]
-        directions = [d for d in wanted if d in known.get(family, ("forward",))]
+        directions = lists.directions_of(layer, options.directions)
         each = options.seconds * len(options.contenders) + OVERHEAD_SECONDS
         total += len(directions) * len(options.layouts) * each
-        if family == "conv":
+        if lists.family_of(layer) == "conv":
             total += len(directions) * 2.0 * layer.macs(batch) / (EXACT_FLOPS * options.threads)
     return total
 

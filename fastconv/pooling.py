@@ -21,6 +21,7 @@ from fastconv.pooling_call import (
     batched,
     kept,
     like,
+    picked,
     widened,
     windows_of,
     without_autocast,
@@ -77,9 +78,7 @@ def _max(
         return y
     index_kind = kept(input, windows, return_indices)
     y, index = pool.max_pool(batched(input, rank), windows, index_kind, name)
-    if return_indices:
-        return like(y, input, rank), like(index, input, rank)
-    return like(y, input, rank)
+    return picked(y, index, input, rank, return_indices)
 
 
 def _avg(

@@ -18,7 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from fastconv.arguments import as_ints
 from fastconv.ops import pool
 from fastconv.ops.pool import Windows
-from fastconv.pooling_call import IntOrInts, as_autocast, batched, kept, like
+from fastconv.pooling_call import IntOrInts, as_autocast, batched, kept, like, picked
 from fastconv.select_pool import ATEN, KINDS, PoolCall, choose, insist
 
 OutputSize = int | None | Sequence[int | None]
@@ -74,9 +74,7 @@ def _adaptive_max(
         return y
     index_kind = kept(input, windows, return_indices)
     y, index = pool.max_pool(batched(input, rank), windows, index_kind, name)
-    if return_indices:
-        return like(y, input, rank), like(index, input, rank)
-    return like(y, input, rank)
+    return picked(y, index, input, rank, return_indices)
 
 
 def _adaptive_avg(rank: int, input: Tensor, output_size: Any, algo: str) -> Tensor:

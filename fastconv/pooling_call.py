@@ -94,6 +94,14 @@ def like(result: Tensor, input: Tensor, rank: int) -> Tensor:
     return result if input.dim() == rank + 2 else result.squeeze(0)
 
 
+def picked(
+    y: Tensor, index: Tensor, input: Tensor, rank: int, return_indices: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What a pooling that picks elements returns, as the input was batched."""
+    y = like(y, input, rank)
+    return (y, like(index, input, rank)) if return_indices else y
+
+
 def as_autocast(input: Any, kind: str, rank: int, return_indices: bool = False) -> Any:
     """What autocast makes of the input of one of PyTorch's poolings: float32 of some 16-bit ones.
 

@@ -20,6 +20,7 @@ from fastconv.pooling_call import (
     batched,
     kept,
     like,
+    picked,
     windows_of,
     without_autocast,
 )
@@ -41,7 +42,7 @@ def _checked_windows(
     if windows is None:
         _TORCH_MAX[rank - 1](input, kernel_size, stride, padding, 1, ceil_mode)
         raise RuntimeError(f"{call.function}: the arguments do not fit the input")
-    if input.dtype not in NATIVE_DTYPES:
+    if input.dtype not in NATIVE_DTYPES:  # the class and the words of PyTorch's kernels
         raise NotImplementedError(f'"{call.function}" not implemented for {input.dtype}')
     return windows
 
@@ -106,9 +107,7 @@ def _stochastic(
     else:
         index_kind = kept(input, windows, return_indices)
         y, index = pool.sample_pool(x, seed, windows, index_kind, name)
-    if return_indices:
-        return like(y, input, rank), like(index, input, rank)
-    return like(y, input, rank)
+    return picked(y, index, input, rank, return_indices)
 
 
 def stochastic_pool1d(

@@ -29,9 +29,9 @@ from fastconv.pool_checks import (
     ways_of,
 )
 from fastconv.problem import NATIVE_DTYPES
+from fastconv.select_pool_cuda import PREFIX
 
 OPS: Any = torch.ops.fastconv
-PREFIX = "pool/"  # of an instance's name among all kernels
 
 # The first that an instance takes are its quick check.
 PROBLEMS: tuple[PoolCase, ...] = (

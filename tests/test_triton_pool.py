@@ -4,13 +4,8 @@ the sampling; tests/test_triton_compiled.py looks at what the compiler makes of 
 from __future__ import annotations
 
 import inspect
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,15 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fastconv
-
 pytest.importorskip("triton")
 
 import interpreted_triton
 import sample_model
 
 from fastconv import _triton
-from fastconv._triton.pool_geometry import make_geometry, tile
+from fastconv._triton.pool_geometry import make_geometry
 
 OPS = torch.ops.fastconv
 NONE, BYTE, PLACE = 0, 1, 2
@@ -446,30 +439,6 @@ def test_64_bit_offsets(pool, monkeypatch) -> None:
     assert torch.equal(kept.long(), taps)
 
 
-def test_what_needs_64_bits() -> None:
-    def wide(size: tuple[int, ...], kernel: int, stride: int) -> bool:
-        rank = len(size) - 2
-        lists = [[v] * rank for v in (kernel, stride, 0, 1)]
-        return make_geometry("test", size, *lists, False).wide
-
-    assert not wide((1, 1, 2**15, 2**15), 2, 2)
-    assert wide((2, 1, 2**15, 2**15), 2, 2)
-    assert wide((1, 1, 2**31), 2, 2)
-    assert wide((1, 1, 100_003), 50_000, 0)  # where a window starts: i * in / out
-    assert not wide((1, 1, 1003), 500, 0)
-
-
-def test_tiles_cover_and_shrink() -> None:
-    for inner, itemsize in product((1, 2, 3, 64, 100, 5000), (2, 4, 8)):
-        sizes = []
-        for rows in (1, 1000, 10**6):
-            block_m, block_c, warps = tile(rows, inner, itemsize)
-            sizes.append(block_m * block_c)
-            per_thread = block_m * block_c / (32 * warps)
-            assert per_thread == (2 if inner == 1 else 16 // itemsize)
-        assert sizes == sorted(sizes)
-
-
 @pytest.mark.parametrize("c", [*PLAIN, *DILATED, *ADAPTIVE, LONG], ids=str)
 def test_reach_and_border_are_exact(c: Case) -> None:
     """Against counting: the most outputs that hold an input, and whether a window leaves it."""
@@ -511,76 +480,3 @@ def test_launchers_refuse_what_does_not_fit(pool) -> None:
     ):
         with pytest.raises(ValueError, match=text):
             getattr(pool, name)(*args)
-
-
-def test_every_bare_op_has_a_launcher_with_its_arguments() -> None:
-    """But unpooling, which scatters in an order that a gather would have to search for."""
-    from fastconv._triton import pool as launchers
-
-    schemas = {
-        name.split("::")[1]: torch.ops.fastconv.__getattr__(name.split("::")[1]).default._schema
-        for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
-        if name.startswith("fastconv::") and "_pool" in name
-    }
-    bare = {n: s for n, s in schemas.items() if n.endswith(("_fprop", "_dgrad", "_at"))}
-    bare.pop("max_unpool_fprop", None)
-    assert len(bare) == 9
-    for name, schema in bare.items():
-        parameters = list(inspect.signature(getattr(launchers, name)).parameters)
-        assert parameters == [a.name for a in schema.arguments], name
-
-
-# The package.
-
-
-def test_link_is_relative_and_inside_the_repository() -> None:
-    link = Path(fastconv.__file__).parent / "_triton"
-    if not link.is_symlink():
-        assert (link / "pool.py").is_file()  # installed
-        return
-    assert os.readlink(link) == "../kernels/triton_src"
-
-
-_USER = """
-import json, sys, fastconv, torch
-from fastconv import _triton
-from fastconv._triton import pool
-facts = {"early": "triton" in sys.modules, "info": fastconv.info.collect()["backends"]["triton"]}
-facts["reason"] = _triton.applicable(torch.device("cpu"), torch.float32)
-x = torch.arange(16.0).view(1, 1, 4, 4)
-y, index = pool.max_pool_fprop(x, [2, 2], [2, 2], [0, 0], [1, 1], False, 2)
-print(json.dumps({**facts, "y": y.tolist(), "index": index.tolist()}))
-"""
-
-
-def test_as_a_user() -> None:
-    """In a process of its own: nothing imports Triton unasked; the environment decides."""
-    done = subprocess.run(
-        [sys.executable, "-c", _USER],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(fastconv.__file__).parent.parent,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["early"] is False and facts["reason"] is None and facts["info"]["works"]
-    assert facts["y"] == [[[[5, 7], [13, 15]]]] and facts["index"] == [[[[5, 7], [13, 15]]]]
-
-
-def test_reasons(monkeypatch) -> None:
-    cpu = torch.device("cpu")
-    reason = _triton.applicable.__wrapped__
-    monkeypatch.setattr(_triton, "INTERPRETED", True)
-    assert reason(cpu, torch.float32) is None
-    assert reason(cpu, torch.int32) == "the Triton kernels have no int32"
-    monkeypatch.setattr(_triton, "INTERPRETED", False)
-    assert "not on cpu" in reason(cpu, torch.float32)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        assert "no CUDA device" in _triton.status()["reason"]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "7.5 is below 8.0" in reason(torch.device("cuda", 0), torch.float32)
-    monkeypatch.setattr(_triton, "version", lambda: None)
-    assert reason(cpu, torch.float32) == "Triton is not installed"
-    assert _triton.status()["reason"] == "Triton is not installed"

@@ -1,9 +1,8 @@
 // How the rows of a tensor become lines, in three frames:
 //   kColumns  NCHW, a plane at a time; vectors over the columns of a row.
 //   kPixels   NHWC, an image at a time; a line is [W, C], vectors over C.
-//   kPlanes   NCHW, `width` planes at a time, transposed to [W, width] lines on their way: where
-//   the
-//             windows of a row differ in their taps (adaptive axes), or a row has too few of them.
+//   kPlanes   NCHW, `width` planes at a time, transposed to [W, width] lines on their way: for rows
+//             whose windows differ in their taps (adaptive axes), or that have too few of them.
 // A row that is already a line, fp32 in fp32, is used in place.
 #pragma once
 #include <cstring>

@@ -135,39 +135,15 @@ def sum_of_powers(
     if TAPS <= UNROLLED_TAPS:
         for tap in tl.static_range(TAPS):
             total = sum_step(
-                tap,
-                total,
-                x,
-                plane,
-                starts,
-                ends,
-                ins,
-                inner,
-                c,
-                inside,
-                KERNEL,
-                POWER,
-                BORDER,
-                ACC,
-            )
+                tap, total, x, plane, starts, ends, ins, inner, c, inside,
+                KERNEL, POWER, BORDER, ACC,
+            )  # fmt: skip
     else:
         for tap in range(TAPS):
             total = sum_step(
-                tap,
-                total,
-                x,
-                plane,
-                starts,
-                ends,
-                ins,
-                inner,
-                c,
-                inside,
-                KERNEL,
-                POWER,
-                BORDER,
-                ACC,
-            )
+                tap, total, x, plane, starts, ends, ins, inner, c, inside,
+                KERNEL, POWER, BORDER, ACC,
+            )  # fmt: skip
     return total
 
 

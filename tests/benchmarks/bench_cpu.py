@@ -53,7 +53,7 @@ def test_layer(benchmark: Callable, algo: str, layer: ConvLayer, direction: str)
     runner = provider(algo)
     try:
         runner.ran(problem)
-    except RuntimeError as reason:
+    except RuntimeError as reason:  # the algorithm does not apply to this layer
         pytest.skip(str(reason))
     benchmark.group = f"{layer.label} {direction}"
     with torch.inference_mode():
