@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "epilogue.h"
 #include "torch_tensors.h"
 
 namespace fastconv {
@@ -21,6 +22,9 @@ struct ConvOperands {
   Tensor x, w, y;
   std::optional<Tensor> bias;  // contiguous, [K]
   bool channels_last;          // the format of the result, which is dense
+  // fprop only; with y_channels set, y is a channel slice instead.
+  Epilogue epilogue{};
+  std::optional<Tensor> residual{};  // keeps epilogue.residual alive
 };
 
 // The `.packed` ops take the geometry in integers: reading lists takes the dispatcher as long as a
