@@ -14,6 +14,8 @@ from fastconv.autotune import autotune  # noqa: E402
 from fastconv.convert import convert, revert  # noqa: E402
 from fastconv.explain import explain  # noqa: E402
 from fastconv.functional import conv1d, conv2d, conv3d  # noqa: E402
+from fastconv.fused import conv_bn_relu  # noqa: E402
+from fastconv.inception import inception  # noqa: E402
 from fastconv.pooling import (  # noqa: E402
     avg_pool1d,
     avg_pool2d,
@@ -60,8 +62,10 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_bn_relu",
     "convert",
     "explain",
+    "inception",
     "l2_pool2d",
     "l2_pool_features",
     "lp_pool1d",

@@ -40,6 +40,9 @@ class ConversionReport:
         converted: (fqn, class name) of each layer changed, in the order of named_modules().
         skipped: (fqn, reason) of each convolution or pooling left as it was.
         action: "convert" or "revert".
+        fused: (fqn, chain) of each chain that became one call, with the module whose forward it
+            stands in; of revert, the modules that have their own forward again.
+        unfused: (fqn, reason) of each convolution that stays outside of a chain; only with fuse.
 
     str() and repr() give a table. The root's name is "" here and "(root)" in the table.
     """
@@ -48,12 +51,19 @@ class ConversionReport:
     converted: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     action: str = "convert"
+    fused: list[tuple[str, str]] = field(default_factory=list)
+    unfused: list[tuple[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         done = "converted" if self.action == "convert" else "reverted"
         head = f"fastconv.{self.action}: {len(self.converted)} {done}, {len(self.skipped)} skipped"
         rows = [(name or "(root)", f"{done}: {cls}") for name, cls in self.converted]
         rows += [(name or "(root)", f"skipped: {reason}") for name, reason in self.skipped]
+        if self.fused or self.unfused:
+            verb = "fused" if self.action == "convert" else "unfused"
+            head += f", {len(self.fused)} {verb}"
+            rows += [(name or "(root)", f"{verb}: {chain}") for name, chain in self.fused]
+            rows += [(name or "(root)", f"not fused: {reason}") for name, reason in self.unfused]
         width = max((len(name) for name, _ in rows), default=0)
         return "\n".join([head, *(f"  {name:<{width}}  {result}" for name, result in rows)])
 
@@ -65,6 +75,7 @@ def convert(
     *,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     algo: str = "auto",
+    fuse: bool = False,
 ) -> ConversionReport:
     """Makes the convolutions and poolings in `model` (itself included) fastconv's, in place.
 
@@ -86,6 +97,12 @@ def convert(
             name in model.named_modules(); a false result leaves the layer as it is.
         algo: "auto", or the one algorithm every converted layer is to use; layers that it can
             never compute are skipped with its reason ("direct" and "aten" are of both kinds).
+        fuse: also make one call (fastconv.conv_bn_relu) of every convolution whose result goes into
+            a batch normalisation alone, with the activation and the addition behind it. For that
+            the module that calls them gets a traced forward (torch.fx, its children as leaves),
+            which takes the decisions of its Python code once for training and once for evaluation;
+            children, state_dict, hooks and train() stay as they are. Not fused, with the reason in
+            the report: an intermediate with a second consumer or a hook, and what cannot be traced.
 
     Dtypes, layouts and determinism: those of fastconv.conv2d and fastconv.max_pool2d.
 
@@ -129,11 +146,16 @@ def convert(
         if algo != "auto":
             vars(module)["algo"] = algo
         report.converted.append((fqn, name))
+    if fuse:
+        from fastconv.fuse import fuse as fuse_chains  # torch.fx only where it is asked for
+
+        report.fused, report.unfused = fuse_chains(model)
     return report
 
 
 def revert(model: nn.Module) -> ConversionReport:
-    """Gives each layer of `model` that convert() changed the class it had, in place.
+    """Gives each layer of `model` that convert() changed the class it had, in place, and its own
+    forward to each module that was given a fused one.
 
     Layers built as fastconv.nn's stay as they are. Parametrizations added or removed since the
     conversion are kept as they now are.
@@ -146,6 +168,10 @@ def revert(model: nn.Module) -> ConversionReport:
     """
     _require_module(model, "revert")
     report = ConversionReport(model, action="revert")
+    if any(hasattr(type(module), "_fastconv_fused_from") for module in model.modules()):
+        from fastconv.fuse import unfuse
+
+        report.fused = unfuse(model)
     for fqn, module in model.named_modules():
         if not isinstance(module, OURS):
             continue

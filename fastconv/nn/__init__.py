@@ -1,6 +1,8 @@
 """Layers: torch.nn's classes with the same arguments, parameters and state_dict, on fastconv."""
 
 from fastconv.nn.conv import Conv1d, Conv2d, Conv3d, ConvNd
+from fastconv.nn.fused import ConvBNReLU1d, ConvBNReLU2d, ConvBNReLU3d
+from fastconv.nn.inception import Inception
 from fastconv.nn.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -45,7 +47,11 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvBNReLU1d",
+    "ConvBNReLU2d",
+    "ConvBNReLU3d",
     "ConvNd",
+    "Inception",
     "L2Pool2d",
     "L2PoolFeatures",
     "LPPool1d",

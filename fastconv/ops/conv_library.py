@@ -33,7 +33,7 @@ _lib.define(
 )
 
 
-def _promised(t: Tensor, channels_last: bool) -> Tensor:
+def promised(t: Tensor, channels_last: bool) -> Tensor:
     # `aten` may pick another memory format than the fake kernel said; rare: 5-D loops, no batch.
     strides = tuple(dense_strides(t.shape, channels_last))
     if t.stride() == strides:
@@ -46,19 +46,19 @@ def _conv(x, w, bias, stride, padding, dilation, groups, algo):
     geometry = (stride, padding, dilation, groups)
     tensors = (x, w, bias)
     call = call_for("fprop", x, x.shape, w.shape, *geometry, channels_last, algo, tensors)
-    return _promised(run_fprop(x, w, bias, *call.geometry, call.name, call.packed), channels_last)
+    return promised(run_fprop(x, w, bias, *call.geometry, call.name, call.packed), channels_last)
 
 
 def _conv_dx(dy, w, input_size, stride, padding, dilation, groups, channels_last, algo):
     geometry = (stride, padding, dilation, groups)
     call = call_for("dgrad", dy, input_size, w.shape, *geometry, channels_last, algo, (dy, w))
-    return _promised(dgrad_by(call, dy, w), channels_last)
+    return promised(dgrad_by(call, dy, w), channels_last)
 
 
 def _conv_dw(dy, x, weight_size, stride, padding, dilation, groups, channels_last, algo):
     geometry = (stride, padding, dilation, groups)
     call = call_for("wgrad", x, x.shape, weight_size, *geometry, channels_last, algo, (dy, x))
-    return _promised(wgrad_by(call, dy, x), channels_last)
+    return promised(wgrad_by(call, dy, x), channels_last)
 
 
 for _name, _function in (("conv", _conv), ("conv_dx", _conv_dx), ("conv_dw", _conv_dw)):

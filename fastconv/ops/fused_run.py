@@ -1,0 +1,78 @@
+"""Convolution with an epilogue or with statistics, by one named algorithm, on real tensors.
+
+`aten` is PyTorch's own convolution followed by our pass over its result.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastconv.activations import Activation
+from fastconv.ops.conv_call import Call
+from fastconv.ops.conv_run import run_fprop
+from fastconv.select import ATEN, split_precision
+
+_ops = torch.ops.fastconv
+_conv_epilogue = _ops.conv_epilogue_fprop.default._op
+_conv_epilogue_into = _ops.conv_epilogue_into.default._op
+_conv_stats = _ops.conv_stats_fprop.default._op
+_epilogue_into = _ops.epilogue_into.default._op
+_stats = _ops.norm_act_stats.default._op
+
+
+class Ending(NamedTuple):
+    """What follows the sum: `activation`, and the residual before it or (`after`) behind it."""
+
+    code: int
+    slope: float
+    after: bool
+
+
+def ending(activation: Activation, residual_after: bool) -> Ending:
+    return Ending(activation.code, activation.slope, residual_after)
+
+
+def is_aten(call: Call) -> bool:
+    return split_precision(call.name)[0] == ATEN
+
+
+def conv_epilogue(
+    x: Tensor, w: Tensor, bias: Tensor | None, residual: Tensor | None, call: Call, end: Ending
+) -> Tensor:
+    """act(conv(x, w) + bias), with the residual where `end` says."""
+    if not is_aten(call):
+        return _conv_epilogue(x, w, bias, residual, *call.geometry, *end, call.name)
+    y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
+    if residual is not None or end.code:
+        _epilogue_into(y, residual, y, *end)
+    return y
+
+
+def conv_epilogue_into(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    call: Call,
+    end: Ending,
+) -> None:
+    """`conv_epilogue` into `out`, a channel slice of a tensor that is dense in y's layout."""
+    if not is_aten(call):
+        _conv_epilogue_into(x, w, bias, residual, out, *call.geometry, *end, call.name)
+        return
+    y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
+    _epilogue_into(y, residual, out, *end)
+
+
+def conv_stats(
+    x: Tensor, w: Tensor, bias: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, m2): the convolution, each channel's mean, and its sum of squares about it."""
+    if not is_aten(call):
+        return _conv_stats(x, w, bias, *call.geometry, call.name)
+    y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
+    return (y, *_stats(y))
