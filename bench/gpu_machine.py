@@ -110,6 +110,7 @@ def _fastconv_facts() -> dict:
         "build_archs": _C.build_archs,
         "cuda_algorithms": list(_C.cuda_algorithms()),
         "cuda_instances": len(_C.cuda_instances()),
+        "cuda_pool_instances": len(_C.cuda_pool_instances()),
     }
 
 
@@ -153,7 +154,9 @@ def main(argv: list[str]) -> int:
     Path(argv[0]).write_text(json.dumps(facts, indent=2) + "\n")
     missing = [name for name in facts["missing"] if name in NEEDED]
     said = [facts.get("device") or "no CUDA device", f"torch {facts.get('torch')}"]
-    said += [f"{facts['cuda_instances']} kernel instances"] if "cuda_instances" in facts else []
+    if "cuda_instances" in facts:
+        counts = facts["cuda_instances"], facts["cuda_pool_instances"]
+        said.append("{} convolution and {} pooling kernel instances".format(*counts))
     said += [f"missing: {', '.join(facts['missing'])}"] if facts["missing"] else []
     print("\n".join(facts["problems"]))
     print("summary:", ", ".join([*said, *facts["problems"]])[:300])

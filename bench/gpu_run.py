@@ -93,8 +93,9 @@ class GpuRun:
         return [Stage("machine", command, 60 if not self.dry else self.args.seconds, 15)]
 
     def device_tests(self) -> list[Stage]:
-        """Side by side: they wait for the host most of the time. One process per algorithm, so
-        that one that takes the device down does not take the others' results."""
+        """Side by side: they wait for the host most of the time. One process per algorithm (the
+        poolings count as one, and their Triton kernels as another), so that one that takes the
+        device down does not take the others' results."""
         algorithms = self.machine.get("cuda_algorithms") or [""]
         stages = [
             self._on_device(
@@ -106,12 +107,20 @@ class GpuRun:
             )
             for algorithm in algorithms
         ]
-        stages.append(self._on_device("tests: streams, graphs", tests("streams"), 130, 60))
-        stages.append(self._on_device("tests: functions", tests("ops"), 130, 60))
+        for name, *files in (
+            ("streams, graphs", "streams"),
+            ("functions", "ops"),
+            ("pooling", "pool"),
+            ("pooling functions", "pool_ops"),
+        ):
+            stages.append(self._on_device(f"tests: {name}", tests(*files), 130, 60))
         return stages
 
     def watched(self) -> list[Stage]:
-        stages = [self._on_device("tests: 2^31 elements", tests("large"), 90, 40)]
+        stages = [
+            self._on_device("tests: 2^31 elements", tests("large"), 90, 40),
+            self._on_device("tests: pooling 2^31", tests("pool_large"), 90, 40),
+        ]
         missing = "" if gpu_machine.find_sanitizer() else "compute-sanitizer was not found"
         for tool in TOOLS:
             command = (PYTHON, "-m", "bench.gpu_sanitize", tool)

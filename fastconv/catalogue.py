@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -182,10 +183,16 @@ def resources_table() -> str:
 
 
 def emulated_line() -> str:
-    """How many CUDA kernel instances there are; tests/test_emulated_conv.py runs each."""
+    """How many CUDA kernel instances there are; tests/test_emulated_conv.py and
+    tests/test_emulated_pool.py run each."""
     names = [algorithm for algorithm, *_ in _C.cuda_instances()]
     counts = ", ".join(f"{names.count(name)} of `{name}`" for name in _C.cuda_algorithms())
-    return f"{len(names)} CUDA kernel instances run in the emulation: {counts}."
+    ways = Counter(way.name for _, way, *_ in _C.cuda_pool_instances())
+    pools = ", ".join(f"{count} {way}" for way, count in ways.items())
+    return (
+        f"{len(names)} CUDA convolution kernel instances run in the emulation: {counts}. So do"
+        f" {sum(ways.values())} pooling kernel instances: {pools}."
+    )
 
 
 TABLES = {

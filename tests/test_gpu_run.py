@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ON_DEVICE = (
     "tests: streams, graphs",
     "tests: functions",
+    "tests: pooling",
+    "tests: pooling functions",
     "tests: 2^31 elements",
+    "tests: pooling 2^31",
     "selftest",
     "benchmark",
     "benchmark: suite",
@@ -77,6 +80,7 @@ def test_dry_run(dry) -> None:
     machine = doc["machine"]
     assert machine["revision"] and machine["torch"] == torch.__version__
     assert machine["device"] is None and machine["cuda_instances"] == len(_C.cuda_instances())
+    assert machine["cuda_pool_instances"] == len(_C.cuda_pool_instances())
     rows = [row for row in doc["rows"] if row["status"] == "ok"]
     assert {row["direction"] for row in rows} == {"fprop", "dgrad", "wgrad"}
     assert all(row["ms"]["median"] > 0 and row["excess"] >= 0 for row in rows)
@@ -203,6 +207,14 @@ def test_without_a_device_a_real_run_fails_and_says_so(
     results = [gpu_stages.not_run(s, s.reason).as_dict() for s in stages]
     assert not gpu_report.document(False, {}, results, [], None)["passed"]
     assert gpu_report.document(True, {}, results, [], None)["passed"]
+
+
+def test_every_file_of_device_tests_is_a_stages(tmp_path: Path) -> None:
+    args = Namespace(folder=tmp_path, dry_run=False, skip_build=True, seconds=60.0)
+    run = gpu_run.GpuRun(args, tmp_path)
+    named = [word for s in (*run.device_tests(), *run.watched()) for word in s.command]
+    files = sorted(path.name for path in (ROOT / "tests" / "gpu").glob("test_*.py"))
+    assert files and sorted({Path(w).name for w in named if "tests/gpu/test_" in w}) == files
 
 
 def test_an_interrupted_run_still_reports(tmp_path: Path) -> None:

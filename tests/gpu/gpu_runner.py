@@ -162,12 +162,14 @@ def run_algo(
     channels_last: bool = False,
 ) -> Tensor:
     """As `conv_runner.run_conv`, by the emulated ops where they stand for the device's."""
-    ops = emulated_ops() if EMULATED else torch.ops.fastconv
-    return run_conv(algo, case, direction, operands, bias, channels_last, ops)
+    return run_conv(algo, case, direction, operands, bias, channels_last, device_ops())
 
 
 @cache
-def emulated_ops() -> Any:
+def device_ops() -> Any:
+    """The package's bare ops, or (rehearsal) the emulated ones in their place."""
+    if not EMULATED:
+        return torch.ops.fastconv
     from emulator.build_ops import build_ops
 
     torch.ops.load_library(str(build_ops()))
@@ -189,11 +191,13 @@ def poisoned() -> Iterator[None]:
 
 
 def embedded(t: Tensor, offset: int) -> Tensor:
-    """The same values and strides inside a larger allocation of NaN, `offset` elements in: a read
-    past either end shows in the result, and an odd offset takes the alignment away."""
-    assert t.is_floating_point() and t.numel() > 0
+    """The same values and strides inside a larger allocation of NaN (integers: of ones in all
+    bits), `offset` elements in: a read past either end shows in the result, and an odd offset takes
+    the alignment away."""
+    assert t.numel() > 0
     span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-    store = torch.full((span + 2 * offset,), torch.nan, dtype=t.dtype, device=t.device)
+    fill = torch.nan if t.is_floating_point() else 255 if t.dtype == torch.uint8 else -1
+    store = torch.full((span + 2 * offset,), fill, dtype=t.dtype, device=t.device)
     return store.as_strided(t.shape, t.stride(), offset).copy_(t)
 
 
