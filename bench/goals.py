@@ -41,6 +41,14 @@ def _wide_3x3(row: dict) -> bool:
     )
 
 
+def _fused(op: str) -> Callable[[dict], bool]:
+    def where(row: dict) -> bool:
+        forward = row["direction"] in ("inference", "forward")
+        return row["op"] == op and forward and row["device"] == "cpu"
+
+    return where
+
+
 def _pool(row: dict) -> bool:
     return row["op"].endswith("pool2d") and row["device"] == "cpu"
 
@@ -85,6 +93,8 @@ GOALS = (
     *(_pool_goal(key, least) for key, least in _POOLS.items()),
     Goal("auto >= 0.5 of a copy's speed on 3x3/2, forward", "auto", 0.5, _deterministic, "of_copy"),
     Goal("auto >= 0.95 on every pooling", "auto", 0.95, _pool),
+    Goal("auto >= 1.2 on convolution + normalisation + ReLU", "auto", 1.2, _fused("conv_bn_relu")),
+    Goal("auto >= 1.2 on inception modules", "auto", 1.2, _fused("inception")),
 )
 
 

@@ -14,19 +14,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import conv_problem, inception_problem, pool_problem, pool_problems, problems
+from bench import (
+    conv_problem,
+    fused_problem,
+    inception_problem,
+    pool_problem,
+    pool_problems,
+    problems,
+)
+from bench.fused_problem import FusedLayer, fused
 from bench.inception_problem import InceptionLayer
 from bench.pool_problems import FAMILY, PoolLayer
 from bench.problem import Problem
 from bench.problems import ConvLayer
 
-Layer = ConvLayer | PoolLayer | InceptionLayer
-FAMILIES = ("conv", "pool", "inception")
+Layer = ConvLayer | FusedLayer | PoolLayer | InceptionLayer
+FAMILIES = ("conv", "fused", "pool", "inception")
 INCEPTION, STRESS = "inception", "stress"
 
 
 def family_of(layer: Layer) -> str:
-    kinds = {ConvLayer: "conv", PoolLayer: "pool", InceptionLayer: "inception"}
+    kinds = {
+        ConvLayer: "conv",
+        FusedLayer: "fused",
+        PoolLayer: "pool",
+        InceptionLayer: "inception",
+    }
     return kinds[type(layer)]
 
 
@@ -57,6 +70,8 @@ def layers(name: str, families: Sequence[str] = FAMILIES) -> list[Layer]:
         found = [*problems.conv_layers(name)]
     else:
         found = [*problems.conv_layers(name), *pool_problems.pool_layers(name)]
+    if "fused" in families:
+        found += [fused(layer) for layer in found if isinstance(layer, ConvLayer)]
     return [layer for layer in found if family_of(layer) in families]
 
 
@@ -71,10 +86,11 @@ def source(name: str) -> str:
 
 _DIRECTIONS = {
     "conv": conv_problem.DIRECTIONS,
+    "fused": fused_problem.DIRECTIONS,
     "pool": pool_problem.DIRECTIONS,
     "inception": inception_problem.DIRECTIONS,
 }
-_USUAL = {**_DIRECTIONS, "conv": ("fprop",)}
+_USUAL = {**_DIRECTIONS, "conv": ("fprop",), "fused": ("inference",)}
 
 
 def directions_of(layer: Layer, wanted: Sequence[str] | None) -> list[str]:
@@ -96,7 +112,9 @@ def problems_of(
     """One problem per direction and layout. directions: None for the family's usual ones; what a
     family does not have is passed over. epilogue, precision: of convolutions."""
     toward = directions_of(layer, directions)
-    if isinstance(layer, ConvLayer):
+    if isinstance(layer, FusedLayer):
+        yield from fused_problem.problems_of(layer, batch, toward, layouts, dtype, device)
+    elif isinstance(layer, ConvLayer):
         more = (dtype, device, epilogue, precision)
         yield from conv_problem.problems_of(layer, batch, toward, layouts, *more)
     elif isinstance(layer, PoolLayer):

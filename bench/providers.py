@@ -21,6 +21,7 @@ import fastconv
 import fastconv.functional
 from bench import correctness
 from bench.conv_problem import ConvProblem
+from bench.fused_problem import EPS, FusedProblem
 from bench.inception_problem import InceptionProblem, inception
 from bench.pool_problem import PoolProblem, pytorch_pool
 from bench.pool_problems import LP_POWER
@@ -49,6 +50,9 @@ class Provider:
 
     def conv(self, problem: ConvProblem) -> Call:
         raise NotApplicable(f"{self.name} runs no convolutions")
+
+    def fused(self, problem: FusedProblem) -> Call:
+        raise NotApplicable(f"{self.name} runs no convolution with normalisation")
 
     def pool(self, problem: PoolProblem) -> Call:
         raise NotApplicable(f"{self.name} runs no poolings")
@@ -103,6 +107,14 @@ class PyTorch(Provider):
             return lambda: _torch_conv(p, p.x, p.w)
         return lambda: correctness.convolution(p.layer, p.direction, p.x, p.w, p.dy)
 
+    def fused(self, problem: FusedProblem) -> Call:
+        p = problem
+        forward = (F.conv1d, F.conv2d, F.conv3d)[p.layer.rank - 1]
+        operands = (*p.norm[:2], p.x, p.w)
+        if p.direction == "inference":
+            return lambda: p.run(forward, *operands)
+        return with_gradients(lambda *leaves: p.run(forward, *leaves), operands, p.dy)
+
     def pool(self, problem: PoolProblem) -> Call:
         p = problem
         if p.direction == "forward":
@@ -140,7 +152,7 @@ class Compiled(PyTorch):
     name = "compile"
 
     def prepare(self, problem: Problem) -> Call:
-        if problem.direction == "forward+backward":
+        if problem.direction in ("forward+backward", "training"):
             raise NotApplicable("torch.compile is timed on single directions")
         # One code object serves every problem: after a few it would silently stay uncompiled.
         torch._dynamo.reset()
@@ -150,6 +162,10 @@ class Compiled(PyTorch):
         if problem.family == "pool":
             compiled = torch.compile(lambda x: pytorch_pool(p.layer, x), mode=mode)
             return lambda: compiled(p.x)
+        if problem.family == "fused":
+            forward = (F.conv1d, F.conv2d, F.conv3d)[p.layer.rank - 1]
+            compiled = torch.compile(lambda *operands: p.run(forward, *operands), mode=mode)
+            return lambda: compiled(*p.norm[:2], p.x, p.w)
         if p.direction == "fprop":
             compiled = torch.compile(lambda x, w: _torch_conv(p, x, w), mode=mode)
             return lambda: compiled(p.x, p.w)
@@ -226,6 +242,28 @@ class Fastconv(Provider):
             return with_gradients(run, (p.x, p.w), p.dy)
         return lambda: run(p.x, p.w)
 
+    def fused(self, problem: FusedProblem) -> Call:
+        self._require(select.names(problem.x.device.type), "convolution")
+        p, layer = problem, problem.layer
+        options: dict[str, Any] = {
+            "training": p.direction == "training",
+            "momentum": 0.0,
+            "eps": EPS,
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+            "algo": self.name,
+        }
+
+        def run(gamma: Tensor, beta: Tensor, x: Tensor, w: Tensor) -> Tensor:
+            return fastconv.conv_bn_relu(x, w, None, gamma, beta, *p.norm[2:], **options)
+
+        operands = (*p.norm[:2], p.x, p.w)
+        if p.direction == "inference":
+            return lambda: run(*operands)
+        return with_gradients(run, operands, p.dy)
+
     def pool(self, problem: PoolProblem) -> Call:
         self._require(select_pool.names(), "pooling")
         p = problem
@@ -236,11 +274,9 @@ class Fastconv(Provider):
     def inception(self, problem: InceptionProblem) -> Call:
         self._require(select.names(problem.x.device.type), "convolution")
 
-        def conv(*args: Any) -> Tensor:
-            return fastconv.conv2d(*args, algo=self.name)
-
-        # A convolution's algorithm is none of a pooling's.
-        return lambda: inception(conv, fastconv.max_pool2d, problem.x, problem.w)
+        p = problem
+        biases = [torch.zeros(w.shape[0], dtype=w.dtype, device=w.device) for w in p.w]
+        return lambda: fastconv.inception(p.x, p.w, biases, algo=self.name)
 
     def ran(self, problem: Problem) -> str:
         if not isinstance(problem, ConvProblem):

@@ -14,6 +14,7 @@ from bench import (
     ceilings,
     conv_problem,
     correctness,
+    fused_problem,
     goals,
     inception_problem,
     lists,
@@ -39,9 +40,11 @@ LAYERS: dict[str, Layer] = {
 LAYERS["adaptive_avg"] = PoolLayer("tiny", "adaptive_avg", 3, (9, 8), (2, 3))
 LAYERS["conv"] = CONV
 LAYERS["inception"] = inception_problem.InceptionLayer("tiny", 5, 6, (3, 2, 4, 2, 3, 2))
+LAYERS["fused"] = fused_problem.fused(CONV)
 DIRECTIONS = {
     **dict.fromkeys(LAYERS, pool_problem.DIRECTIONS),
     "conv": conv_problem.DIRECTIONS,
+    "fused": fused_problem.DIRECTIONS,
     "inception": inception_problem.DIRECTIONS,
 }
 CASES = [(name, direction) for name in LAYERS for direction in DIRECTIONS[name]]
