@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastconv import fuse_graph
+from fastconv import fuse_graph, fuse_inception
+from fastconv.fuse_graph import ORIGINAL
 from fastconv.nn.conv import ConvNd
 from fastconv.nn.fused import ConvBNReLUNd, has_hooks
 
 _PLAN = "_fastconv_fused_plan"
-_ORIGINAL = "_fastconv_fused_from"
 _Report = tuple[list[tuple[str, str]], list[tuple[str, str]]]
 
 
@@ -30,9 +30,11 @@ class _Plan:
     """Forwards for evaluation and training, and what they were traced from."""
 
     forwards: tuple[Callable[..., Any], Callable[..., Any]]
-    entered: tuple[str, ...]  # Sequentials whose children the forwards call themselves
+    entered: tuple[str, ...]  # modules whose children the forwards call themselves
     chains: list[str]
     left: list[tuple[str, str]]
+    # An inception module: its parts are fused by themselves too, for when it cannot run as one.
+    whole: bool = False
     # The module and what was entered, with their children; None in a fresh copy.
     watched: list[tuple[nn.Module, tuple[int, ...]]] | None = None
 
@@ -42,7 +44,7 @@ class _Plan:
         return self
 
     def holds(self) -> bool:
-        """Whether the children are still those, and no Sequential that was entered has hooks."""
+        """Whether the children are still those, and no module that was entered has hooks."""
         if self.watched is None:
             return False
         for i, (module, children) in enumerate(self.watched):
@@ -50,8 +52,13 @@ class _Plan:
                 return False
         return True
 
+    def convolutions(self) -> list[str]:
+        if self.whole:
+            return self.chains[0].partition(": ")[2].split(", ")
+        return [chain.split(" + ")[0] for chain in self.chains]
+
     def __deepcopy__(self, memo: dict) -> _Plan:
-        return _Plan(self.forwards, self.entered, self.chains, self.left)
+        return _Plan(self.forwards, self.entered, self.chains, self.left, self.whole)
 
     def __reduce__(self):
         return _no_plan, ()  # functions cannot be pickled; it is traced anew
@@ -67,15 +74,19 @@ def _traced(module: nn.Module, original: type) -> _Plan:
     object.__setattr__(module, "__class__", original)
     forwards, entered, chains, left = [], [], [], []
     try:
+        found = fuse_inception.recognised(module)
+        if found is not None:
+            forward = fuse_inception.forward_of(found, original.forward)
+            return _Plan((forward, forward), found.entered, [str(found)], [], True).watch(module)
         for training in (False, True):
             # Only the module's own flag, which its forward may ask; children are not entered.
             vars(module)["training"] = training
             graph, sequentials = fuse_graph.trace(module)
-            found, alone = fuse_graph.rewrite(module, graph)
+            fused, alone = fuse_graph.rewrite(module, graph)
             forwards.append(fuse_graph.compiled(module, graph))
             entered += sequentials
             # What only one of the modes runs is listed too.
-            chains += [chain for chain in found if chain not in chains]
+            chains += [chain for chain in fused if chain not in chains]
             left += [name for name in alone if name not in left]
     finally:
         vars(module)["training"] = mode
@@ -126,18 +137,18 @@ def fused_class(original: type) -> type:
             "__reduce_ex__": _reduce,
             "__setattr__": _setattr,
             "forward": _forward,
-            _ORIGINAL: original,
+            ORIGINAL: original,
         }
         found = _classes[original] = type(original)(original.__name__, (original,), body)
     return found
 
 
 def original_container(module: nn.Module) -> type:
-    return getattr(type(module), _ORIGINAL)
+    return getattr(type(module), ORIGINAL)
 
 
 def is_fused(module: nn.Module) -> bool:
-    return _ORIGINAL in type(module).__dict__
+    return ORIGINAL in type(module).__dict__
 
 
 def _new(original: type) -> nn.Module:
@@ -192,12 +203,13 @@ def fuse(model: nn.Module) -> _Report:
             try:
                 plan = _traced(module, type(module))
                 reasons.update((prefix + name, why) for name, why in plan.left)
-                entered.update(prefix + name for name in plan.entered)
+                if not plan.whole:
+                    entered.update(prefix + name for name in plan.entered)
                 if plan.chains:
                     object.__setattr__(module, "__class__", fused_class(type(module)))
                     vars(module)[_PLAN] = plan
                     fused += [(fqn, chain) for chain in plan.chains]
-                    done.update(prefix + chain.split(" + ")[0] for chain in plan.chains)
+                    done.update(prefix + name for name in plan.convolutions())
             except Exception as error:  # a forward may raise anything under a tracer, a class too
                 text = (str(error).strip() or type(error).__name__).splitlines()[0]
                 reason = f"the forward that calls it cannot be traced: {text}"

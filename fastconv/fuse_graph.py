@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from fastconv.activations import Activation, of_module
 from fastconv.nn.conv import ConvNd
 from fastconv.nn.fused import has_hooks, run_chain
 
+# On the class of a fused module: the class it was made from.
+ORIGINAL = "_fastconv_fused_from"
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -56,7 +59,6 @@ class Chain:
     add: fx.Node | None = None
     act: fx.Node | None = None
     activation: Activation = field(default_factory=lambda: Activation("none"))
-    residual: fx.Node | None = None
     residual_after: bool = False
 
     @property
@@ -73,19 +75,31 @@ def _label(node: fx.Node) -> str:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
+    def __init__(self, deep: bool) -> None:
         super().__init__()
+        self.deep = deep
         self.entered: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if type(m) is not nn.Sequential or has_hooks(m):
+        inside = type(m).__module__.startswith(("torch.", "fastconv."))
+        entered = type(m) is nn.Sequential or (self.deep and not inside)
+        if not entered or has_hooks(m) or "forward" in vars(m):
             return True
         self.entered.append(module_qualified_name)
         return False
 
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        # Of a module that is fused already: what it was made from.
+        original = getattr(type(m), ORIGINAL, None)
+        if original is not None:
+            forward = partial(original.forward, m)
+        return super().call_module(m, forward, args, kwargs)
 
-def trace(root: nn.Module) -> tuple[fx.Graph, list[str]]:
-    """root's forward as a graph, and the names of the Sequentials in it that were entered.
+
+def trace(root: nn.Module, deep: bool = False) -> tuple[fx.Graph, list[str]]:
+    """root's forward as a graph, and the names of the modules in it that were entered.
+
+    deep: enters every module but PyTorch's and fastconv's layers, not Sequentials alone.
 
     Raises whatever keeps it from being one.
     """
@@ -97,13 +111,13 @@ def trace(root: nn.Module) -> tuple[fx.Graph, list[str]]:
     cls = type(root)
     object.__setattr__(root, "__class__", Frozen)
     try:
-        tracer = _Tracer()
+        tracer = _Tracer(deep)
         return tracer.trace(root), tracer.entered
     finally:
         object.__setattr__(root, "__class__", cls)
 
 
-def _module(root: nn.Module, node: fx.Node) -> nn.Module | None:
+def layer_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
     return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
@@ -115,11 +129,11 @@ def _plain_call(node: fx.Node, first: fx.Node) -> bool:
     return len(node.args) == 1 and node.args[0] is first and not node.kwargs
 
 
-def _activation_of(root: nn.Module, node: fx.Node, first: fx.Node) -> Activation | None:
+def activation_of(root: nn.Module, node: fx.Node, first: fx.Node) -> Activation | None:
     """The activation that this node is, of `first` alone."""
     if node.args[:1] != (first,):
         return None
-    module = _module(root, node)
+    module = layer_of(root, node)
     if module is not None:
         found = of_module(module) if _plain_call(node, first) else None
         return None if found is None or found.name == "none" else found
@@ -159,14 +173,14 @@ def _addend_of(node: fx.Node, first: fx.Node) -> fx.Node | None:
 
 def chain_at(root: nn.Module, conv: fx.Node) -> Chain | str:
     """The chain that starts with this convolution, or why there is none."""
-    layer = _module(root, conv)
+    layer = layer_of(root, conv)
     assert isinstance(layer, ConvNd)
     if len(conv.args) != 1 or conv.kwargs:
         return "it is not called with one argument"
     norm = _only_user(conv)
     if norm is None:
         return "its result has a second consumer" if conv.users else "its result is not used"
-    batch_norm = _module(root, norm)
+    batch_norm = layer_of(root, norm)
     rank = len(layer.kernel_size)
     if type(batch_norm) is not _NORMS[rank]:
         if isinstance(batch_norm, nn.modules.batchnorm._BatchNorm):
@@ -183,14 +197,14 @@ def chain_at(root: nn.Module, conv: fx.Node) -> Chain | str:
         after = _only_user(last)
         if after is None or after.op == "output":
             break
-        activation = _activation_of(root, after, last) if chain.act is None else None
+        activation = activation_of(root, after, last) if chain.act is None else None
         if activation is not None:
-            module = _module(root, after)
+            module = layer_of(root, after)
             if module is not None and has_hooks(module):
                 break
             chain.act, chain.activation = after, activation
-        elif chain.add is None and (other := _addend_of(after, last)) is not None:
-            chain.add, chain.residual = after, other
+        elif chain.add is None and _addend_of(after, last) is not None:
+            chain.add = after
             chain.residual_after = chain.act is not None
         else:
             break
@@ -210,8 +224,7 @@ def _drop_unsafe_addition(chain: Chain) -> None:
         if source in node.all_input_nodes and node not in chain.nodes:
             if not chain.residual_after:
                 chain.act, chain.activation = None, Activation("none")
-            chain.add = chain.residual = None
-            chain.residual_after = False
+            chain.add, chain.residual_after = None, False
             return
         node = node.next
 
@@ -222,7 +235,7 @@ def rewrite(root: nn.Module, graph: fx.Graph) -> tuple[list[str], list[tuple[str
     left: list[tuple[str, str]] = []
     taken: set[fx.Node] = set()
     for node in list(graph.nodes):
-        if node.op != "call_module" or not isinstance(_module(root, node), ConvNd):
+        if node.op != "call_module" or not isinstance(layer_of(root, node), ConvNd):
             continue
         chain = chain_at(root, node)
         if isinstance(chain, str):
@@ -231,8 +244,7 @@ def rewrite(root: nn.Module, graph: fx.Graph) -> tuple[list[str], list[tuple[str
         if chain.add in taken:  # conv + conv: the first has the addition
             if not chain.residual_after:
                 chain.act, chain.activation = None, Activation("none")
-            chain.add = chain.residual = None
-            chain.residual_after = False
+            chain.add, chain.residual_after = None, False
         found.append(chain)
         taken.update(chain.nodes)
     for chain in found:
@@ -241,7 +253,10 @@ def rewrite(root: nn.Module, graph: fx.Graph) -> tuple[list[str], list[tuple[str
 
 
 def _replace(root: nn.Module, graph: fx.Graph, chain: Chain) -> None:
-    last = chain.nodes[-1]
+    last, residual = chain.nodes[-1], None
+    if chain.add is not None:  # as it is now: an earlier chain may have ended in it
+        before = chain.act if chain.residual_after else chain.norm
+        residual = next(n for n in chain.add.args if n is not before)
     with graph.inserting_before(chain.add or chain.norm):
         layers: list[Any] = [graph.get_attr(str(n.target)) for n in (chain.conv, chain.norm)]
         with_layer = chain.act is not None and chain.act.op == "call_module"
@@ -253,7 +268,7 @@ def _replace(root: nn.Module, graph: fx.Graph, chain: Chain) -> None:
                 chain.conv.args[0],
                 chain.activation.name,
                 chain.activation.slope,
-                chain.residual,
+                residual,
                 chain.residual_after,
             ),
         )

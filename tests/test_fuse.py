@@ -166,6 +166,30 @@ def test_hooks_added_later_run():
     assert len(seen) == 1
 
 
+class ShortcutFirst(nn.Module):
+    """Two convolutions that meet in one addition, the shortcut being worked out first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.main = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.short(x) + self.main(x))
+
+
+def test_two_convolutions_in_one_addition():
+    model = ShortcutFirst()
+    plain = copy.deepcopy(model)
+    report = fastconv.convert(model, fuse=True)
+    assert len(report.fused) == 2 and report.unfused == []
+    assert sum("add + silu" in chain for _, chain in report.fused) == 1
+    x = torch.randn(2, 3, 6, 6)
+    for mode in (True, False):
+        model.train(mode), plain.train(mode)
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
 class Undecided(nn.Module):
     def __init__(self) -> None:
         super().__init__()

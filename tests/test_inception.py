@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastconv
+import fastconv.fuse_inception
 from fastconv.nn import Inception
 
 SIZES = (6, 4, 3, 5, 2, 3, 2)  # C, then the six numbers of filters
@@ -195,6 +196,104 @@ def test_layer_takes_torchvisions_weights_and_trains_like_it():
     x.requires_grad_()
     (ours(x).sum() - theirs(x).sum()).backward()
     assert x.grad.abs().max() < 1e-9
+
+
+class Functional(nn.Module):
+    """The same without normalisation, as one writes it by hand."""
+
+    def __init__(self, C, one, red3, three, red5, five, proj) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(C, one, 1)
+        self.b1, self.b2 = nn.Conv2d(C, red3, 1), nn.Conv2d(red3, three, 3, padding=1)
+        self.c1, self.c2 = nn.Conv2d(C, red5, 1), nn.Conv2d(red5, five, 5, padding="same")
+        self.d = nn.Conv2d(C, proj, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = F.relu(self.b2(F.relu(self.b1(x))))
+        c = self.c2(self.c1(x).relu()).relu()
+        d = torch.relu(self.d(F.max_pool2d(x, kernel_size=3, stride=1, padding=1)))
+        return torch.cat((F.relu(self.a(x)), b, c, d), dim=1)
+
+
+@pytest.mark.parametrize("kind", [TorchvisionInception, Functional])
+def test_convert_recognises_modules(kind, monkeypatch):
+    torch.manual_seed(3)
+    model = nn.Sequential(kind(*SIZES), kind(14, *SIZES[1:])).double()
+    plain = copy.deepcopy(model)
+    report = fastconv.convert(model, fuse=True)
+    assert sum(chain.startswith("inception: ") for _, chain in report.fused) == 2, str(report)
+    assert report.unfused == [], str(report)
+    calls = []
+    real = fastconv.fuse_inception.inception
+    monkeypatch.setattr(
+        fastconv.fuse_inception, "inception", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+    x = torch.randn(2, SIZES[0], 7, 7, dtype=torch.float64)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01) for m in (model, plain)]
+    for step in range(10):
+        for net, optimizer in zip((model, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            net(x + step).square().mean().backward()
+            optimizer.step()
+    for (name, a), b in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=name)
+    calls.clear()
+    model.eval(), plain.eval()
+    with torch.no_grad():
+        close(model(x), plain(x), torch.float64)
+        assert len(calls) == 2
+        again = copy.deepcopy(model)
+        assert torch.equal(again(x), model(x))
+        handle = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(
+            lambda *args: None
+        )
+        calls.clear()
+        close(model(x), plain(x), torch.float64)
+        assert len(calls) == 1, "a hook on a layer must run"
+        handle.remove()
+    fastconv.revert(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+def test_near_misses_are_not_inception():
+    """Each has the same shape but computes something else."""
+
+    def changed(change) -> nn.Module:
+        model = Functional(*SIZES)
+        change(model)
+        return model
+
+    class Twice(Functional):
+        def forward(self, x):
+            return super().forward(x) + 0 * self.a(x).mean()
+
+    class Other(Functional):
+        def forward(self, x):
+            b = F.relu(self.b2(F.relu(self.b1(x))))
+            c = self.c2(self.c1(x).tanh()).relu()
+            d = torch.relu(self.d(F.max_pool2d(x, 3, 1, 1)))
+            return torch.cat((F.relu(self.a(x)), b, c, d), 1)
+
+    class Average(Functional):
+        def forward(self, x):
+            b = F.relu(self.b2(F.relu(self.b1(x))))
+            c = self.c2(self.c1(x).relu()).relu()
+            d = torch.relu(self.d(F.avg_pool2d(x, 3, 1, 1)))
+            return torch.cat((F.relu(self.a(x)), b, c, d), 1)
+
+    def dilate(m):
+        m.b2 = nn.Conv2d(3, 5, 3, padding=2, dilation=2)
+
+    def circular(m):
+        m.b2 = nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular")
+
+    models = [Twice(*SIZES), Other(*SIZES), Average(*SIZES), changed(dilate), changed(circular)]
+    x = torch.randn(2, SIZES[0], 7, 7)
+    for model in models:
+        expected = model(x)
+        report = fastconv.convert(model, fuse=True)
+        assert report.fused == [], str(report)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_layer_without_normalisation():
