@@ -9,14 +9,15 @@ traced is traced again when the module's children or attributes have changed sin
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastconv import fuse_graph, fuse_inception
+from fastconv import fuse_graph, fuse_inception, fuse_joint
 from fastconv.fuse_graph import ORIGINAL
 from fastconv.nn.conv import ConvNd
 from fastconv.nn.fused import ConvBNReLUNd, has_hooks
@@ -35,6 +36,8 @@ class _Plan:
     left: list[tuple[str, str]]
     # An inception module: its parts are fused by themselves too, for when it cannot run as one.
     whole: bool = False
+    # Modules with a forward of their own were entered: all of them must be in one mode.
+    deep: bool = False
     # The module and what was entered, with their children; None in a fresh copy.
     watched: list[tuple[nn.Module, tuple[int, ...]]] | None = None
 
@@ -53,12 +56,14 @@ class _Plan:
         return True
 
     def convolutions(self) -> list[str]:
-        if self.whole:
-            return self.chains[0].partition(": ")[2].split(", ")
-        return [chain.split(" + ")[0] for chain in self.chains]
+        names = []
+        for chain in self.chains:
+            _, colon, several = chain.partition(": ")
+            names += several.split(", ") if colon else [chain.split(" + ")[0]]
+        return names
 
     def __deepcopy__(self, memo: dict) -> _Plan:
-        return _Plan(self.forwards, self.entered, self.chains, self.left, self.whole)
+        return _Plan(self.forwards, self.entered, self.chains, self.left, self.whole, self.deep)
 
     def __reduce__(self):
         return _no_plan, ()  # functions cannot be pickled; it is traced anew
@@ -74,14 +79,19 @@ def _traced(module: nn.Module, original: type) -> _Plan:
     object.__setattr__(module, "__class__", original)
     forwards, entered, chains, left = [], [], [], []
     try:
-        found = fuse_inception.recognised(module)
+        branches = _concatenates(module)
+        found = fuse_inception.recognised(module) if branches else None
         if found is not None:
             forward = fuse_inception.forward_of(found, original.forward)
             return _Plan((forward, forward), found.entered, [str(found)], [], True).watch(module)
+        deep = branches and _joins(module)
         for training in (False, True):
-            # Only the module's own flag, which its forward may ask; children are not entered.
+            # Only the module's own flag, which its forward may ask, unless others are entered too.
             vars(module)["training"] = training
-            graph, sequentials = fuse_graph.trace(module)
+            with _all_in_mode(module, training) if deep else nullcontext():
+                graph, sequentials = fuse_graph.trace(module, deep)
+            joined = fuse_joint.rewrite(module, graph) if deep else []
+            chains += [chain for chain in joined if chain not in chains]
             fused, alone = fuse_graph.rewrite(module, graph)
             forwards.append(fuse_graph.compiled(module, graph))
             entered += sequentials
@@ -92,7 +102,33 @@ def _traced(module: nn.Module, original: type) -> _Plan:
         vars(module)["training"] = mode
         object.__setattr__(module, "__class__", cls)
     both = (forwards[0], forwards[1])
-    return _Plan(both, tuple(dict.fromkeys(entered)), chains, left).watch(module)
+    names = tuple(dict.fromkeys(entered))
+    return _Plan(both, names, chains, left, deep=deep).watch(module)
+
+
+def _concatenates(module: nn.Module) -> bool:
+    """Whether this module itself puts branches together."""
+    return fuse_joint.ends_in_concatenation(fuse_graph.trace(module)[0])
+
+
+def _joins(module: nn.Module) -> bool:
+    """Whether convolutions on one input can be joined in this module."""
+    try:
+        return bool(fuse_joint.rewrite(module, fuse_graph.trace(module, deep=True)[0]))
+    except Exception:  # a forward may raise anything under a tracer
+        return False
+
+
+@contextmanager
+def _all_in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    modes = [(m, m.training) for m in module.modules()]
+    try:
+        for m, _ in modes:
+            vars(m)["training"] = training
+        yield
+    finally:
+        for m, mode in modes:
+            vars(m)["training"] = mode
 
 
 def _forward(self, *args, **kwargs):
@@ -101,6 +137,8 @@ def _forward(self, *args, **kwargs):
         if torch.compiler.is_compiling():  # no place to trace; the compiler fuses on its own
             return original_container(self).forward(self, *args, **kwargs)
         plan = _renewed(self, plan)
+    if plan.deep and any(m.training != self.training for m, _ in plan.watched):
+        return original_container(self).forward(self, *args, **kwargs)
     forward = plan.forwards[self.training]
     return forward(self, *args, **kwargs)
 

@@ -167,6 +167,19 @@ def conv_bn_relu(
     )  # fmt: skip
 
 
+def conv_epilogue_auto(
+    input: Tensor, weight: Tensor, bias: Tensor, activation: Activation, algo: str = "auto"
+) -> Tensor | None:
+    """act(conv(input, weight) + bias) with stride 1 and no padding, by the algorithm that is
+    chosen, without a gradient; None where our kernels do not take it."""
+    if conv.transforming() or conv.tracing() or torch.is_autocast_enabled(input.device.type):
+        return None
+    call = _planned(input, weight, bias, (1, 0, 1, 1), algo, None)
+    if call is None or 0 in _output_size(call):
+        return None
+    return conv_epilogue(input, weight, bias, None, call, ending(activation, False))
+
+
 def _recorded(
     input: Tensor,
     weight: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fastconv
 import fastconv.fuse_inception
+import fastconv.fuse_joint
 from fastconv.nn import Inception
 
 SIZES = (6, 4, 3, 5, 2, 3, 2)  # C, then the six numbers of filters
@@ -251,6 +252,65 @@ def test_convert_recognises_modules(kind, monkeypatch):
         close(model(x), plain(x), torch.float64)
         assert len(calls) == 1, "a hook on a layer must run"
         handle.remove()
+    fastconv.revert(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+class LaterInception(nn.Module):
+    """torchvision's InceptionA of inception_v3: average pooling, and three 1x1 on one input."""
+
+    def __init__(self, C: int) -> None:
+        super().__init__()
+        unit = TorchvisionUnit
+        self.branch1x1 = unit(C, 4, kernel_size=1)
+        self.branch5x5_1 = unit(C, 3, kernel_size=1)
+        self.branch5x5_2 = unit(3, 4, kernel_size=5, padding=2)
+        self.branch3x3dbl_1 = unit(C, 4, kernel_size=1)
+        self.branch3x3dbl_2 = unit(4, 6, kernel_size=3, padding=1)
+        self.branch3x3dbl_3 = unit(6, 6, kernel_size=3, padding=1)
+        self.branch_pool = unit(C, 2, kernel_size=1)
+
+    def _forward(self, x: Tensor) -> list[Tensor]:
+        one = self.branch1x1(x)
+        five = self.branch5x5_2(self.branch5x5_1(x))
+        three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        pool = self.branch_pool(F.avg_pool2d(x, kernel_size=3, stride=1, padding=1))
+        return [one, five, three, pool]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self._forward(x), 1)
+
+
+def test_convert_joins_pointwise_convolutions_on_one_input(monkeypatch):
+    torch.manual_seed(4)
+    model = LaterInception(6).double()
+    plain = copy.deepcopy(model)
+    report = fastconv.convert(model, fuse=True)
+    chains = [chain for fqn, chain in report.fused if fqn == ""]
+    assert "joined: branch1x1.conv, branch5x5_1.conv, branch3x3dbl_1.conv" in chains, str(report)
+    assert report.unfused == [], str(report)
+    x = torch.randn(2, 6, 7, 7, dtype=torch.float64)
+    for step in range(3):
+        for net in (model, plain):
+            net.zero_grad()
+            net(x + step).square().mean().backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        close(a.grad, b.grad, torch.float64)
+    model.eval(), plain.eval()
+    calls = []
+    real = fastconv.fuse_joint.conv_epilogue_auto
+    monkeypatch.setattr(
+        fastconv.fuse_joint, "conv_epilogue_auto", lambda *a: calls.append(1) or real(*a)
+    )
+    with torch.no_grad():
+        for shape in (torch.contiguous_format, torch.channels_last):
+            image = x.contiguous(memory_format=shape)
+            close(model(image), plain(image), torch.float64)
+        assert len(calls) == 2
+        for net in (model, plain):
+            net.branch5x5_1.train()  # modes are mixed: its normalisation takes the batch
+        close(model(x), plain(x), torch.float64)
+        assert len(calls) == 2
     fastconv.revert(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
 
