@@ -3,7 +3,9 @@
 //   block y   = act(pre)      (+ residual)      or after it
 // A batch normalisation in inference is folded into weights and bias and needs nothing here.
 #pragma once
+#if !defined(FC_ISA)  // whose files have the activations as vectors (cpu/epilogue_isa.h)
 #include <cmath>
+#endif
 
 #include "conv_problem.h"
 
@@ -26,6 +28,7 @@ struct Epilogue {
   }
 };
 
+#if !defined(FC_ISA)
 // Comparisons are written so that NaN stays NaN, as in PyTorch.
 template <class A>
 FC_HOST_DEVICE A activate(Activation activation, A v, A slope) {
@@ -61,5 +64,6 @@ FC_HOST_DEVICE A apply_epilogue(const Epilogue& e, A sum, A residual) {
   return e.residual_after ? activate(e.activation, sum, slope) + residual
                           : activate(e.activation, sum + residual, slope);
 }
+#endif
 
 }  // namespace fastconv

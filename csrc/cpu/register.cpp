@@ -1,6 +1,8 @@
-// The CPU key of the convolution ops.
+// The CPU key of the convolution ops and of the fused ones.
 #include "../common/conv_ops.h"
+#include "../common/fused_ops.h"
 #include "conv_algorithm.h"
+#include "norm.h"
 #include "parallel.h"
 
 namespace fastconv::cpu {
@@ -33,10 +35,34 @@ struct Backend {
       call.workspace = workspace->mutable_data_ptr();
     }
     algorithm->run(call);
+    if (o.epilogue.plain()) return;
+    const ConvProblem& p = o.problem;
+    epilogue_in_place(o.dtype, p.N, p.K, p.out_size(), o.channels_last, call.y.data, o.epilogue,
+                      threads);
+  }
+
+  static bool run_stats(const char* op, ConvOperands& o, const std::string& algo, Tensor&,
+                        Tensor&) {
+    run(op, o, algo);
+    return false;
+  }
+
+  static void norm(const char*, NormPass pass, NormCall& call, const Tensor& on) {
+    call.threads = num_threads();
+    const int64_t bytes = norm_workspace(pass, call);
+    std::optional<Tensor> workspace;
+    if (bytes > 0) {
+      workspace = empty_bytes(on, bytes);
+      call.workspace = workspace->mutable_data_ptr();
+    }
+    norm_run(pass, call);
   }
 };
 
 }  // namespace
 }  // namespace fastconv::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) { FC_IMPL_CONV_OPS(m, fastconv::cpu::Backend); }
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
+  FC_IMPL_CONV_OPS(m, fastconv::cpu::Backend);
+  FC_IMPL_FUSED_OPS(m, fastconv::cpu::Backend);
+}

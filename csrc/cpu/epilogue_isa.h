@@ -1,0 +1,101 @@
+// The activations of common/epilogue.h on vectors of acc_t, and what they do to a gradient: for the
+// passes of normalisation and for the convolutions' epilogues.
+#pragma once
+#include "../common/epilogue.h"
+#include "simd.h"
+
+namespace fastconv::cpu::FC_ISA {
+
+// exp(x) for the logistic function: as exact as the type (1 unit in the last place) where x > -86
+// (fp64: -700), above the largest number infinity, NaN for NaN; below, where 1 + exp(x) is 1, it
+// keeps the value of the bound and so never meets a subnormal.
+//   exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, exp(r) by its series
+template <class A>
+struct ExpParts;
+template <>
+struct ExpParts<float> {
+  static constexpr float low = -86.0f, high = 89.0f, round = 0x1.8p23f;
+  static constexpr float ln2_high = 355.0f / 512, ln2_low = -0.00021219444005469057f;
+  static constexpr int mantissa = 23, bias = 127, terms = 7;
+};
+template <>
+struct ExpParts<double> {
+  static constexpr double low = -700.0, high = 710.0, round = 0x1.8p52;
+  static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr int mantissa = 52, bias = 1023, terms = 13;
+};
+constexpr double kInverseFactorial[] = {1.0,
+                                        1.0,
+                                        1.0 / 2,
+                                        1.0 / 6,
+                                        1.0 / 24,
+                                        1.0 / 120,
+                                        1.0 / 720,
+                                        1.0 / 5040,
+                                        1.0 / 40320,
+                                        1.0 / 362880,
+                                        1.0 / 3628800,
+                                        1.0 / 39916800,
+                                        1.0 / 479001600,
+                                        1.0 / 6227020800};
+
+template <class A>
+FC_INLINE typename Simd<A>::vec vexp(typename Simd<A>::vec x) {
+  using vec = typename Simd<A>::vec;
+  using mask = typename Simd<A>::mask;
+  using P = ExpParts<A>;
+  const vec low = vsplat(P::low), high = vsplat(P::high), magic = vsplat(P::round);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const vec shifted = x * vsplat(A(1.44269504088896340736)) + magic;  // n in the lowest bits
+  const vec n = shifted - magic;
+  const vec r = (x - n * vsplat(P::ln2_high)) - n * vsplat(P::ln2_low);
+  vec sum = vsplat(A(kInverseFactorial[P::terms]));
+#pragma GCC unroll 16
+  for (int i = P::terms - 1; i >= 0; --i) sum = sum * r + vsplat(A(kInverseFactorial[i]));
+  // 2^(n-1): 2^n itself is no number at the upper end, where twice the rest still may be.
+  const mask power = ((mask)shifted - (mask)magic + (P::bias - 1)) << P::mantissa;
+  return (sum + sum) * (vec)power;
+}
+
+// In place on a few vectors: the choice is made once for all of them, so that it costs nothing and
+// every loop exists once instead of once per activation.
+template <class A, int kCount>
+FC_INLINE void vactivate(Activation activation, typename Simd<A>::vec (&v)[kCount],
+                         typename Simd<A>::vec slope) {
+  using vec = typename Simd<A>::vec;
+  const vec zero{}, one = vsplat(A(1)), six = vsplat(A(6));
+#define FC_EACH _Pragma("GCC unroll 4") for (int u = 0; u < kCount; ++u)
+  switch (activation) {
+    case Activation::kNone: return;
+    case Activation::kRelu: FC_EACH v[u] = vkeep<A>(v[u], ~(v[u] < zero)); return;
+    case Activation::kLeakyRelu: FC_EACH v[u] = v[u] > zero ? v[u] : v[u] * slope; return;
+    case Activation::kRelu6:
+      FC_EACH v[u] = vkeep<A>(v[u] > six ? six : v[u], ~(v[u] < zero));
+      return;
+    case Activation::kSilu: FC_EACH v[u] = v[u] / (one + vexp<A>(-v[u])); return;
+  }
+#undef FC_EACH
+}
+
+// dy * act'(v); at the corners PyTorch's choice.
+template <class A>
+FC_INLINE typename Simd<A>::vec vactivate_backward(Activation activation, typename Simd<A>::vec dy,
+                                                   typename Simd<A>::vec v,
+                                                   typename Simd<A>::vec slope) {
+  using vec = typename Simd<A>::vec;
+  const vec zero{}, one = vsplat(A(1));
+  switch (activation) {
+    case Activation::kNone: return dy;
+    case Activation::kRelu: return vkeep<A>(dy, ~(v <= zero));
+    case Activation::kLeakyRelu: return v > zero ? dy : dy * slope;
+    case Activation::kRelu6: return vkeep<A>(dy, ~((v <= zero) | (v >= vsplat(A(6)))));
+    case Activation::kSilu: {
+      const vec s = one / (one + vexp<A>(-v));
+      return dy * s * (one + v * (one - s));
+    }
+  }
+  return dy;
+}
+
+}  // namespace fastconv::cpu::FC_ISA
