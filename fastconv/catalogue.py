@@ -81,7 +81,28 @@ def operations_table() -> str:
                 cells.append(", ".join(f"`{name}`" for name in names) or "—")
             operation = f"`conv{rank}d`" + (", depthwise" if depthwise else "")
             lines.append(f"| {operation} | {direction} | {' | '.join(cells)} | `aten` |")
-    return "\n".join([*lines, *_pool_rows()])
+    return "\n".join([*lines, *_fused_rows(), *_pool_rows()])
+
+
+def _fused_rows() -> list[str]:
+    """Fused operations: a backend has them where their ops are registered for it, and then with
+    every algorithm of its convolution."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    spec = _spec("fprop", 2)
+    rows = []
+    for operation, direction, op in (
+        ("conv_bn_relu", "inference", "conv_epilogue_fprop"),
+        ("conv_bn_relu", "training", "norm_act_dgrad"),
+        ("inception", "forward", "conv_epilogue_into"),
+        ("inception", "backward", "conv_dgrad"),
+    ):
+        cells = []
+        for backend in BACKENDS:
+            known = backend != "triton" and has(f"fastconv::{op}", backend.upper())
+            names = [name for name, reason in _applies(spec, backend).items() if not reason]
+            cells.append(", ".join(f"`{name}`" for name in names) if known else "—")
+        rows.append(f"| `{operation}` | {direction} | {' | '.join(cells)} | composed |")
+    return rows
 
 
 def _pool_rows() -> list[str]:
