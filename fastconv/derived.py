@@ -16,8 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class _Kept(NamedTuple):
-    sources: tuple[Any, ...]  # weak references
-    state: tuple[Any, ...]
+    sources: tuple[tuple[Any, int, int], ...]  # weak reference, version, memory of each
+    number: float
     value: tuple[Tensor, ...]
 
 
@@ -28,27 +28,39 @@ class Derived:
         self._make = make
         self._kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
+    def kept(self, *sources: Tensor | None, number: float = 0.0) -> tuple[Tensor, ...] | None:
+        """What is remembered for these very tensors as they are now."""
+        found = self._kept.get(sources[0])
+        if found is None or found.number != number:
+            return None
+        for t, (reference, version, place) in zip(sources, found.sources, strict=True):
+            if t is None:
+                if reference is not None:
+                    return None
+            elif (
+                reference is None
+                or reference() is not t
+                or t._version != version
+                or t.data_ptr() != place
+            ):
+                return None
+        return found.value
+
     def __call__(self, *sources: Tensor | None, number: float = 0.0) -> tuple[Tensor, ...]:
         """number: one more argument of `make`, if it is not 0, that the value rests on."""
         extra = (number,) if number else ()
-        try:
-            state = (number, *((t._version, t.data_ptr()) for t in sources if t is not None))
-        except RuntimeError:  # inference tensors have no versions
+        if any(t is not None and t.is_inference() for t in sources):  # these have no versions
             with torch.no_grad():
                 return self._make(*sources, *extra)
-        found = self._kept.get(sources[0])
-        if (
-            found is not None
-            and found.state == state
-            and all(
-                (r if r is None else r()) is t for r, t in zip(found.sources, sources, strict=True)
+        value = self.kept(*sources, number=number)
+        if value is None:
+            with torch.inference_mode(False), torch.no_grad():
+                value = self._make(*sources, *extra)
+            states = tuple(
+                (None, 0, 0) if t is None else (weakref.ref(t), t._version, t.data_ptr())
+                for t in sources
             )
-        ):
-            return found.value
-        with torch.inference_mode(False), torch.no_grad():
-            value = self._make(*sources, *extra)
-        references = tuple(None if t is None else weakref.ref(t) for t in sources)
-        self._kept[sources[0]] = _Kept(references, state, value)
+            self._kept[sources[0]] = _Kept(states, number, value)
         return value
 
     def forget(self) -> None:

@@ -131,6 +131,12 @@ def conv_bn_relu(
     call = None
     if not (_is_compiling() or conv.transforming() or conv.tracing() or torch.jit.is_tracing()):
         call = _planned(input, weight, bias, moves, algo, precision)
+    evaluating = not training and not _wants_gradient(input, weight, bias, norm, residual)
+    if call is not None and evaluating and residual is None:
+        # What is kept has been through the checks below.
+        pair = _folded.kept(weight, bias, *norm.tensors, number=eps)
+        if pair is not None:
+            return conv_epilogue(input, *pair, None, call, ending(end, residual_after))
     if call is not None and _fusible(input, norm, residual):
         _check_norm(norm, weight.shape[0], training)
         size = _output_size(call)
@@ -143,7 +149,7 @@ def conv_bn_relu(
                     recompute,
                 )  # fmt: skip
                 return ConvNormAct.apply(input, weight, bias, bn_weight, bn_bias, added, step)
-            if not _wants_gradient(input, weight, bias, norm, residual):
+            if evaluating:
                 w, b = folded(weight, bias, norm)
                 return conv_epilogue(input, w, b, added, call, ending(end, residual_after))
     if group is not None:
@@ -243,7 +249,7 @@ def _planned(
         return None
     call = call_for(
         "fprop", input, input.shape, weight.shape, *geometry, is_channels_last(input, weight),
-        select.with_precision(algo, precision), (input.detach(), weight.detach(), bias),
+        select.with_precision(algo, precision), (input.detach(), weight.detach(), bias), True,
     )  # fmt: skip
     if len(_plans) >= _PLAN_LIMIT:
         _plans.clear()

@@ -154,8 +154,9 @@ def _outputs(weights: Sequence[Tensor]) -> list[int]:
 
 def _call(x: Tensor, w: Tensor, last: bool, request: str) -> Call:
     pad = w.shape[2] // 2
+    operands = (x, w, None)
     return call_for(
-        "fprop", x, x.shape, w.shape, (1, 1), (pad, pad), (1, 1), 1, last, request, (x, w, None)
+        "fprop", x, x.shape, w.shape, (1, 1), (pad, pad), (1, 1), 1, last, request, operands, True
     )
 
 

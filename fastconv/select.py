@@ -12,7 +12,8 @@ that comes out keeps it only for `aten`, which otherwise follows PyTorch's own s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -214,6 +215,26 @@ def choose(spec: ConvSpec, tensors: tuple[Any, ...] | None = None) -> str:
         if not (gpu.is_cuda(spec.device) and select_cuda.trust.capturing()):
             _decisions[key] = found
     return found
+
+
+# A pass over the result on the CPU, which `aten` needs for an epilogue: seconds, and per byte.
+_PASS, _PASS_BYTE = 8e-6, 2 / 80e9
+
+
+def choose_with_epilogue(spec: ConvSpec, request: str, tensors: tuple[Any, ...]) -> str:
+    """`resolve` for a convolution that an epilogue follows: ours applies it while storing."""
+    name = resolve(spec, request, tensors)
+    threads, isa = torch.get_num_threads(), _C.cpu_isa()
+    if (
+        (name, request, spec.device) != (ATEN, AUTO, "cpu")
+        or spec.empty
+        or measure is not None
+        or recorded(spec, threads, isa) is not None
+    ):
+        return name
+    *ours, aten = candidates(spec)
+    seconds = aten.cost + _PASS + _PASS_BYTE * prod(spec.output_size) * spec.dtype.itemsize
+    return cheapest([*ours, replace(aten, cost=seconds)], isa)
 
 
 def settled(spec: ConvSpec) -> bool:

@@ -103,10 +103,12 @@ def call_for(
     channels_last: bool,
     algo: str,
     tensors: tuple[Any, ...] | None,
+    epilogue: bool = False,
 ) -> Call:
     """The call for a direction of this problem on `like`'s device and in its dtype, remembered.
 
-    tensors: the direction's operands, for autotuning. Raises as `select.resolve`.
+    tensors: the direction's operands, for autotuning. epilogue: whether one follows. Raises as
+    `select.resolve`.
     """
     input_size, weight_size = tuple(input_size), tuple(weight_size)
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
@@ -119,6 +121,7 @@ def call_for(
         geometry,
         channels_last,
         algo,
+        epilogue,
         gpu.tf32_allowed() if like.is_cuda else _threads(),
     )
     call = _calls.get(key)
@@ -134,7 +137,8 @@ def call_for(
             channels_last,
             select.allows_tf32(device, like.dtype, algo),
         )
-        name = select.resolve(spec, algo, tensors)
+        resolve = select.choose_with_epilogue if epilogue else select.resolve
+        name = resolve(spec, algo, tensors)
         call = Call(
             direction, name, algo, Geometry(*geometry), channels_last, input_size, weight_size
         )

@@ -25,7 +25,9 @@ _lib.define(
 def _conv_act(x, w, bias, residual, stride, padding, dilation, groups, code, slope, after, algo):
     channels_last = is_channels_last(x, w)
     geometry = (stride, padding, dilation, groups)
-    call = call_for("fprop", x, x.shape, w.shape, *geometry, channels_last, algo, (x, w, bias))
+    call = call_for(
+        "fprop", x, x.shape, w.shape, *geometry, channels_last, algo, (x, w, bias), True
+    )
     y = conv_epilogue(x, w, bias, residual, call, Ending(code, slope, after))
     return promised(y, channels_last)
 
