@@ -14,6 +14,10 @@ import torch.nn.functional as F
 import fastconv.functional
 from bench.conv_problem import PARTS, make_tensors, problems_of
 from bench.demo_layers import contenders
+from bench.fused_problem import DIRECTIONS, fused
+from bench.fused_problem import problems_of as fused_problems_of
+from bench.inception_problem import InceptionLayer, modules
+from bench.inception_problem import problems_of as inception_problems_of
 from bench.pool_problem import problems_of as pool_problems_of
 from bench.pool_problems import FAMILY, PoolLayer, pool_layers
 from bench.problems import ConvLayer, conv_layers
@@ -69,5 +73,24 @@ def test_pool(
 ) -> None:
     (problem,) = pool_problems_of(layer, 1, [direction], [layout], torch.float32)
     benchmark.group = f"{layer.label} {direction} {layout}"
+    with torch.no_grad():
+        benchmark(provider(algo).prepare(problem))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("layer", LAYERS[1:], ids=lambda layer: layer.label)
+@pytest.mark.parametrize("algo", ["pytorch", "auto"])
+def test_conv_bn_relu(benchmark: Callable, algo: str, layer: ConvLayer, direction: str) -> None:
+    (problem,) = fused_problems_of(fused(layer), 1, [direction], ["nchw"], torch.float32)
+    benchmark.group = f"{layer.label} {direction}"
+    with torch.no_grad():
+        benchmark(provider(algo).prepare(problem))
+
+
+@pytest.mark.parametrize("layer", modules()[::4], ids=lambda layer: layer.label)
+@pytest.mark.parametrize("algo", ["pytorch", "auto"])
+def test_inception(benchmark: Callable, algo: str, layer: InceptionLayer) -> None:
+    (problem,) = inception_problems_of(layer, 1, ["forward"], ["nchw"], torch.float32)
+    benchmark.group = f"inception {layer.label}"
     with torch.no_grad():
         benchmark(provider(algo).prepare(problem))
