@@ -8,6 +8,7 @@
 #include "parallel.h"
 #include "pool_passes.h"
 #include "pool_places.h"
+#include "pool_separable.h"
 
 namespace fastconv::cpu {
 FC_DECLARE_ISA_TABLE(PoolLines<float>, pool_lines)
@@ -64,8 +65,10 @@ void run_passes(const CpuPoolCall& call, const PoolLines<A>& lines, const Tensor
   const PoolProblem& p = call.p;
   const double taps = double(p.N) * p.C * p.out_size() * p.kernel_size();
   const int threads = taps > kThreadedTaps ? num_threads() : 1;
-  const PoolWork work =
-      call.backward ? pool_backward_work(call, lines) : pool_forward_work(call, lines);
+  const bool separable = pool_separable_applies(call);
+  const PoolWork work = call.backward ? pool_backward_work(call, lines)
+                        : separable   ? pool_separable_work(call, lines)
+                                      : pool_forward_work(call, lines);
   const int64_t bytes = (work.scratch + 63) / 64 * 64;
   const Tensor scratch = empty_bytes(like, bytes * threads + 64);
   char* base = static_cast<char*>(const_cast<void*>(scratch.const_data_ptr()));
@@ -74,6 +77,8 @@ void run_passes(const CpuPoolCall& call, const PoolLines<A>& lines, const Tensor
     char* own = base + (threads == 1 ? 0 : bytes * thread_index());
     if (call.backward)
       pool_backward(call, lines, begin, end, own);
+    else if (separable)
+      pool_separable(call, lines, begin, end, own);
     else
       pool_forward(call, lines, begin, end, own);
   };

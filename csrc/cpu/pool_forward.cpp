@@ -10,12 +10,12 @@
 //           window from them, even and odd columns told apart in registers.
 //   kWhole  every tap of the window at once, in row-major order: NHWC (per pixel, vectors over C),
 //           planes side by side, and what cannot be separated: drawing and its expectation.
+// The most common windows, NCHW with two or three taps along a row, have pool_separable.cpp.
 // Layouts: dense NCDHW and NDHWC. Bytes: x and y once. FLOPs per output: T R stride + S (kTall),
 // S stride + T R (kBroad), T R S (kSlide, kWhole; drawing twice that and 20 for its number).
-// 8x64x112x112 fp32, 3x3/2, two threads of an AMD EPYC (family 25, model 1), against a copy of as
-// many bytes: NHWC reaches 0.55 (maxima) to 0.84 (averages) of its speed, NCHW 0.23 to 0.40. There
-// (kSlide) half of the time goes to the taps, a quarter each to copying rows behind their padding
-// and to what surrounds a row. Drawing: 0.13, bound by arithmetic.
+// 8x64x112x112 fp32, 3x3/2, NHWC, two threads of an AMD EPYC (family 25, model 1): 0.55 (maxima) to
+// 0.84 (averages) of the speed of a copy of as many bytes. Drawing: 0.13 (NCHW), bound by
+// arithmetic.
 // Deterministic: a row depends on no other.
 // Sources: separable (van Herk-like) reductions are folklore; drawing: pool_sample.h.
 #include <utility>

@@ -53,6 +53,45 @@ struct Reads {
   bool more;  // sums and maxima: carry on from what the result holds
 };
 
+// Windows of two or three taps along a row, one or two columns apart, take two steps: `across`
+// every row, once, into a line of outputs; `down` the lines of a window's rows.
+enum class Step : int {
+  kMax,       // as Reduce::kMax where there is no NaN; otherwise one is reported
+  kMaxTap,    // as Reduce::kMaxTap, likewise
+  kMaxExact,  // as Reduce::kMaxTap, with NaNs
+  kSum,       // over the window's size
+  kLp,        // of power 2: the root of the sum of squares over the window's size
+};
+constexpr int kSteps = 5;
+constexpr int kStepShapes = 4;
+constexpr int step_shape(int64_t taps, int64_t stride) {
+  return static_cast<int>(2 * (stride - 1) + taps - 2);
+}
+
+// Output q reads x[q * stride - padding + s].
+struct RowEdge {
+  int64_t output, first, last;  // the taps that lie in the row
+};
+struct RowWindows {
+  int64_t padding;
+  int64_t first, last;  // outputs that vectors may read every tap of
+  // Of a padding of 1, whether the first `lanes` outputs are within `last` but for tap 0 of output
+  // 0, which makes `first` 0; and whether output `last` is the row's last and lacks its last tap
+  // alone.
+  bool left, right;
+  int64_t edges;
+  const RowEdge* edge;  // outputs that have to be made one by one
+};
+template <class A>
+struct WindowLines {
+  const A* const* line;
+  const lane_t<A>* const* taps;  // the tap across, beside every line
+  const lane_t<A>* row_tap;      // what is added to it
+  int64_t rows;
+  A rows_size;  // a window's size is rows_size * size[i]; its reciprocal for kLp
+  const A* size;
+};
+
 // Lines may start at any element. n: how many elements are read and written; reduce alone handles a
 // whole vector where n is less than one, so its lines need that much room.
 template <class A>
@@ -67,6 +106,13 @@ struct PoolLines {
   // from row_tap[r]. For kMaxTap (taps may be null), kSum and kSquares; the others are null.
   void (*strip[kReduces])(const A* const* row, const lane_t<A>* row_tap, int64_t rows, int64_t n,
                           int64_t step, int64_t planes, A* out, lane_t<A>* taps);
+  // Vectors are read and written whole if last - first < lanes, so lines need that much room. Bit
+  // by bit `seen` [lanes] becomes other than 0 where a maximum meets a NaN.
+  void (*across[kSteps][kStepShapes])(const A* x, const RowWindows&, A* line, lane_t<A>* taps,
+                                      lane_t<A>* seen);
+  // Element i < n of every line; by the number of lines, 2, 3, or any (then at [2]). bytes: the
+  // taps, unless it is null.
+  void (*down[kSteps][3])(const WindowLines<A>&, A* out, uint8_t* bytes, int64_t n);
   void (*load)(DType, const void* x, A* out, int64_t n);
   void (*store)(DType, const A* x, void* y, int64_t n);
   // even[i] = x[2i], odd[i] = x[2i + 1], and back.

@@ -3,7 +3,7 @@
 // Every operation streams through lines that the first or second cache holds: its bytes are those
 // of its operands, its FLOPs one per element and tap, and nothing here depends on threads. fp64 is
 // compiled in the narrowest set alone and used beside every one: it is for checking gradients.
-#include "pool_reduce.h"
+#include "pool_across.h"
 
 namespace fastconv::cpu::FC_ISA {
 namespace {
@@ -225,28 +225,36 @@ void uniform(uint64_t seed, uint64_t first, uint64_t step, A* out, int64_t n) {
   }
 }
 
+#define FC_ACROSS(K)                                                             \
+  {across<A, Step::K, 2, 1>, across<A, Step::K, 3, 1>, across<A, Step::K, 2, 2>, \
+   across<A, Step::K, 3, 2>}
+#define FC_DOWN(K) {down<A, Step::K, 2>, down<A, Step::K, 3>, down<A, Step::K, 0>}
+
 template <class A>
 constexpr PoolLines<A> all_lines() {
-  return {Simd<A>::lanes,
-          {reduce<A, Reduce::kMax>, reduce<A, Reduce::kMaxTap>, reduce<A, Reduce::kMaxLine>,
-           reduce<A, Reduce::kSum>, reduce<A, Reduce::kSquares>, reduce<A, Reduce::kDraw>,
-           reduce<A, Reduce::kMean>, reduce<A, Reduce::kSend>},
-          {slide<A, Reduce::kMax>, slide<A, Reduce::kMaxTap>, nullptr, slide<A, Reduce::kSum>,
-           slide<A, Reduce::kSquares>, nullptr, nullptr, nullptr},
-          {nullptr, strip_max<A>, nullptr, strip_sum<A, Reduce::kSum>,
-           strip_sum<A, Reduce::kSquares>, nullptr, nullptr, nullptr},
-          load,
-          store,
-          split<A>,
-          join<A>,
-          raise<A>,
-          finish<A>,
-          share<A>,
-          chain<A>,
-          fill<A>,
-          widen<A>,
-          narrow<A>,
-          uniform<A>};
+  return {
+      Simd<A>::lanes,
+      {reduce<A, Reduce::kMax>, reduce<A, Reduce::kMaxTap>, reduce<A, Reduce::kMaxLine>,
+       reduce<A, Reduce::kSum>, reduce<A, Reduce::kSquares>, reduce<A, Reduce::kDraw>,
+       reduce<A, Reduce::kMean>, reduce<A, Reduce::kSend>},
+      {slide<A, Reduce::kMax>, slide<A, Reduce::kMaxTap>, nullptr, slide<A, Reduce::kSum>,
+       slide<A, Reduce::kSquares>, nullptr, nullptr, nullptr},
+      {nullptr, strip_max<A>, nullptr, strip_sum<A, Reduce::kSum>, strip_sum<A, Reduce::kSquares>,
+       nullptr, nullptr, nullptr},
+      {FC_ACROSS(kMax), FC_ACROSS(kMaxTap), FC_ACROSS(kMaxExact), FC_ACROSS(kSum), FC_ACROSS(kLp)},
+      {FC_DOWN(kMax), FC_DOWN(kMaxTap), FC_DOWN(kMaxExact), FC_DOWN(kSum), FC_DOWN(kLp)},
+      load,
+      store,
+      split<A>,
+      join<A>,
+      raise<A>,
+      finish<A>,
+      share<A>,
+      chain<A>,
+      fill<A>,
+      widen<A>,
+      narrow<A>,
+      uniform<A>};
 }
 
 }  // namespace

@@ -156,6 +156,39 @@ FC_INLINE typename Simd<A>::vec vkeep(typename Simd<A>::vec v, typename Simd<A>:
   return (typename Simd<A>::vec)((typename Simd<A>::mask)v & m);
 }
 
+// Set where either is NaN.
+template <class A>
+FC_INLINE typename Simd<A>::mask vunordered(typename Simd<A>::vec a, typename Simd<A>::vec b) {
+  return (typename Simd<A>::mask)(a != a) | (typename Simd<A>::mask)(b != b);
+}
+#if FC_VEC_BYTES == 32 && defined(__AVX2__) && !defined(__clang__)
+template <>
+FC_INLINE Simd<float>::mask vunordered<float>(Simd<float>::vec a, Simd<float>::vec b) {
+  return (Simd<float>::mask)__builtin_ia32_cmpps256(a, b, 3);
+}
+#endif
+
+FC_INLINE Simd<float>::vec vsqrt(Simd<float>::vec v) {
+#if FC_VEC_BYTES >= 32 && defined(__AVX2__) && !defined(__clang__)
+  typedef float Part __attribute__((vector_size(32)));
+  for (int i = 0; i < Simd<float>::lanes; i += 8) {
+    Part part;
+    std::memcpy(&part, reinterpret_cast<float*>(&v) + i, 32);
+    part = __builtin_ia32_sqrtps256(part);
+    std::memcpy(reinterpret_cast<float*>(&v) + i, &part, 32);
+  }
+#elif FC_VEC_BYTES == 16 && defined(__SSE2__) && !defined(__clang__)
+  v = __builtin_ia32_sqrtps(v);
+#else
+  for (int i = 0; i < Simd<float>::lanes; ++i) v[i] = __builtin_sqrtf(v[i]);
+#endif
+  return v;
+}
+FC_INLINE Simd<double>::vec vsqrt(Simd<double>::vec v) {
+  for (int i = 0; i < Simd<double>::lanes; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+}
+
 // One vector of acc_t from storage, and back (rounding to nearest even).
 FC_INLINE Simd<float>::vec vload_acc(const float* p) { return vload(p); }
 FC_INLINE Simd<double>::vec vload_acc(const double* p) { return vload(p); }
