@@ -12,7 +12,7 @@ from typing import Any
 from bench.providers import COPY, PYTORCH
 
 HINT = "python -m bench plot needs matplotlib: pip install matplotlib"
-MOST_BARS = 24
+MOST_GROUPS = 24  # of bars in one picture; a run with more gets several
 # Distinct also in print and for colour-blind readers (Okabe and Ito's palette).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<P"
@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     stem = args.json.stem
     for name, draw in (("roofline", roofline), ("speedup", speedup), ("error", error_and_time)):
-        figure = draw(doc, rows)
-        if figure is None:
+        figures = draw(doc, rows)
+        if not figures:
             print(f"{name}: nothing to draw")
-            continue
-        path = folder / f"{stem}_{name}.png"
-        figure.savefig(path, dpi=120)
-        print(f"written: {path}")
+        for number, figure in enumerate(figures, 1):
+            path = folder / f"{stem}_{name}{'' if number == 1 else f'_{number}'}.png"
+            figure.savefig(path, dpi=120)
+            print(f"written: {path}")
     return 0
 
 
@@ -60,12 +60,18 @@ def _styles(rows: list[dict]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _arithmetic(doc: dict) -> str:
+    """The dtype, or "tf32" where float32 was rounded to it."""
+    settings = doc["settings"]
+    return "tf32" if settings.get("precision") == "tf32" else settings["dtype"]
+
+
 def _caption(doc: dict) -> str:
-    machine, settings = doc["machine"], doc["settings"]
-    return (
-        f"{machine['cpu']}, {machine['threads']} threads, {settings['dtype']},"
-        f" revision {machine['revision'][:10]}"
+    machine = doc["machine"]
+    device = (
+        machine.get("gpu", {}).get("device") or f"{machine['cpu']}, {machine['threads']} threads"
     )
+    return f"{device}, {_arithmetic(doc)}, revision {machine['revision'][:10]}"
 
 
 def _figure(doc: dict, title: str, width: float, height: float) -> tuple[Any, Any]:
@@ -98,13 +104,13 @@ def _plain_numbers(axes: Any) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def roofline(doc: dict, rows: list[dict]) -> Any:
+def roofline(doc: dict, rows: list[dict]) -> list[Any]:
     """FLOP/s against FLOP per byte, under this run's own ceilings."""
     rows = [row for row in rows if row["flops"] > 0]
     rates = doc["settings"].get("ceilings", {})
-    peak = rates.get(f"gemm_{doc['settings']['dtype']}_flops")
+    peak = rates.get(f"gemm_{_arithmetic(doc)}_flops")
     if not rows or not peak:
-        return None
+        return []
     figure, axes = _figure(doc, "Roofline", 8, 5.5)
     intensity = [row["flops"] / row["bytes"] for row in rows]
     bandwidth = rates["triad_bytes_per_s"]
@@ -126,19 +132,33 @@ def roofline(doc: dict, rows: list[dict]) -> Any:
     axes.set_ylabel("GFLOP/s of the definition (Winograd multiplies less)")
     _plain_numbers(axes)
     figure.legend(fontsize=8, loc="outside lower center", ncols=4)
-    return figure
+    return [figure]
 
 
-def speedup(doc: dict, rows: list[dict]) -> Any:
+def speedup(doc: dict, rows: list[dict]) -> list[Any]:
     """PyTorch's time over each contender's: geometric means over a network's layers."""
     summaries = [s for s in doc["summaries"] if "geomean_ratio" in s and s["against"] == PYTORCH]
-    if not summaries:
-        return None
-    groups = list(dict.fromkeys(_group(s) for s in summaries))[:MOST_BARS]
+    groups = list(dict.fromkeys(_group(s) for s in summaries))
+    pages = -(-len(groups) // MOST_GROUPS)
+    each = -(-len(groups) // pages) if pages else 0
+    title = "PyTorch's time over each one's, geometric mean over layers"
+    return [
+        _bars(
+            doc,
+            title if pages == 1 else f"{title} ({page + 1} of {pages})",
+            groups[page * each : (page + 1) * each],
+            summaries,
+        )
+        for page in range(pages)
+    ]
+
+
+def _bars(doc: dict, title: str, groups: list[str], summaries: list[dict]) -> Any:
+    """A group of bars for each of `groups`; of all summaries, so that every picture of a run has
+    the same colours and the same scale."""
     names = list(dict.fromkeys(s["contender"] for s in summaries))
     styles = _styles([{"contender": name} for name in (PYTORCH, *names)])
     height = 1.6 + len(groups) * (0.16 * len(names) + 0.18)
-    title = "PyTorch's time over each one's, geometric mean over layers"
     figure, axes = _figure(doc, title, 8, height)
     thickness = 0.8 / len(names)
     for i, name in enumerate(names):
@@ -152,11 +172,14 @@ def speedup(doc: dict, rows: list[dict]) -> Any:
             color=styles[name]["color"],
             label=name,
         )
-        axes.bar_label(bars, [f"{v:.2f}" for v in values], fontsize=7, padding=2)
-    axes.axvline(1.0, color="0.3", linewidth=1)
+        # On white: the line at 1 runs through the labels of what is a little slower.
+        behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+        labels = [f"{v:.2f}" for v in values]
+        axes.bar_label(bars, labels, fontsize=7, padding=3, bbox=behind, zorder=3)
+    axes.axvline(1.0, color="0.3", linewidth=1, zorder=2)
     axes.set_yticks(range(len(groups)), groups, fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.12, y=0.02)
+    axes.set_xlim(0, 1.12 * max(s["geomean_ratio"] for s in summaries))
+    axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlabel("above 1 is quicker than PyTorch in the same layout")
     axes.grid(False, axis="y")
     figure.legend(fontsize=8, loc="outside lower center", ncols=min(len(names), 5))
@@ -168,15 +191,15 @@ def _group(summary: dict) -> str:
     return f"{s['net']} N={s['batch']} {s['direction']} {s['layout']}"
 
 
-def error_and_time(doc: dict, rows: list[dict]) -> Any:
+def error_and_time(doc: dict, rows: list[dict]) -> list[Any]:
     """Deviation from fp64 against time, relative to PyTorch's time on the same problem."""
     rows = [r for r in rows if r["flops"] > 0 and "ratio" in r and r.get("error") is not None]
     if not rows:
-        return None
+        return []
     figure, axes = _figure(doc, "Error against fp64, and time", 8, 5.5)
     _points(axes, rows, lambda row: (1 / row["ratio"], max(row["error"], 1e-2)))
     axes.set(xscale="log", yscale="log", xlabel="time, PyTorch = 1")
     axes.set_ylabel("largest error, in units of u · Σ|x||w|")
     _plain_numbers(axes)
     figure.legend(fontsize=8, loc="outside lower center", ncols=6)
-    return figure
+    return [figure]

@@ -241,6 +241,7 @@ def run(options: Options, sources: dict[str, str], args: argparse.Namespace) -> 
         "command": _command(),
         "lists": "; ".join(f"{name}: {text}" for name, text in sources.items()),
         "dtype": options.dtype,
+        "precision": options.precision,
         "seconds": options.seconds,
         "autotune": options.autotune,
         "load_at_start": [round(v, 2) for v in os.getloadavg()],
@@ -252,6 +253,8 @@ def run(options: Options, sources: dict[str, str], args: argparse.Namespace) -> 
     arithmetic = "tf32" if options.precision == "tf32" else options.dtype
     rates = ceilings.measured(samples, options.device, (arithmetic,))
     settings["ceilings"] = {name: float(f"{rate:.4g}") for name, rate in rates.items()}
+    if options.device == "cuda":  # warm from the ceilings; what an idle device says means little
+        settings["clocks_at_start"] = gpu_machine.nvidia_smi(gpu_machine.CLOCKS)
     dtype = getattr(torch, options.dtype)
     rows: list[dict] = []
 
@@ -271,6 +274,8 @@ def run(options: Options, sources: dict[str, str], args: argparse.Namespace) -> 
 
     def write() -> dict:
         settings["wall_seconds"] = round(time.monotonic() - started)
+        if options.device == "cuda":
+            settings["clocks_at_end"] = gpu_machine.nvidia_smi(gpu_machine.CLOCKS)
         doc = report.document(facts, settings, rows, GOALS)
         files.write(doc)
         return doc

@@ -102,6 +102,7 @@ def test_command_line(tiny_list: None, tmp_path: Path) -> None:
     assert code == 0 and doc["schema"] == report.SCHEMA
     assert {"cpu", "threads", "torch", "revision", "fastconv_isa"} <= set(doc["machine"])
     assert {"triad_bytes_per_s", "gemm_float32_flops"} == set(doc["settings"]["ceilings"])
+    assert doc["settings"]["precision"] == "ieee"
     # layers x batches x layouts x (PyTorch, two of ours, a copy)
     assert len(doc["rows"]) == 2 * 2 * 2 * 4
     for row in doc["rows"]:
@@ -240,6 +241,24 @@ def test_pictures(tmp_path: Path) -> None:
     pictures = sorted(p.name for p in tmp_path.glob("*.png"))
     assert pictures == ["r_error.png", "r_roofline.png", "r_speedup.png"]
     assert main(["plot", str(tmp_path / "none.json")]) == 2
+
+
+def test_more_networks_than_a_picture_holds() -> None:
+    """Every group is drawn, each once, and a picture says that it is not the only one."""
+    pytest.importorskip("matplotlib")
+    rows = [
+        row
+        for n in range(plot.MOST_GROUPS + 1)
+        for row in (_pytorch(2.0, net=f"net{n}"), _row("auto", 2.0, net=f"net{n}"))
+    ]
+    facts = {"cpu": "a processor", "threads": 2, "revision": "0123456789ab"}
+    settings = {"dtype": "float32", "precision": "tf32"}
+    figures = plot.speedup(report.document(facts, settings, rows), rows)
+    assert [f.get_suptitle().rpartition(" (")[2] for f in figures] == ["1 of 2)", "2 of 2)"]
+    drawn = [label.get_text() for f in figures for label in f.axes[0].get_yticklabels()]
+    assert len(drawn) == len(set(drawn)) == plot.MOST_GROUPS + 1
+    assert all(", tf32, " in f.axes[0].get_title() for f in figures)
+    assert len({f.axes[0].get_xlim() for f in figures}) == 1
 
 
 def test_without_matplotlib_or_rich(
