@@ -44,6 +44,28 @@ def emulation(module: str = "kernels", variant: str = "plain") -> ModuleType:
     return loaded
 
 
+# In the order of csrc/common/epilogue.h.
+ACTIVATIONS = ("none", "relu", "leaky_relu", "relu6", "silu")
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows the bias of fprop; with y_channels, y is the channels from `first` on of a
+    tensor of so many."""
+
+    activation: str = "none"
+    slope: float = 0.25
+    residual: str = ""  # "before" or "after" the activation
+    y_channels: int = 0
+    first: int = 0
+
+    def native(self) -> Any:
+        return emulation().Epilogue(
+            ACTIVATIONS.index(self.activation), self.slope, self.residual == "after",
+            self.y_channels, self.first,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Instance:
     """One kernel instance of the registry."""
@@ -124,6 +146,8 @@ def run_instance(
     capability: int = CAPABILITY,
     sm_count: int = SM_COUNT,
     statistics: dict[str, int] | None = None,
+    epilogue: Epilogue | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """One convolution through a kernel instance.
 
@@ -136,9 +160,11 @@ def run_instance(
         workers: OS threads.
         check_accesses: look for races and bounds at every access (three times slower).
         statistics: receives launches, blocks, threads, switches, shared_bytes, workspace.
+        epilogue, residual: of fprop.
 
     Returns:
-        y, dx or dw, contiguous. What the kernel left unwritten is NaN.
+        y (the whole tensor that it is a slice of), dx or dw, contiguous. What the kernel left
+        unwritten is NaN.
 
     Raises:
         RuntimeError: the kernel did something that a GPU would not take or not promise; the text
@@ -161,6 +187,8 @@ def run_instance(
             workers=workers,
             placement=getattr(module.Placement, placement or PLACEMENTS[seed % len(PLACEMENTS)]),
             check_accesses=check_accesses,
+            epilogue=None if epilogue is None else epilogue.native(),
+            residual=None if residual is None else operand_bytes(residual, found),
         )
     if statistics is not None:
         names = ("launches", "blocks", "threads", "switches", "shared_bytes")
@@ -170,6 +198,8 @@ def run_instance(
         "dgrad": case.input_size,
         "wgrad": case.weight_size,
     }[direction]
+    if epilogue is not None and epilogue.y_channels:
+        size = (size[0], epilogue.y_channels, *size[2:])
     return _from_bytes(result, size, found)
 
 

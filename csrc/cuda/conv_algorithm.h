@@ -6,6 +6,7 @@
 #include <string>
 
 #include "../common/conv_problem.h"
+#include "../common/epilogue.h"
 
 namespace fastconv::cuda {
 
@@ -24,10 +25,14 @@ struct Device {
 struct ConvCall {
   ConvProblem problem;
   void *x, *w, *y;
-  const void* bias;  // K elements of the dtype, or null; fprop only
-  void* workspace;   // 256-byte aligned, as many bytes as the instance's workspace() says
+  const void* bias;   // K elements of the dtype, or null; fprop only
+  Epilogue epilogue;  // fprop only; its residual is aligned to the element only, too
+  void* workspace;    // 256-byte aligned, as many bytes as the instance's workspace() says
   Device device;
   void* stream;  // cudaStream_t; its device is current
+
+  // From one pixel of y (kNHWC) or one image (kNCHW) to the next, in channels.
+  int64_t y_channels() const { return epilogue.y_channels > 0 ? epilogue.y_channels : problem.K; }
 };
 
 struct ConvInstance {

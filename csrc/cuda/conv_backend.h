@@ -5,6 +5,7 @@
 // lives, and has `device` and `stream`. `algo` is "<algorithm>" (then the cheapest instance runs,
 // TF32 excluded) or "<algorithm>/<instance>".
 #pragma once
+#include <algorithm>
 #include <cstring>
 
 #include "../common/conv_ops.h"
@@ -17,6 +18,16 @@ inline const ConvInstance* find_instance(const ConvAlgorithm& algorithm, const c
   for (int i = 0; i < algorithm.size; ++i)
     if (std::strcmp(algorithm.instances[i].name, name) == 0) return &algorithm.instances[i];
   return nullptr;
+}
+
+// The tiles of every kernel but the plain one have 32-bit offsets, in bytes, between the images
+// that their pixels, 128 at most, are of; an instance's `applicable` knows of y's own, not of those
+// of the tensor that y is a slice of.
+inline bool slice_fits(const ConvOperands& o) {
+  if (o.epilogue.y_channels == 0) return true;
+  const int64_t pixels = o.problem.out_size();
+  const int64_t images = std::min(o.problem.N, 128 / pixels + 2);
+  return double(images) * double(o.epilogue.y_channels) * double(pixels) * 8 < double(1u << 31);
 }
 
 template <class Gpu>
@@ -44,6 +55,11 @@ struct ConvBackend {
       if (!reason.empty()) instance = nullptr;
     }
     STD_TORCH_CHECK(instance != nullptr, op, ": algorithm '", algo, "' does not apply: ", reason);
+    if (!slice_fits(o)) {
+      algorithm = &conv_direct_plain;
+      instance = choose_instance(*algorithm, o.problem, o.direction, o.dtype, layout, false,
+                                 gpu.device, &reason);
+    }
 
     const bool fprop = o.direction == Direction::kFprop, wgrad = o.direction == Direction::kWgrad;
     // The result is dense already; the operands may have any strides.
@@ -56,6 +72,7 @@ struct ConvBackend {
     call.w = const_cast<void*>(w.const_data_ptr());
     call.y = const_cast<void*>(y.const_data_ptr());
     if (o.bias.has_value()) call.bias = o.bias->const_data_ptr();
+    call.epilogue = o.epilogue;
     call.device = gpu.device;
     call.stream = gpu.stream;
     const int64_t bytes = instance->workspace(o.problem, gpu.device);

@@ -19,6 +19,10 @@ inline int64_t clamp(int64_t value, int64_t low, int64_t high) {
 inline bool aligned_to_vector(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
+// Channels of residual and slice lie as y's do: `vector` of them side by side, aligned.
+inline bool epilogue_by_vectors(const ConvCall& call, int vector) {
+  return aligned_to_vector(call.epilogue.residual) && call.y_channels() % vector == 0;
+}
 constexpr int64_t kMaxCount = INT32_MAX;  // of blocks, and of what FastDivmod divides
 
 // Lanes of a block along the channels: a power of two that leaves at most an eighth of them idle

@@ -87,7 +87,7 @@ int vector_for(const ConvCall& call, Layout layout) {
   const int vector = 16 / sizeof(scalar_t);
   const ConvProblem& p = call.problem;
   return layout == Layout::kNHWC && p.K == p.C && p.C % vector == 0 && aligned_to_vector(call.x) &&
-                 aligned_to_vector(call.y)
+                 aligned_to_vector(call.y) && epilogue_by_vectors(call, vector)
              ? vector
              : 1;
 }
@@ -98,7 +98,8 @@ int launch_fprop(const ConvCall& call, const AnyPlan& plan) {
   return launch_kernel(conv_fprop_depthwise_any_kernel<scalar_t, NHWC, VEC>,
                        config_for(plan.blocks, block, plan.shared_bytes, call.stream), plan.g,
                        static_cast<const scalar_t*>(call.x), static_cast<const scalar_t*>(call.w),
-                       static_cast<const scalar_t*>(call.bias), static_cast<scalar_t*>(call.y));
+                       static_cast<const scalar_t*>(call.bias),
+                       store_epilogue<float>(call.epilogue), static_cast<scalar_t*>(call.y));
 }
 
 template <class scalar_t, bool NHWC, int VEC>
@@ -154,7 +155,8 @@ int launch_any(const ConvCall& call) {
     return error != 0 ? error : launch_wgrad_sum<dtype>(call, plan.splits);
   } else {
     constexpr bool dgrad = direction == Direction::kDgrad;
-    const AnyPlan plan = plan_any(call.problem, dgrad, layout, scalar ? 1 : vector);
+    AnyPlan plan = plan_any(call.problem, dgrad, layout, scalar ? 1 : vector);
+    plan.g.y_channels = call.y_channels();
     if constexpr (dgrad)
       return scalar ? launch_dgrad<scalar_t, nhwc, 1>(call, plan)
                     : launch_dgrad<scalar_t, nhwc, vector>(call, plan);

@@ -91,6 +91,18 @@ PlanesPlan plan_planes(const ConvProblem& p, bool dgrad, int r, int stride) {
   return plan;
 }
 
+DepthwiseSlicedPlanes sliced(const DepthwisePlanes& g, const ConvCall& call, bool dgrad) {
+  DepthwiseSlicedPlanes s{};
+  static_cast<DepthwisePlanes&>(s) = g;
+  if (dgrad) return s;
+  const int64_t image = call.problem.K * call.problem.out_size();
+  const int64_t whole = call.y_channels() * call.problem.out_size();
+  s.skipped = whole - image;
+  s.by_image = FastDivmod64(static_cast<uint64_t>(image));
+  s.by_sliced_image = FastDivmod64(static_cast<uint64_t>(whole));
+  return s;
+}
+
 struct PlanesWgradPlan {
   DepthwiseWgradPlanes g;
   int threads;
@@ -196,9 +208,11 @@ int launch_planes(const ConvCall& call) {
       return launch_kernel(conv_dgrad_depthwise_nchw_kernel<scalar_t, R>, config, plan.g,
                            plan.height, static_cast<const scalar_t*>(y), w, x);
     else
-      return launch_kernel(conv_fprop_depthwise_nchw_kernel<scalar_t, R, STRIDE>, config, plan.g,
-                           static_cast<const scalar_t*>(dgrad ? y : x), w,
-                           dgrad ? static_cast<const scalar_t*>(nullptr) : bias, dgrad ? x : y);
+      return launch_kernel(conv_fprop_depthwise_nchw_kernel<scalar_t, R, STRIDE>, config,
+                           sliced(plan.g, call, dgrad), static_cast<const scalar_t*>(dgrad ? y : x),
+                           w, dgrad ? static_cast<const scalar_t*>(nullptr) : bias,
+                           dgrad ? StoreEpilogue<float>{} : store_epilogue<float>(call.epilogue),
+                           dgrad ? x : y);
   }
 }
 

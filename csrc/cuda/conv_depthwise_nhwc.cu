@@ -99,7 +99,8 @@ template <DType dtype, Direction direction, int R, int STRIDE>
 int launch_window(const ConvCall& call) {
   using scalar_t = scalar_of<dtype>;
   constexpr int vector = 16 / sizeof(scalar_t);
-  if (!aligned_to_vector(call.x) || !aligned_to_vector(call.y))
+  if (!aligned_to_vector(call.x) || !aligned_to_vector(call.y) ||
+      !epilogue_by_vectors(call, vector))
     return launch_any<dtype, direction, Layout::kNHWC>(call);
   const ConvProblem& p = call.problem;
   scalar_t* const x = static_cast<scalar_t*>(call.x);
@@ -121,7 +122,8 @@ int launch_window(const ConvCall& call) {
     constexpr bool gathered = dgrad && STRIDE == 2;
     constexpr int tile =
         gathered ? DgradTaps<R, 4>::kTile : FpropWindow<scalar_t, R, STRIDE>::Taps::kTile;
-    const WindowPlan plan = plan_window(p, dgrad, R, STRIDE, tile, vector, call.device);
+    WindowPlan plan = plan_window(p, dgrad, R, STRIDE, tile, vector, call.device);
+    plan.g.out_pitch = static_cast<int>(dgrad ? p.C : call.y_channels());
     const dim3 block(static_cast<unsigned>(plan.lanes), static_cast<unsigned>(plan.slots));
     const LaunchConfig config = config_for(plan.blocks, block, plan.shared_bytes, call.stream);
     if constexpr (gathered)
@@ -130,7 +132,9 @@ int launch_window(const ConvCall& call) {
     else
       return launch_kernel(conv_fprop_depthwise_nhwc_kernel<scalar_t, R, STRIDE>, config, plan.g,
                            static_cast<const scalar_t*>(dgrad ? y : x), w,
-                           dgrad ? static_cast<const scalar_t*>(nullptr) : bias, dgrad ? x : y);
+                           dgrad ? static_cast<const scalar_t*>(nullptr) : bias,
+                           dgrad ? StoreEpilogue<float>{} : store_epilogue<float>(call.epilogue),
+                           dgrad ? x : y);
   }
 }
 

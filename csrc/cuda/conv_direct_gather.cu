@@ -60,13 +60,29 @@ int launch_gather(const ConvCall& call, Direction direction) {
   const scalar_t* const bias = fprop ? static_cast<const scalar_t*>(call.bias) : nullptr;
   plan.params.box.vector_loads = channels_last && plan.params.channels % kPack<acc> == 0 &&
                                  aligned_to(in, kPack<acc> * sizeof(scalar_t));
-  plan.params.vector_stores =
-      channels_last && plan.params.filters % Tile::THREAD_K == 0 &&
-      aligned_to(out, std::min<size_t>(16, Tile::THREAD_K * sizeof(scalar_t)));
+  constexpr size_t vector_bytes = std::min<size_t>(16, Tile::THREAD_K * sizeof(scalar_t));
+  const bool vectors = channels_last && plan.params.filters % Tile::THREAD_K == 0;
+  plan.params.vector_stores = vectors && aligned_to(out, vector_bytes);
+  StoreEpilogue<acc> epilogue{};
+  if (fprop) {
+    epilogue = store_epilogue<acc>(call.epilogue);
+    plan.params.vector_residual = vectors && aligned_to(epilogue.residual, vector_bytes);
+    const DenseTensor residual = dense_y(call.problem, channels_last);
+    plan.params.residual_stride_n = residual.stride[0];
+    plan.params.residual_stride_d = residual.stride[2];
+    plan.params.residual_stride_h = residual.stride[3];
+    plan.params.residual_stride_w = residual.stride[4];
+    const DenseTensor y = sliced_y(call.problem, call.y_channels(), channels_last);
+    plan.params.out_stride_n = y.stride[0];
+    plan.params.out_stride_d = y.stride[2];
+    plan.params.out_stride_h = y.stride[3];
+    plan.params.out_stride_w = y.stride[4];
+    plan.params.vector_stores &= call.y_channels() * sizeof(scalar_t) % vector_bytes == 0;
+  }
   const LaunchConfig config{dim3(static_cast<unsigned>(plan.blocks)), dim3(Tile::THREADS),
                             static_cast<size_t>(plan.shared_bytes), call.stream};
   return launch_kernel(conv_gather_direct_kernel<scalar_t, channels_last, Tile>, config,
-                       plan.params, in, static_cast<const scalar_t*>(call.w), bias, out);
+                       plan.params, in, static_cast<const scalar_t*>(call.w), bias, epilogue, out);
 }
 
 template <DType dtype, GatherTileId id>

@@ -63,11 +63,13 @@ int launch_conv_fprop_direct_plain(const ConvCall& call) {
   constexpr bool channels_last = layout == Layout::kNHWC;
   const ConvProblem& p = call.problem;
   const DenseTensor y_at = dense_y(p, channels_last);
-  return launch_kernel(conv_fprop_direct_plain_kernel<scalar_t>,
-                       config_for(y_at.elements(), call.stream), p, dense_x(p, channels_last),
-                       dense_w(p, channels_last), y_at, static_cast<const scalar_t*>(call.x),
-                       static_cast<const scalar_t*>(call.w),
-                       static_cast<const scalar_t*>(call.bias), static_cast<scalar_t*>(call.y));
+  const int64_t skipped = (call.y_channels() - p.K) * (channels_last ? 1 : p.out_size());
+  return launch_kernel(
+      conv_fprop_direct_plain_kernel<scalar_t>, config_for(y_at.elements(), call.stream), p,
+      dense_x(p, channels_last), dense_w(p, channels_last), y_at,
+      static_cast<const scalar_t*>(call.x), static_cast<const scalar_t*>(call.w),
+      static_cast<const scalar_t*>(call.bias), store_epilogue<acc_t<scalar_t>>(call.epilogue),
+      skipped, static_cast<scalar_t*>(call.y));
 }
 
 template <DType dtype, Layout layout>

@@ -256,8 +256,16 @@ ConvGatherParams im2col_gather_params(const Im2colShape& s, const ConvCall& call
   p.group_count = divisor(c.groups);
   *blocks = gather_blocks(s, c);
   const int64_t dst_size = dgrad ? c.in_size() : c.out_size();
-  p.vec4 = reinterpret_cast<uintptr_t>(p.dst) % (4 * s.scalar_bytes) == 0 &&
-           (s.nhwc() ? p.dst_channels % 4 == 0 : dense_rows && dst_size % 4 == 0);
+  const auto vec4 = [&](const void* base, int64_t pitch) {
+    return reinterpret_cast<uintptr_t>(base) % (4 * s.scalar_bytes) == 0 &&
+           (s.nhwc() ? p.dst_channels % 4 == 0 && pitch % 4 == 0 : dense_rows && dst_size % 4 == 0);
+  };
+  p.dst_pitch = static_cast<int>(dgrad ? c.C : call.y_channels());
+  p.vec4 = vec4(p.dst, p.dst_pitch);
+  if (!dgrad) {
+    p.epilogue = store_epilogue<float>(call.epilogue);
+    p.residual_vec4 = vec4(call.epilogue.residual, c.K);
+  }
   p.channels = divisor(p.src_channels);
   for (int axis = 0; axis < 3; ++axis) {
     p.class_count[axis] = divisor(dgrad ? std::min(c.stride[axis], c.in[axis]) : 1);

@@ -71,6 +71,16 @@ inline Plan make_plan(const ConvProblem& p, Direction direction, Layout layout, 
   return plan;
 }
 
+// Of fprop: y is a slice where the call says so, the residual never.
+inline void set_epilogue(const ConvCall& call, Layout layout, int64_t scalar_bytes,
+                         WinogradImages& out, StoreEpilogue<float>& epilogue,
+                         WinogradImages& residual) {
+  const ConvProblem& p = call.problem;
+  residual = images_of(p.K, p.out[1], p.out[2], layout, scalar_bytes);
+  out = images_of(call.y_channels(), p.out[1], p.out[2], layout, scalar_bytes);
+  epilogue = store_epilogue<float>(call.epilogue);
+}
+
 inline WinogradTiling tiling_of(const Plan& plan) {
   return {static_cast<uint32_t>(plan.tiles), FastDivmod(static_cast<uint32_t>(plan.tiles_x)),
           FastDivmod(static_cast<uint32_t>(plan.tiles_y * plan.tiles_x))};

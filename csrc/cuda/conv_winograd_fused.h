@@ -38,17 +38,19 @@ int launch_fused(const ConvCall& call, Direction direction) {
     int error = launch_kernel(conv_filter_winograd_kernel<Wino, Engine, scalar_t>, filter_config,
                               filter, w, u);
     if (error != 0) return error;
-    const WinogradFpropParams params{plan.in,
-                                     plan.out,
-                                     tiling_of(plan),
-                                     static_cast<int32_t>(plan.pad_h),
-                                     static_cast<int32_t>(plan.pad_w),
-                                     static_cast<int32_t>(plan.C),
-                                     static_cast<int32_t>(plan.K),
-                                     static_cast<int32_t>(steps),
-                                     FastDivmod(static_cast<uint32_t>(count)),
-                                     slabs_per_group,
-                                     static_cast<uint32_t>(begin)};
+    WinogradFpropParams params{plan.in,
+                               plan.out,
+                               tiling_of(plan),
+                               static_cast<int32_t>(plan.pad_h),
+                               static_cast<int32_t>(plan.pad_w),
+                               static_cast<int32_t>(plan.C),
+                               static_cast<int32_t>(plan.K),
+                               static_cast<int32_t>(steps),
+                               FastDivmod(static_cast<uint32_t>(count)),
+                               slabs_per_group,
+                               static_cast<uint32_t>(begin)};
+    if (!dgrad)
+      set_epilogue(call, layout, sizeof(scalar_t), params.out, params.epilogue, params.residual);
     const LaunchConfig config{
         dim3(static_cast<unsigned>(blocks_of(plan.tiles, kWinogradBlock) * count)),
         dim3(Shape::kThreads), Shape::kSharedBytes, call.stream};

@@ -123,8 +123,9 @@ int launch_data(const ConvCall& call, Direction direction) {
               : multiply<kTensorCores, true, false>(u, v, m, s, s.K, s.tiles, s.C, 1, call.stream);
     if (error != 0) return error;
     const WinogradTransformParams out = tensor_params(plan, s, layout, false, Wino::kOut, first);
-    const WinogradOutputParams p{out.images,     out.group_bytes, out.tiling,  out.to,
-                                 out.first_tile, out.tiles,       out.channels};
+    WinogradOutputParams p{out.images,     out.group_bytes, out.tiling,  out.to,
+                           out.first_tile, out.tiles,       out.channels};
+    if (!dgrad) set_epilogue(call, layout, sizeof(scalar_t), p.images, p.epilogue, p.residual);
     error = launch_kernel(conv_output_winograd_kernel<Wino, scalar_t>,
                           config_for(p.from.elements, call.stream), p, static_cast<const float*>(m),
                           static_cast<const scalar_t*>(dgrad ? nullptr : call.bias),

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, (sizeof(scalar_t) == 4 ? 6 
     const int at = tile * Taps::kTile - (g.pad_w & 1);
     const int column = (at + g.pad_w) / 2 - (R - 1) / 2;
     accumulate_tile<Taps>(acc, taps, pitch, image, g, walk, column, finite);
-    store_tile<scalar_t>(out_row, acc, at, g);
+    store_tile<scalar_t>(out_row, acc, at, g, g.C);
   }
 }
 

@@ -65,5 +65,11 @@ inline DenseTensor dense_w(const ConvProblem& p, bool channels_last) {
 inline DenseTensor dense_y(const ConvProblem& p, bool channels_last) {
   return dense_tensor(p.N, p.K, p.out, channels_last);
 }
+// y as the first K channels of a dense tensor of more.
+inline DenseTensor sliced_y(const ConvProblem& p, int64_t channels, bool channels_last) {
+  DenseTensor y = dense_tensor(p.N, channels, p.out, channels_last);
+  y.extent[1] = p.K;
+  return y;
+}
 
 }  // namespace fastconv::cuda

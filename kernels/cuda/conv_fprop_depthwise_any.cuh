@@ -15,6 +15,7 @@
 // Source    the definition.
 #pragma once
 #include "detail/depthwise_any.cuh"
+#include "detail/epilogue.cuh"
 
 namespace fastconv::cuda {
 
@@ -22,7 +23,8 @@ template <class scalar_t, bool NHWC, int VEC>
 __global__ void __launch_bounds__(kDepthwiseAnyThreads, 8)
     conv_fprop_depthwise_any_kernel(DepthwiseAny g, const scalar_t* __restrict__ x,
                                     const scalar_t* __restrict__ w,
-                                    const scalar_t* __restrict__ bias, scalar_t* __restrict__ y) {
+                                    const scalar_t* __restrict__ bias,
+                                    const StoreEpilogue<float> epilogue, scalar_t* __restrict__ y) {
   FC_DYN_SHARED(float, tile);  // [taps][filters]
   const int filters = blockDim.x * VEC;
   uint32_t channel_block;
@@ -74,8 +76,14 @@ __global__ void __launch_bounds__(kDepthwiseAnyThreads, 8)
       }
     }
     const int64_t position = position_in(g.out, at.at[0], at.at[1], at.at[2]);
-    store_channels<scalar_t, VEC>(y + element_offset<NHWC>(at.n, k, g.K, g.out_size, position),
-                                  acc);
+    if (epilogue.any)
+      apply_epilogue(epilogue, acc, [&](float(&r)[VEC]) {
+        load_channels<scalar_t, VEC>(static_cast<const scalar_t*>(epilogue.residual) +
+                                         element_offset<NHWC>(at.n, k, g.K, g.out_size, position),
+                                     r);
+      });
+    store_channels<scalar_t, VEC>(
+        y + element_offset<NHWC>(at.n, k, g.y_channels, g.out_size, position), acc);
   }
 }
 

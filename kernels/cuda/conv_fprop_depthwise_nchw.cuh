@@ -21,6 +21,7 @@
 // Source    the definition.
 #pragma once
 #include "detail/depthwise_planes.cuh"
+#include "detail/epilogue.cuh"
 
 namespace fastconv::cuda {
 
@@ -32,6 +33,13 @@ template <int R>
 constexpr int kPlaneBlocksPerSm = R == 3   ? 12
                                   : R == 5 ? 7
                                            : 5;
+
+// With `out` a slice of more channels: the elements between two of its images, else 0, and
+// divisions by the elements of an image, less and with them.
+struct DepthwiseSlicedPlanes : DepthwisePlanes {
+  int64_t skipped;
+  FastDivmod64 by_image, by_sliced_image;
+};
 
 // One output by its definition, from the staged box: for weights that are not finite.
 template <int R, class scalar_t>
@@ -49,11 +57,34 @@ __device__ __forceinline__ float guarded_sum(const scalar_t* in, int row_pitch, 
   return sum;
 }
 
+// A thread's `count` neighbouring outputs of a row, stored with the epilogue. Where their residual
+// lies follows from the address alone, so that nothing is kept in registers for it.
+template <class scalar_t, int COLUMNS>
+__device__ __forceinline__ void store_columns(const DepthwiseSlicedPlanes& g,
+                                              const StoreEpilogue<float>& epilogue,
+                                              float (&v)[COLUMNS], int count, const scalar_t* y,
+                                              scalar_t* to) {
+  if (epilogue.any)
+    apply_epilogue(epilogue, v, [&](float(&r)[COLUMNS]) {
+      int64_t at = to - y;
+      if (g.skipped != 0) at -= static_cast<int64_t>(g.by_sliced_image.div(at)) * g.skipped;
+      const scalar_t* const from = static_cast<const scalar_t*>(epilogue.residual) + at;
+#pragma unroll
+      for (int k = 0; k < COLUMNS; ++k)
+        if (k == 0 || k < count) r[k] = to_acc(from[k]);
+    });
+#pragma unroll
+  for (int k = 0; k < COLUMNS; ++k)
+    if (k == 0 || k < count) to[k] = from_acc<scalar_t>(v[k]);
+}
+
 template <class scalar_t, int R, int STRIDE>
 __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>))
-    conv_fprop_depthwise_nchw_kernel(DepthwisePlanes g, const scalar_t* __restrict__ x,
+    conv_fprop_depthwise_nchw_kernel(DepthwiseSlicedPlanes g, const scalar_t* __restrict__ x,
                                      const scalar_t* __restrict__ w,
-                                     const scalar_t* __restrict__ bias, scalar_t* __restrict__ y) {
+                                     const scalar_t* __restrict__ bias,
+                                     const StoreEpilogue<float> epilogue,
+                                     scalar_t* __restrict__ y) {
   constexpr int kTaps = R * R;
   constexpr int kTail = (R - 1) / STRIDE;  // outputs beyond the newest that an input row meets
   constexpr int kColumns = kPlaneColumns<scalar_t>;
@@ -91,13 +122,16 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>)
     int h = walk.row * STRIDE - g.pad_h;
     const scalar_t* in = staged + box.at(walk.plane, h - h0, column - w0);
     scalar_t* out = y + ((tile.plane + walk.plane) * g.out_h + walk.row) * g.out_w + walk.column;
+    if (g.skipped != 0) out += static_cast<int64_t>(g.by_image.div(out - y)) * g.skipped;
     if (!finite) {
 #pragma unroll 1
       for (int row = walk.row; row < walk.row_end; ++row) {
 #pragma unroll 1
-        for (int k = 0; k < kColumns && k < columns; ++k)
-          out[k] = from_acc<scalar_t>(guarded_sum<R>(in + k * STRIDE, box.row_pitch, taps, h, h1,
-                                                     column + k * STRIDE, g.in_w));
+        for (int k = 0; k < kColumns && k < columns; ++k) {
+          float value[1] = {guarded_sum<R>(in + k * STRIDE, box.row_pitch, taps, h, h1,
+                                           column + k * STRIDE, g.in_w)};
+          store_columns(g, epilogue, value, 1, y, out + k);
+        }
         h += STRIDE;
         in += STRIDE * box.row_pitch;
         out += g.out_w;
@@ -135,9 +169,10 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>)
               acc[k][kTail - r / STRIDE] += weight[r][s] * value[k * STRIDE + s];
       }
       if (row >= walk.row) {
+        float value[kColumns];
 #pragma unroll
-        for (int k = 0; k < kColumns; ++k)
-          if (k == 0 || k < columns) out[k] = from_acc<scalar_t>(acc[k][0]);
+        for (int k = 0; k < kColumns; ++k) value[k] = acc[k][0];
+        store_columns(g, epilogue, value, columns, y, out);
         out += g.out_w;
       }
 #pragma unroll

@@ -25,6 +25,7 @@
 // Source    the definition.
 #pragma once
 #include "detail/depthwise_filter.cuh"
+#include "detail/epilogue.cuh"
 
 namespace fastconv::cuda {
 
@@ -40,7 +41,9 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
                                   (FpropWindow<scalar_t, R, STRIDE>::kBlocksPerSm))
     conv_fprop_depthwise_nhwc_kernel(DepthwiseWindow g, const scalar_t* __restrict__ x,
                                      const scalar_t* __restrict__ w,
-                                     const scalar_t* __restrict__ bias, scalar_t* __restrict__ y) {
+                                     const scalar_t* __restrict__ bias,
+                                     const StoreEpilogue<float> epilogue,
+                                     scalar_t* __restrict__ y) {
   using Taps = typename FpropWindow<scalar_t, R, STRIDE>::Taps;
   constexpr int kVector = ChannelVector<scalar_t>::kSize;
   FC_DYN_SHARED(float, filter);
@@ -55,8 +58,8 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
   if (!job.any) return;
 
   const scalar_t* const image = x + static_cast<int64_t>(job.n) * g.in_h * g.in_w * g.C + job.c;
-  scalar_t* const out_row =
-      y + (static_cast<int64_t>(job.n) * g.out_h + job.row) * g.out_w * g.C + job.c;
+  const int64_t row = (static_cast<int64_t>(job.n) * g.out_h + job.row) * g.out_w;
+  scalar_t* const out_row = y + row * g.out_pitch + job.c;
   const float* const taps = filter + threadIdx.x * kVector;
   const RowWalk walk{job.row * STRIDE - g.pad_h, 1, 0, 1, R};
 #pragma unroll 1
@@ -68,7 +71,16 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
       for (int v = 0; v < kVector; ++v) acc[t][v] = taps[R * R * pitch + v];
     const int q = tile * Taps::kTile;
     accumulate_tile<Taps>(acc, taps, pitch, image, g, walk, q * STRIDE - g.pad_w, finite);
-    store_tile<scalar_t>(out_row, acc, q, g);
+    if (epilogue.any) {
+      const scalar_t* const residual =
+          static_cast<const scalar_t*>(epilogue.residual) + row * g.C + job.c;
+#pragma unroll
+      for (int t = 0; t < Taps::kTile; ++t)
+        apply_epilogue(epilogue, acc[t], [&](float(&r)[kVector]) {
+          if (q + t < g.out_w) load_aligned(residual + static_cast<int64_t>(q + t) * g.C, r);
+        });
+    }
+    store_tile<scalar_t>(out_row, acc, q, g, g.out_pitch);
   }
 }
 

@@ -12,6 +12,7 @@
 // Source    the definition.
 #pragma once
 #include "conv_direct_tensors.cuh"
+#include "detail/epilogue.cuh"
 #include "detail/scalar.cuh"
 
 namespace fastconv::cuda {
@@ -24,7 +25,9 @@ __global__ void __launch_bounds__(kPlainThreads, kPlainBlocksPerSm)
     conv_fprop_direct_plain_kernel(const ConvProblem problem, const DenseTensor x_at,
                                    const DenseTensor w_at, const DenseTensor y_at,
                                    const scalar_t* __restrict__ x, const scalar_t* __restrict__ w,
-                                   const scalar_t* __restrict__ bias, scalar_t* __restrict__ y) {
+                                   const scalar_t* __restrict__ bias,
+                                   const StoreEpilogue<acc_t<scalar_t>> epilogue,
+                                   const int64_t skipped, scalar_t* __restrict__ y) {
   const int64_t channels = problem.channels_per_group();
   const int64_t filters = problem.filters_per_group();
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kPlainThreads;
@@ -56,7 +59,16 @@ __global__ void __launch_bounds__(kPlainThreads, kPlainBlocksPerSm)
         }
       }
     }
-    y[i] = from_acc<scalar_t>(sum);
+    if (epilogue.any) {
+      acc_t<scalar_t> value[1] = {sum};
+      apply_epilogue(epilogue, value, [&](acc_t<scalar_t>(&r)[1]) {
+        r[0] = to_acc(static_cast<const scalar_t*>(epilogue.residual)[i]);
+      });
+      sum = value[0];
+    }
+    // What lies between the runs of a slice, of pixels or of images.
+    const int64_t runs = skipped == 0 ? 0 : y_at.channels_last ? i / problem.K : at[0];
+    y[i + runs * skipped] = from_acc<scalar_t>(sum);
   }
 }
 

@@ -38,6 +38,9 @@ struct WinogradFpropParams {
   // Slabs, 32 filters of one group each, number slab_begin to slab_begin + slabs - 1.
   FastDivmod slabs, slabs_per_group;
   uint32_t slab_begin;
+  // Of fprop; the residual is dense where `out` may be a slice.
+  StoreEpilogue<float> epilogue;
+  WinogradImages residual;
 };
 
 template <class Wino, class Engine, class scalar_t, bool kNhwc>
@@ -126,10 +129,11 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
       const int n = kNhwc ? task / 16 % 2 * 16 + task / 32 : task % 32;
       const int32_t k_of_slab = half * 16 + k;
       if (first_k + k_of_slab >= p.K || first_tile + n >= p.tiling.tiles) continue;
-      const float* from = shared + k * kWinogradSumPitch + n;
+      constexpr int kPitch = 16 * kWinogradSumPitch;
+      float* const from = shared + k * kWinogradSumPitch + n;
       float values[kOut][kOut];
       winograd_nest<WinogradOutput<Wino>>(
-          [&](int i, int j) { return from[(i * kTile + j) * 16 * kWinogradSumPitch]; },
+          [&](int i, int j) { return from[(i * kTile + j) * kPitch]; },
           [&](int i, int j, float v) { values[i][j] = v; });
       if (bias != nullptr) {
         const float b = to_acc(bias[group * static_cast<int64_t>(p.K) + first_k + k_of_slab]);
@@ -140,6 +144,34 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
       }
       const WinogradTile t = winograd_tile(p.tiling, first_tile + n);
       const int32_t y0 = t.y * kOut, x0 = t.x * kOut;
+      if (p.epilogue.any) {
+        // Through the tile's own places in shared memory, so that rows are a loop: beside the other
+        // half's sums there are no registers for more than one of them.
+#pragma unroll
+        for (int i = 0; i < kOut; ++i)
+#pragma unroll
+          for (int j = 0; j < kOut; ++j) from[(i * kTile + j) * kPitch] = values[i][j];
+        const int64_t channel = static_cast<int64_t>(group) * p.K + first_k + k_of_slab;
+        const scalar_t* residual =
+            byte_offset(static_cast<const scalar_t*>(p.epilogue.residual),
+                        channel * p.residual.stride_c + t.n * p.residual.stride_n +
+                            y0 * static_cast<int64_t>(p.residual.stride_h) +
+                            x0 * static_cast<int64_t>(p.residual.stride_w));
+#pragma unroll 1
+        for (int i = 0; i < kOut && y0 + i < p.out.height; ++i) {
+          float row[kOut];
+#pragma unroll
+          for (int j = 0; j < kOut; ++j) row[j] = from[(i * kTile + j) * kPitch];
+          apply_to_row(p.epilogue, p.residual, !kNhwc, residual, p.out.width - x0, row);
+#pragma unroll
+          for (int j = 0; j < kOut; ++j) from[(i * kTile + j) * kPitch] = row[j];
+          residual = byte_offset(residual, p.residual.stride_h);
+        }
+#pragma unroll
+        for (int i = 0; i < kOut; ++i)
+#pragma unroll
+          for (int j = 0; j < kOut; ++j) values[i][j] = from[(i * kTile + j) * kPitch];
+      }
       scalar_t* to = byte_offset(y, k_of_slab * p.out.stride_c + t.n * p.out.stride_n +
                                         y0 * static_cast<int64_t>(p.out.stride_h) +
                                         x0 * static_cast<int64_t>(p.out.stride_w));

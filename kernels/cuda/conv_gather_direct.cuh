@@ -32,6 +32,7 @@
 #include "conv_direct_stage.cuh"
 #include "conv_gather_direct_border.cuh"
 #include "conv_gather_direct_params.cuh"
+#include "detail/epilogue.cuh"
 
 namespace fastconv::cuda {
 
@@ -125,10 +126,21 @@ __device__ __forceinline__ void multiply_step(const GatherParams& params, const 
   }
 }
 
+// Where the residual of an output is; fprop's classes are one, and its outputs coordinates.
+template <class scalar_t>
+__device__ __forceinline__ const scalar_t* residual_at(
+    const GatherParams& params, const StoreEpilogue<acc_t<scalar_t>>& epilogue,
+    const GatherBlock& block, int channel, int p, int q) {
+  return static_cast<const scalar_t*>(epilogue.residual) + block.n * params.residual_stride_n +
+         channel * params.out_stride_k + block.o * params.residual_stride_d +
+         p * params.residual_stride_h + q * params.residual_stride_w;
+}
+
 template <class scalar_t, bool channels_last, class Tile>
 __global__ void __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS)
     conv_gather_direct_kernel(const GatherParams params, const scalar_t* __restrict__ in,
                               const scalar_t* __restrict__ w, const scalar_t* __restrict__ bias,
+                              const StoreEpilogue<acc_t<scalar_t>> epilogue,
                               scalar_t* __restrict__ out) {
   using acc = acc_t<scalar_t>;
   constexpr int PACK = kPack<acc>;
@@ -229,12 +241,27 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS)
         static_cast<int64_t>(axis_h.out_begin + p * params.out_step[1]) * params.out_stride_h +
         static_cast<int64_t>(axis_w.out_begin + q * params.out_step[2]) * params.out_stride_w +
         static_cast<int64_t>(first + thread_k) * params.out_stride_k;
-    scalar_t value[Tile::THREAD_K];
+    acc y[Tile::THREAD_K];
 #pragma unroll
     for (int k = 0; k < Tile::THREAD_K; ++k) {
-      value[k] = from_acc<scalar_t>(sum[k][j]);
-      nan |= sum[k][j] != sum[k][j];
+      y[k] = sum[k][j];
+      nan |= y[k] != y[k];
     }
+    if (epilogue.any)
+      apply_epilogue(epilogue, y, [&](acc(&r)[Tile::THREAD_K]) {
+        const scalar_t* const from =
+            residual_at<scalar_t>(params, epilogue, block, first + thread_k, p, q);
+        if (channels_last && params.vector_residual && k_left >= Tile::THREAD_K) {
+          load_aligned(from, r);
+        } else {
+#pragma unroll
+          for (int k = 0; k < Tile::THREAD_K; ++k)
+            if (k < k_left) r[k] = to_acc(from[channels_last ? k : k * params.out_stride_k]);
+        }
+      });
+    scalar_t value[Tile::THREAD_K];
+#pragma unroll
+    for (int k = 0; k < Tile::THREAD_K; ++k) value[k] = from_acc<scalar_t>(y[k]);
     if (channels_last && params.vector_stores && k_left >= Tile::THREAD_K) {
       store_vectors<scalar_t, Tile::THREAD_K>(to, value);
     } else {
@@ -265,7 +292,12 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS)
       continue;
     const acc again = sum_inside(params, axis_d, axis_h, axis_w, in_image,
                                  w_block + static_cast<int64_t>(k) * params.w_out, block.o, p, q);
-    *to = from_acc<scalar_t>(again + (bias == nullptr ? acc(0) : to_acc(bias[first + k])));
+    acc y[1] = {again + (bias == nullptr ? acc(0) : to_acc(bias[first + k]))};
+    if (epilogue.any)
+      apply_epilogue(epilogue, y, [&](acc(&r)[1]) {
+        r[0] = to_acc(*residual_at<scalar_t>(params, epilogue, block, first + k, p, q));
+      });
+    *to = from_acc<scalar_t>(y[0]);
   }
 }
 

@@ -30,6 +30,9 @@ struct GatherParams {
   int w_out, w_in, w_tap[3];
   int in_depth;
   bool vector_stores;
+  // Of the residual, dense where out may be a slice; along the channels it is out's.
+  int64_t residual_stride_n, residual_stride_d, residual_stride_h, residual_stride_w;
+  bool vector_residual;
 
   // The grid, fastest first.
   FastDivmod by_class[3], by_k_blocks, by_tiles_q, by_tiles_p, by_planes, by_groups;

@@ -89,6 +89,9 @@ struct WinogradOutputParams {
   WinogradMatrices from;
   uint32_t first_tile;
   int32_t tiles, channels;
+  // Of fprop; the residual is dense where `images` may be a slice.
+  StoreEpilogue<float> epilogue;
+  WinogradImages residual;
 };
 
 template <class Wino, class scalar_t>
@@ -110,6 +113,19 @@ __global__ void __launch_bounds__(kWinogradTransformThreads)
                                       [&](int r, int s, float value) { values[r][s] = value + b; });
   const WinogradTile t = winograd_tile(p.tiling, p.first_tile + at.tile);
   const int32_t y0 = t.y * kOut, x0 = t.x * kOut;
+  if (p.epilogue.any) {
+    const scalar_t* const residual = byte_offset(
+        static_cast<const scalar_t*>(p.epilogue.residual),
+        at.group * p.group_bytes + t.n * p.residual.stride_n + at.channel * p.residual.stride_c +
+            y0 * static_cast<int64_t>(p.residual.stride_h) +
+            x0 * static_cast<int64_t>(p.residual.stride_w));
+#pragma unroll
+    for (int row = 0; row < kOut; ++row)
+      if (row < p.residual.height - y0)
+        apply_to_row(p.epilogue, p.residual, !p.from.channels_fast,
+                     byte_offset(residual, row * p.residual.stride_h), p.residual.width - x0,
+                     values[row]);
+  }
   scalar_t* to = byte_offset(y, at.group * p.group_bytes + t.n * p.images.stride_n +
                                     at.channel * p.images.stride_c +
                                     y0 * static_cast<int64_t>(p.images.stride_h) +

@@ -26,12 +26,20 @@ size_t element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
+// What a call says of its epilogue, beside the residual: y is the channels from `first` on of a
+// tensor of epilogue.y_channels, or dense where that is 0.
+struct SlicedEpilogue {
+  Epilogue epilogue;
+  int64_t first;
+};
+
 // a and b: the operands in the order of the direction, (x, w), (dy, w) or (dy, x). Returns (result
 // or the peeked places of it, statistics, bytes of workspace).
 py::tuple run_conv(const std::string& algorithm, const std::string& name,
                    const ConvProblem& problem, const py::object& a, const py::object& b,
                    const py::object& bias, const cuda::Device& device,
-                   const std::optional<emu::Peeks>& peeks, const emu::RunOptions& options) {
+                   const std::optional<emu::Peeks>& peeks, const SlicedEpilogue& with,
+                   const py::object& residual, const emu::RunOptions& options) {
   const cuda::ConvInstance& instance = find_instance(algorithm, name);
   const std::string full_name = algorithm + " / " + name + ": ";
   const std::string refused = instance.applicable(problem);
@@ -41,7 +49,8 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
   const auto bytes = [&](int64_t elements) { return static_cast<size_t>(elements) * element; };
   const size_t x_bytes = bytes(problem.N * problem.C * problem.in_size());
   const size_t w_bytes = bytes(problem.K * problem.channels_per_group() * problem.filter_size());
-  const size_t y_bytes = bytes(problem.N * problem.K * problem.out_size());
+  const int64_t y_channels = with.epilogue.y_channels > 0 ? with.epilogue.y_channels : problem.K;
+  const size_t y_bytes = bytes(problem.N * y_channels * problem.out_size());
   const bool fprop = instance.direction == Direction::kFprop;
   const bool dgrad = instance.direction == Direction::kDgrad;
 
@@ -49,6 +58,8 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
   const InputBuffer second(fprop || dgrad ? "w" : "x", b, element, options.placement);
   std::optional<InputBuffer> third;
   if (!bias.is_none()) third.emplace("bias", bias, element, options.placement);
+  std::optional<InputBuffer> fourth;
+  if (!residual.is_none()) fourth.emplace("residual", residual, element, options.placement);
   const auto expect = [&](const char* what, size_t given, size_t wanted) {
     if (given != wanted)
       throw std::invalid_argument(full_name + what + " has " + std::to_string(given) +
@@ -57,6 +68,8 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
   expect("the first operand", first.bytes(), fprop ? x_bytes : y_bytes);
   expect("the second operand", second.bytes(), fprop || dgrad ? w_bytes : x_bytes);
   if (third) expect("the bias", third->bytes(), bytes(problem.K));
+  if (fourth)
+    expect("the residual", fourth->bytes(), bytes(problem.N * problem.K * problem.out_size()));
 
   const bool sparse = peeks.has_value();
   const OutputBuffer result(fprop   ? "y"
@@ -77,6 +90,12 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
   call.w = fprop || dgrad ? second.data() : result.data();
   call.y = fprop ? result.data() : first.data();
   call.bias = third ? third->data() : nullptr;
+  call.epilogue = with.epilogue;
+  call.epilogue.residual = fourth ? fourth->data() : nullptr;
+  if (with.epilogue.y_channels > 0) {
+    const bool nhwc = instance.layout == cuda::Layout::kNHWC;
+    call.y = result.data() + bytes(with.first * (nhwc ? 1 : problem.out_size()));
+  }
   call.workspace = scratch > 0 ? workspace.data() : nullptr;
   call.device = device;
 
@@ -89,6 +108,7 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
   if (wrong.empty()) wrong = first.changed();
   if (wrong.empty()) wrong = second.changed();
   if (wrong.empty() && third) wrong = third->changed();
+  if (wrong.empty() && fourth) wrong = fourth->changed();
   if (wrong.empty()) wrong = result.damage();
   if (wrong.empty()) wrong = workspace.damage();
   if (!wrong.empty()) throw std::runtime_error(full_name + wrong);
@@ -127,6 +147,18 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
       .def(
           py::init([](int capability, int sm_count) { return cuda::Device{capability, sm_count}; }),
           py::arg("capability"), py::arg("sm_count"));
+  py::class_<SlicedEpilogue>(m, "Epilogue", py::module_local())
+      .def(py::init([](int activation, double slope, bool residual_after, int64_t y_channels,
+                       int64_t first) {
+             Epilogue e;
+             e.activation = static_cast<Activation>(activation);
+             e.slope = slope;
+             e.residual_after = residual_after;
+             e.y_channels = y_channels;
+             return SlicedEpilogue{e, first};
+           }),
+           py::arg("activation") = 0, py::arg("slope") = 0.0, py::arg("residual_after") = false,
+           py::arg("y_channels") = 0, py::arg("first") = 0);
   using cuda::ConvInstance;
   py::class_<ConvInstance>(m, "ConvInstance", py::module_local())
       .def_property_readonly("name", [](const ConvInstance& i) { return i.name; })
@@ -156,12 +188,14 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
       [](const std::string& algorithm, const std::string& instance, const ConvProblem& problem,
          const py::object& a, const py::object& b, const py::object& bias,
          const cuda::Device& device, const std::optional<emu::Peeks>& peeks,
+         const std::optional<SlicedEpilogue>& epilogue, const py::object& residual,
          const py::kwargs& options) {
         return run_conv(algorithm, instance, problem, a, b, bias, device, peeks,
-                        emu::run_options(options));
+                        epilogue.value_or(SlicedEpilogue{}), residual, emu::run_options(options));
       },
       py::arg("algorithm"), py::arg("instance"), py::arg("problem"), py::arg("a"), py::arg("b"),
-      py::arg("bias"), py::arg("device"), py::arg("peeks") = py::none());
+      py::arg("bias"), py::arg("device"), py::arg("peeks") = py::none(),
+      py::arg("epilogue") = py::none(), py::arg("residual") = py::none());
   m.def(
       "run_probe",
       [](const py::object& x, const py::kwargs& options) {

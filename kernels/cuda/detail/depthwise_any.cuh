@@ -13,9 +13,10 @@ struct DepthwiseAny {
   int C, K, multiplier, taps;
   int in[3], filter[3], out[3], padding[3], stride[3], dilation[3];
   int64_t in_size, out_size;
-  int64_t pixels;     // of all images, of what is walked over: outputs, in dgrad inputs
-  int64_t range;      // how many of them a block has
-  FastDivmod blocks;  // blocks along the channels
+  int64_t y_channels;  // of the dense tensor that y is in
+  int64_t pixels;      // of all images, of what is walked over: outputs, in dgrad inputs
+  int64_t range;       // how many of them a block has
+  FastDivmod blocks;   // blocks along the channels
   FastDivmod extent[3];
   bool wide;    // pixels >= 2^31: beyond FastDivmod's numerators
   bool staged;  // the filters fit into shared memory
@@ -50,10 +51,9 @@ __device__ __forceinline__ PixelAt decode_pixel(const DepthwiseAny& g, int64_t p
 
 // Offset of element [n, c, position] of a dense tensor; size = elements of one channel.
 template <bool NHWC>
-__device__ __forceinline__ int64_t element_offset(int n, int c, int channels, int64_t size,
+__device__ __forceinline__ int64_t element_offset(int n, int c, int64_t channels, int64_t size,
                                                   int64_t position) {
-  return NHWC ? (n * size + position) * channels + c
-              : (static_cast<int64_t>(n) * channels + c) * size + position;
+  return NHWC ? (n * size + position) * channels + c : (n * channels + c) * size + position;
 }
 
 __device__ __forceinline__ int64_t position_in(const int (&extent)[3], int d, int h, int w) {

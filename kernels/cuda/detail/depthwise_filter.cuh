@@ -21,6 +21,7 @@ struct DepthwiseWindow {
   int segment;       // tiles that one thread walks along
   uint32_t jobs;     // segments of all rows of all images
   bool mirrored;     // taps in reverse: dgrad of stride 1 is fprop with the filter turned around
+  int out_pitch;     // from one pixel of `out` to the next
   FastDivmod channel_blocks, segments, rows;
 };
 
@@ -176,18 +177,18 @@ __device__ __forceinline__ WindowJob window_job(const DepthwiseWindow& g, uint32
   return found;
 }
 
-// Tile [kTile] from column `at` of a row of `out` at the lane's channels; columns outside of the
-// row are left out.
+// Tile [kTile] from column `at` of a row of `out` at the lane's channels, pixels `pitch` elements
+// apart; columns outside of the row are left out.
 template <class scalar_t, int TILE>
 __device__ __forceinline__ void store_tile(scalar_t* out_row,
                                            float (&acc)[TILE][ChannelVector<scalar_t>::kSize],
-                                           int at, const DepthwiseWindow& g) {
+                                           int at, const DepthwiseWindow& g, int pitch) {
 #pragma unroll
   for (int t = 0; t < TILE; ++t)
     if (static_cast<unsigned>(at + t) < static_cast<unsigned>(g.out_w)) {
       ChannelVector<scalar_t> out;
       out.pack(acc[t]);
-      out.store(out_row + static_cast<int64_t>(at + t) * g.C);
+      out.store(out_row + static_cast<int64_t>(at + t) * pitch);
     }
 }
 

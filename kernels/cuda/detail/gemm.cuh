@@ -25,6 +25,7 @@
 // Deterministic: one thread owns an element of C and adds over gemm_k in ascending order.
 // Speed: not measured on a GPU.
 #pragma once
+#include "epilogue.cuh"
 #include "gemm_loader.cuh"
 #include "gemm_warp.cuh"
 
@@ -75,7 +76,23 @@ __device__ __forceinline__ void gemm_mainloop(Warp& warp, LoaderA& a, LoaderB& b
 // Where C goes: element (m, n) of the tile to base + rows(m).offset + columns(n).offset.
 enum class GemmBias { kNone, kPerRow, kPerColumn };
 
-template <class out_t, class RowMap, class ColumnMap, GemmBias BIAS = GemmBias::kNone>
+// What becomes of a value between its bias and its store. Where the residual of element (m, n)
+// is: as C, to residual + rows(m).offset + columns(n).offset.
+struct GemmNoEpilogue {
+  static constexpr bool EXISTS = false;
+};
+template <class out_t, class RowMap, class ColumnMap>
+struct GemmEpilogue {
+  static constexpr bool EXISTS = true;
+  const StoreEpilogue<float>& with;
+  const out_t* residual;
+  RowMap rows;
+  ColumnMap columns;
+  bool vec4;  // as GemmStore's, of the residual
+};
+
+template <class out_t, class RowMap, class ColumnMap, GemmBias BIAS = GemmBias::kNone,
+          class Epilogue = GemmNoEpilogue>
 struct GemmStore {
   out_t* base;
   RowMap rows;
@@ -84,9 +101,11 @@ struct GemmStore {
   // 4 sizeof(out_t), and are inside or outside together.
   bool vec4;
   const out_t* bias;  // of the tile's first row or column; may be null
+  Epilogue epilogue;
 
   // Offsets of the rows, then of the columns, < 0 where there is none: [BLOCK_M + BLOCK_N] in
-  // shared memory. Holds those that cost more than a multiplication; a barrier must follow.
+  // shared memory; then the same of the residual. Holds those that cost more than a multiplication;
+  // a barrier must follow.
   template <class Tile>
   __device__ __forceinline__ void fill(int* table) const {
     const auto put = [&](const auto& map, int* to, int extent) {
@@ -99,6 +118,13 @@ struct GemmStore {
     };
     put(rows, table, Tile::BLOCK_M);
     put(columns, table + Tile::BLOCK_M, Tile::BLOCK_N);
+    if constexpr (Epilogue::EXISTS) {
+      if (epilogue.with.residual != nullptr) {
+        int* const more = table + Tile::BLOCK_M + Tile::BLOCK_N;
+        put(epilogue.rows, more, Tile::BLOCK_M);
+        put(epilogue.columns, more + Tile::BLOCK_M, Tile::BLOCK_N);
+      }
+    }
   }
   template <class Map>
   static __device__ __forceinline__ int offset(const Map& map, const int* table, int i) {
@@ -111,12 +137,20 @@ struct GemmStore {
   struct Columns {
     int offset[4];
     float bias[4];
+    int residual[Epilogue::EXISTS ? 4 : 1];
   };
-  __device__ __forceinline__ Columns at(int n, const int* column_table) const {
+  template <class Tile>
+  __device__ __forceinline__ Columns at(int n, const int* table) const {
     Columns c;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      c.offset[e] = offset(columns, column_table, n + e);
+      c.offset[e] = offset(columns, table + Tile::BLOCK_M, n + e);
+      if constexpr (Epilogue::EXISTS) {
+        c.residual[e] = 0;
+        if (epilogue.with.residual != nullptr)
+          c.residual[e] =
+              offset(epilogue.columns, table + 2 * Tile::BLOCK_M + Tile::BLOCK_N, n + e);
+      }
       c.bias[e] = 0.0f;
       if (BIAS == GemmBias::kPerColumn && bias != nullptr && c.offset[e] >= 0)
         c.bias[e] = to_acc(bias[n + e]);
@@ -124,9 +158,9 @@ struct GemmStore {
     return c;
   }
 
-  __device__ __forceinline__ void operator()(int m, const int* row_table, const Columns& c,
-                                             float4 v) const {
-    const int row = offset(rows, row_table, m);
+  template <class Tile>
+  __device__ __forceinline__ void store(int m, const int* table, const Columns& c, float4 v) const {
+    const int row = offset(rows, table, m);
     if (row < 0) return;
     float add = 0.0f;
     if (BIAS == GemmBias::kPerRow && bias != nullptr) add = to_acc(bias[m]);
@@ -135,22 +169,28 @@ struct GemmStore {
 #pragma unroll
       for (int e = 0; e < 4; ++e) values[e] += BIAS == GemmBias::kPerRow ? add : c.bias[e];
     }
+    if constexpr (Epilogue::EXISTS) {
+      if (epilogue.with.any)
+        apply_epilogue(epilogue.with, values, [&](float(&r)[4]) {
+          const int* const more = table + Tile::BLOCK_M + Tile::BLOCK_N;
+          const out_t* from = epilogue.residual + offset(epilogue.rows, more, m);
+          if (epilogue.vec4) {
+            if (c.residual[0] >= 0) load_aligned(from + c.residual[0], r);
+          } else {
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+              if (c.residual[e] >= 0) r[e] = to_acc(from[c.residual[e]]);
+          }
+        });
+    }
     out_t* to = base + row;
     if (vec4) {
-      if (c.offset[0] >= 0) store4(to + c.offset[0], values);
+      if (c.offset[0] >= 0) store_aligned(to + c.offset[0], values);
       return;
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       if (c.offset[e] >= 0) to[c.offset[e]] = from_acc<out_t>(values[e]);
-  }
-
-  static __device__ __forceinline__ void store4(out_t* to, const float (&v)[4]) {
-    struct alignas(4 * sizeof(out_t)) Four {
-      out_t e[4];
-    };
-    *reinterpret_cast<Four*>(to) = {{from_acc<out_t>(v[0]), from_acc<out_t>(v[1]),
-                                     from_acc<out_t>(v[2]), from_acc<out_t>(v[3])}};
   }
 };
 
@@ -176,10 +216,11 @@ __device__ __forceinline__ void gemm_epilogue(const Warp& warp, const Store& sto
   constexpr int COLUMNS4 = Tile::BLOCK_N / 4, ROW_STEP = Tile::NUM_THREADS / COLUMNS4;
   static_assert(Tile::NUM_THREADS % COLUMNS4 == 0 && Tile::BLOCK_M % ROW_STEP == 0);
   const int n = threadIdx.x % COLUMNS4 * 4;
-  const auto columns = store.at(n, offsets + Tile::BLOCK_M);
+  const auto columns = store.template at<Tile>(n, offsets);
 #pragma unroll 1
   for (int m = threadIdx.x / COLUMNS4; m < Tile::BLOCK_M; m += ROW_STEP)
-    store(m, offsets, columns, *reinterpret_cast<const float4*>(tile + place(m, n)));
+    store.template store<Tile>(m, offsets, columns,
+                               *reinterpret_cast<const float4*>(tile + place(m, n)));
 }
 
 // The block's dynamic shared memory: the ring, then tables of coordinates (of the loaders, then of

@@ -23,7 +23,9 @@ struct ConvGatherParams {
   int src_channels, dst_channels, groups;  // channels per group
   int src_extent[3], dst_extent[3], filter[3], stride[3], padding[3], dilation[3];
   int tap_period[3], tap_step[3];  // dgrad: step is -period * dilation / stride; fprop: 1, dilation
-  bool vec4;                       // see GemmStore
+  bool vec4, residual_vec4;        // see GemmStore
+  int dst_pitch;                   // channels from one pixel (image) of dst to the next
+  StoreEpilogue<float> epilogue;   // fprop
   FastDivmod channels;             // by src_channels
   // Of the block's index: by channel tiles and pixel tiles (of the largest class, of one group) and
   // groups; dgrad: by the residues that have a pixel, at most stride, of each axis.
@@ -145,7 +147,7 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   // Strides in elements, of all groups together.
   const int src_size = p.src_extent[0] * p.src_extent[1] * p.src_extent[2];
   const int dst_size = p.dst_extent[0] * p.dst_extent[1] * p.dst_extent[2];
-  const int src_all = p.src_channels * p.groups, dst_all = p.dst_channels * p.groups;
+  const int src_all = p.src_channels * p.groups, dst_all = p.dst_pitch;
   const int src_pixel_stride = NHWC ? src_all : 1, src_channel_stride = NHWC ? 1 : src_size;
   const int dst_pixel_stride = NHWC ? dst_all : 1, dst_channel_stride = NHWC ? 1 : dst_size;
   const int src_image_stride = src_all * src_size, dst_image_stride = dst_all * dst_size;
@@ -230,20 +232,39 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   // Where the tile goes.
   scalar_t* dst = static_cast<scalar_t*>(p.dst) +
                   (static_cast<int64_t>(group) * p.dst_channels + channel0) * dst_channel_stride;
-  const auto dst_pixels = [&] {
+  const auto pixels_of = [&](scalar_t*& base, int pixel_stride, int image_stride) {
     if constexpr (!DGRAD && NHWC) {
-      dst += start * dst_pixel_stride;  // the tile's pixels are neighbours, whatever their images
-      return StrideMap{dst_pixel_stride, count};
+      base += start * pixel_stride;  // the tile's pixels are neighbours, whatever their images
+      return StrideMap{pixel_stride, count};
     } else {
-      dst += image0 * dst_image_stride;
+      base += image0 * image_stride;
       return conv_gather_pixels(p, pixel_variant, first, count, c.first, DGRAD ? p.stride : one,
-                                p.dst_extent, dst_pixel_stride, dst_image_stride);
+                                p.dst_extent, pixel_stride, image_stride);
     }
-  }();
+  };
+  const auto dst_pixels = pixels_of(dst, dst_pixel_stride, dst_image_stride);
   using DstPixels = std::decay_t<decltype(dst_pixels)>;
   const StrideMap dst_channels{dst_channel_stride, p.dst_channels - channel0};
   const scalar_t* bias = static_cast<const scalar_t*>(p.bias);
   if (bias != nullptr) bias += group * p.dst_channels + channel0;
+  const auto epilogue = [&] {
+    if constexpr (DGRAD) {
+      return GemmNoEpilogue{};
+    } else {
+      const int all = p.dst_channels * p.groups;
+      auto* residual =
+          static_cast<scalar_t*>(const_cast<void*>(p.epilogue.residual)) +
+          (static_cast<int64_t>(group) * p.dst_channels + channel0) * dst_channel_stride;
+      const auto pixels = pixels_of(residual, NHWC ? all : 1, all * dst_size);
+      if constexpr (NHWC)
+        return GemmEpilogue<scalar_t, DstPixels, StrideMap>{p.epilogue, residual, pixels,
+                                                            dst_channels, p.residual_vec4};
+      else
+        return GemmEpilogue<scalar_t, StrideMap, DstPixels>{p.epilogue, residual, dst_channels,
+                                                            pixels, p.residual_vec4};
+    }
+  }();
+  using Epilogue = std::decay_t<decltype(epilogue)>;
 
   using SrcTile = OperandTile<scalar_t, BLOCK_PIXELS, NHWC>;
   using WTile = OperandTile<scalar_t, BLOCK_CHANNELS, !(DGRAD && NHWC)>;
@@ -262,14 +283,14 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   if constexpr (NHWC) {
     GemmWarp<Tile, SrcTile::K_CONTIGUOUS, WTile::K_CONTIGUOUS> warp;
     gemm_mainloop<Tile>(warp, load_src, load_w, k_tiles, shared);
-    const GemmStore<scalar_t, DstPixels, StrideMap, GemmBias::kPerColumn> store{
-        dst, dst_pixels, dst_channels, p.vec4, bias};
+    const GemmStore<scalar_t, DstPixels, StrideMap, GemmBias::kPerColumn, Epilogue> store{
+        dst, dst_pixels, dst_channels, p.vec4, bias, epilogue};
     gemm_epilogue<Tile>(warp, store, shared);
   } else {
     GemmWarp<Tile, WTile::K_CONTIGUOUS, SrcTile::K_CONTIGUOUS> warp;
     gemm_mainloop<Tile>(warp, load_w, load_src, k_tiles, shared);
-    const GemmStore<scalar_t, StrideMap, DstPixels, GemmBias::kPerRow> store{
-        dst, dst_channels, dst_pixels, p.vec4, bias};
+    const GemmStore<scalar_t, StrideMap, DstPixels, GemmBias::kPerRow, Epilogue> store{
+        dst, dst_channels, dst_pixels, p.vec4, bias, epilogue};
     gemm_epilogue<Tile>(warp, store, shared);
   }
 }

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "../../../csrc/common/winograd_transforms.h"
+#include "epilogue.cuh"
 #include "fast_divmod.cuh"
 #include "scalar.cuh"
 
@@ -139,29 +140,49 @@ __device__ __forceinline__ void load_window(const WinogradImages& images, const 
   }
 }
 
-// y[i][j] = values[i][j] for the rows and columns that exist: the first `rows` and `columns`. With
-// unit_stride a whole row that is aligned goes out in one store.
+// The epilogue of one row of an output tile; `row`: the residual of its first pixel.
+template <int kExtent, class scalar_t>
+__device__ __forceinline__ void apply_to_row(const StoreEpilogue<float>& epilogue,
+                                             const WinogradImages& images, bool unit_stride,
+                                             const scalar_t* row, int32_t columns,
+                                             float (&values)[kExtent]) {
+  apply_epilogue(epilogue, values, [&](float(&r)[kExtent]) {
+    if (unit_stride && columns >= kExtent &&
+        reinterpret_cast<uintptr_t>(row) % (kExtent * sizeof(scalar_t)) == 0) {
+      load_aligned(row, r);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kExtent; ++j)
+        if (j < columns) r[j] = to_acc(*byte_offset(row, j * images.stride_w));
+    }
+  });
+}
+
+// row[j] = values[j] for the first `columns`. With unit_stride a whole row that is aligned goes out
+// in one store.
+template <int kExtent, class scalar_t>
+__device__ __forceinline__ void store_row(const WinogradImages& images, bool unit_stride,
+                                          scalar_t* row, int32_t columns,
+                                          const float (&values)[kExtent]) {
+  if (unit_stride && columns >= kExtent &&
+      reinterpret_cast<uintptr_t>(row) % (kExtent * sizeof(scalar_t)) == 0) {
+    store_aligned(row, values);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kExtent; ++j)
+      if (j < columns) *byte_offset(row, j * images.stride_w) = from_acc<scalar_t>(values[j]);
+  }
+}
+
+// y[i][j] = values[i][j] for the rows and columns that exist: the first `rows` and `columns`.
 template <int kExtent, class scalar_t>
 __device__ __forceinline__ void store_tile(const WinogradImages& images, bool unit_stride,
                                            scalar_t* y, int32_t rows, int32_t columns,
                                            const float (&values)[kExtent][kExtent]) {
-  struct alignas(kExtent * sizeof(scalar_t)) Row {
-    scalar_t v[kExtent];
-  };
 #pragma unroll
   for (int i = 0; i < kExtent; ++i) {
     if (i >= rows) break;
-    scalar_t* row = byte_offset(y, i * images.stride_h);
-    if (unit_stride && columns >= kExtent && reinterpret_cast<uintptr_t>(row) % sizeof(Row) == 0) {
-      Row packed;
-#pragma unroll
-      for (int j = 0; j < kExtent; ++j) packed.v[j] = from_acc<scalar_t>(values[i][j]);
-      *reinterpret_cast<Row*>(row) = packed;
-    } else {
-#pragma unroll
-      for (int j = 0; j < kExtent; ++j)
-        if (j < columns) *byte_offset(row, j * images.stride_w) = from_acc<scalar_t>(values[i][j]);
-    }
+    store_row(images, unit_stride, byte_offset(y, i * images.stride_h), columns, values[i]);
   }
 }
 
