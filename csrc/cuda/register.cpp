@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "conv_backend.h"
+#include "fused_backend.h"
 #include "launch.h"
 #include "pool_backend.h"
 
@@ -43,6 +44,7 @@ struct Gpu {
   int launch(const ConvInstance& instance, const ConvCall& call) const {
     return instance.launch(call);
   }
+  int launch(NormPass pass, const NormCall& call) const { return launch_norm(pass, call, stream); }
   int launch(const PoolInstance& instance, const PoolCall& call) const {
     return instance.launch(call, device, stream);
   }
@@ -68,4 +70,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
   m.impl("probe", TORCH_BOX(&fastconv::cuda::probe));
   FC_IMPL_CONV_OPS(m, fastconv::cuda::ConvBackend<fastconv::cuda::Gpu>);
   FC_IMPL_POOL_OPS(m, fastconv::cuda::PoolBackend<fastconv::cuda::Gpu>);
+  FC_IMPL_FUSED_OPS(m, fastconv::cuda::FusedBackend<fastconv::cuda::Gpu>);
 }

@@ -119,7 +119,7 @@ def kernel_sources(module: str) -> list[Path]:
 
 
 def host_sources(module: str) -> list[Path]:
-    apart = ("bindings.cpp", "pool_bindings.cpp", "torch_ops.cpp")
+    apart = ("bindings.cpp", "pool_bindings.cpp", "norm_bindings.cpp", "torch_ops.cpp")
     core = sorted(p for p in HERE.glob("*.cpp") if p.name not in apart)
     if module == "planted":
         return core
@@ -130,7 +130,7 @@ def host_sources(module: str) -> list[Path]:
 def bindings_sources(module: str) -> list[Path]:
     if module == "planted":
         return [HERE / "planted/bindings.cpp"]
-    return [HERE / "bindings.cpp", HERE / "pool_bindings.cpp"]
+    return [HERE / "bindings.cpp", HERE / "pool_bindings.cpp", HERE / "norm_bindings.cpp"]
 
 
 def ninja_text() -> str:

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cuda/conv_backend.h"
+#include "cuda/fused_backend.h"
 #include "cuda/pool_backend.h"
 #include "guarded_buffers.h"
 #include "scheduler.h"
@@ -24,12 +25,13 @@ size_t element_bytes(DType dtype) {
 class GuardedOperands {
  public:
   // Where the kernel finds the tensor; null stays null.
-  void* add(const char* name, const void* tensor, int64_t elements, size_t element,
-            emu::Role role) {
+  // `filled`: what is written does not cover it.
+  void* add(const char* name, const void* tensor, int64_t elements, size_t element, emu::Role role,
+            bool filled = false) {
     const size_t bytes = static_cast<size_t>(elements) * element;
     if (tensor == nullptr || bytes == 0) return nullptr;
     Operand& o = operands_.emplace_back(name, const_cast<void*>(tensor), bytes, element, role);
-    if (role == emu::Role::kInput) std::memcpy(o.guarded.data(), tensor, bytes);
+    if (role == emu::Role::kInput || filled) std::memcpy(o.guarded.data(), tensor, bytes);
     return o.guarded.data();
   }
   void* workspace(size_t bytes, size_t element) {
@@ -86,12 +88,57 @@ struct EmulatedGpu {
         operands.add("x", call.x, p.N * p.C * p.in_size(), element, role(Direction::kDgrad));
     guarded.w = operands.add("w", call.w, p.K * p.channels_per_group() * p.filter_size(), element,
                              role(Direction::kWgrad));
-    guarded.y =
-        operands.add("y", call.y, p.N * p.K * p.out_size(), element, role(Direction::kFprop));
+    // Of a slice, what lies between its first and its last element.
+    const int64_t run = instance.layout == Layout::kNHWC ? p.K : p.K * p.out_size();
+    const int64_t runs = p.N * p.K * p.out_size() / run;
+    const int64_t skip = (call.y_channels() - p.K) * (run / p.K);
+    guarded.y = operands.add("y", call.y, runs * run + (runs - 1) * skip, element,
+                             role(Direction::kFprop), skip > 0);
+    guarded.epilogue.residual = operands.add("residual", call.epilogue.residual,
+                                             p.N * p.K * p.out_size(), element, emu::Role::kInput);
     guarded.bias = operands.add("bias", call.bias, p.K, element, emu::Role::kInput);
     guarded.workspace =
         operands.workspace(static_cast<size_t>(instance.workspace(p, device)), element);
     return operands.run(instance.name, [&] { return instance.launch(guarded); });
+  }
+
+  int launch(NormPass pass, const NormCall& call) const {
+    const size_t element = element_bytes(call.dtype);
+    const size_t statistic = call.dtype == DType::kFloat64 ? 8 : 4;
+    const int64_t elements = call.N * call.K * call.size;
+    constexpr emu::Role kRead = emu::Role::kInput, kWritten = emu::Role::kOutput;
+    GuardedOperands operands;
+    NormCall guarded = call;
+    const auto tensor = [&](const char* name, const void* p, emu::Role role) {
+      return operands.add(name, p, elements, element, role);
+    };
+    const auto channel = [&](const char* name, const void* p, emu::Role role) {
+      return operands.add(name, p, call.K, statistic, role);
+    };
+    const int64_t run = call.channels_last ? call.K : call.K * call.size;
+    const int64_t channels = call.epilogue.y_channels > 0 ? call.epilogue.y_channels : call.K;
+    const int64_t skip = (channels - call.K) * (run / call.K), runs = elements / run;
+    const bool in_place = call.z == call.y;
+    guarded.z = operands.add("z", call.z, runs * run + (runs - 1) * skip, element, kWritten,
+                             skip > 0 || in_place);
+    guarded.y = in_place ? guarded.z : tensor("y", call.y, kRead);
+    guarded.dz = tensor("dz", call.dz, kRead);
+    guarded.epilogue.residual = tensor("residual", call.epilogue.residual, kRead);
+    guarded.mean = channel("mean", call.mean, kRead);
+    guarded.rstd = channel("rstd", call.rstd, kRead);
+    guarded.weight = channel("weight", call.weight, kRead);
+    guarded.bias = channel("bias", call.bias, kRead);
+    guarded.sum_g = channel("sum_g", call.sum_g, kRead);
+    guarded.sum_gy = channel("sum_gy", call.sum_gy, kRead);
+    guarded.dy = tensor("dy", call.dy, kWritten);
+    guarded.dresidual = tensor("dresidual", call.dresidual, kWritten);
+    guarded.out_mean = channel("out_mean", call.out_mean, kWritten);
+    guarded.out_m2 = channel("out_m2", call.out_m2, kWritten);
+    guarded.out_sum_g = channel("out_sum_g", call.out_sum_g, kWritten);
+    guarded.out_sum_gy = channel("out_sum_gy", call.out_sum_gy, kWritten);
+    guarded.workspace =
+        operands.workspace(static_cast<size_t>(norm_workspace(pass, call)), statistic);
+    return operands.run("norm", [&] { return launch_norm(pass, guarded, nullptr); });
   }
 
   int launch(const PoolInstance& instance, const PoolCall& call) const {
@@ -121,9 +168,11 @@ struct EmulatedGpu {
 STABLE_TORCH_LIBRARY(fastconv_emulated, m) {
   FC_DEFINE_CONV_OPS(m);
   FC_DEFINE_POOL_OPS(m);
+  FC_DEFINE_FUSED_OPS(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CPU, m) {
   FC_IMPL_CONV_OPS(m, fastconv::cuda::ConvBackend<fastconv::cuda::EmulatedGpu>);
   FC_IMPL_POOL_OPS(m, fastconv::cuda::PoolBackend<fastconv::cuda::EmulatedGpu>);
+  FC_IMPL_FUSED_OPS(m, fastconv::cuda::FusedBackend<fastconv::cuda::EmulatedGpu>);
 }

@@ -17,6 +17,11 @@ STREAMING = 0.5
 # For those that memory alone bounds. Divisions and powers of fp64 take too many registers for it.
 POOLING = 0.75
 WIDE, STAGED = "load128 store128", "async_copy128 shared128 store128"
+# For those that memory alone bounds, whose threads have up to eight channels' constants and several
+# vectors in registers.
+BACKWARD = 0.25
+SHARE = "floating-point, a merged part's share of the count"
+FP64_SIGMOID = "floating-point, fp64's sigmoid"
 BY_WINDOW = "floating-point, by a window's size, once per window"
 
 
@@ -115,6 +120,18 @@ FAMILIES: tuple[Family, ...] = (
         divides="64-bit positions of tensors of 2^31 pixels or more, behind a branch",
     ),
     family(r"conv_wgrad_depthwise_sum_kernel<.*>", occupancy=STREAMING),
+    # Batch normalisation with activation; 8, 4, 2: channels of a vector of f16, f32, f64.
+    family(r"norm_(fprop|dgrad)_(planes|channels)_kernel<double.*>", "", BACKWARD, FP64_SIGMOID),
+    family(r"norm_sums_(planes|channels)_kernel<double.*>", "", BACKWARD, FP64_SIGMOID),
+    family(r"norm_fprop_(planes_kernel<\w+>|channels_kernel<\w+, [48]>)", WIDE, STREAMING),
+    family(r"norm_dgrad_(planes_kernel<\w+>|channels_kernel<\w+, [48]>)", WIDE, BACKWARD),
+    family(r"norm_sums_(planes_kernel<\w+>|channels_kernel<\w+, [48]>)", "load128", BACKWARD),
+    family(
+        r"norm_stats_(planes_kernel<\w+>|channels_kernel<\w+, [248]>)", "load128", STREAMING, SHARE
+    ),
+    family(r"norm_stats_channels_kernel<.*>", "", STREAMING, SHARE),
+    family(r"norm_\w+_channels_kernel<\w+, 1>", "", STREAMING),
+    family(r"norm_merge_kernel<.*>", "", STREAMING, SHARE),
     # Pooling. PoolKind: 0 maximum, 1 sum, 2 power, 3 sample, 4 expectation.
     family(r"pool_fprop_channels_kernel<\w+, \(PoolKind\)[01], \d>", WIDE, POOLING),
     family(r"pool_fprop_channels_kernel<float, \(PoolKind\)[34], 0>", WIDE, POOLING),

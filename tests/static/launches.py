@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from cases import ConvCase, conv_case
 from emulated import instances, planned_launches
+from emulated_norm import RESULTS, NormProblem, norm_launches
 from emulated_pool import PlannedPool, planned_pool_launches, pool_instances
 
 from . import occupancy
@@ -66,6 +68,14 @@ TYPICAL_POOLS = (
     PlannedPool(32, 37, 29, 5, 3, 2),
 )
 
+# Blocks of the normalisation passes are all alike: a few sizes around a vector reach every kernel.
+TYPICAL_NORMS = tuple(
+    NormProblem(4, k, 49, channels_last, dtype)
+    for k in (32, 37)
+    for channels_last in (False, True)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+)
+
 # Where the operands lie (aligned to 16 bytes, to one element), and the device. Alignment picks a
 # kernel or its template arguments, the device how much shared memory.
 WAYS = (("start", 80), ("start", 90), ("offset", 90))
@@ -87,6 +97,12 @@ def typical_launches() -> dict[str, set[Launch]]:
         for pool in TYPICAL_POOLS:
             for placement, capability in WAYS:
                 for record in planned_pool_launches(instance, pool, placement, capability):
+                    launch = Launch(record.threads, record.dynamic_bytes)
+                    found.setdefault(readable(record.kernel), set()).add(launch)
+    for norm in TYPICAL_NORMS:
+        for pass_ in RESULTS:
+            for placement in ("start", "offset"):
+                for record in norm_launches(pass_, norm, placement):
                     launch = Launch(record.threads, record.dynamic_bytes)
                     found.setdefault(readable(record.kernel), set()).add(launch)
     return found

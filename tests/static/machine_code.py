@@ -194,6 +194,11 @@ def complaints(code: Code, claims: frozenset[str], divides: bool = False) -> lis
         for loop in main_loops:
             # A 32-bit division starts with a reciprocal, a 64-bit one is a call.
             slow = code.matching(r"MUFU\.RCP(\.|$)", loop)
+            # A sigmoid (SiLU) is one exponential and one reciprocal; a division of integers
+            # converts one of them, rounding up.
+            sigmoids = len(code.matching(r"MUFU\.EX2(\.|$)", loop))
+            if len(slow) <= sigmoids and not code.matching(r"I2F\.(\w+\.)*RP(\.|$)", loop):
+                slow = []
             slow += [code.instructions[i][1] for i in loop if code.calls(i)]
             found += [f"division in a main loop: {text}" for text in slow[:1]]
     return found

@@ -76,6 +76,14 @@ def test_division_counts_inside_of_the_loop_only():
     assert complaints(outside, frozenset()) == []
 
 
+def test_a_sigmoid_is_no_division():
+    sigmoid = "MUFU.EX2 R3, R4\n    MUFU.RCP R3, R3"
+    assert complaints(parsed(LOOP.format(inside=sigmoid, outside="NOP")), frozenset()) == []
+    for more in ("MUFU.RCP R5, R6", "I2F.U32.RP R5, R6"):
+        code = parsed(LOOP.format(inside=f"{sigmoid}\n    {more}", outside="NOP"))
+        assert complaints(code, frozenset()) == ["division in a main loop: MUFU.RCP R3, R3"]
+
+
 def test_a_jump_into_the_middle_is_no_loop():
     """Rare paths are placed behind the end and jump back."""
     code = parsed(
