@@ -189,9 +189,11 @@ def lp_pool_dgrad(
     dy: Tensor, x: Tensor, y: Tensor, w: Windows, power: float, rescale: bool, *,
     magnitude: bool = False,
 ) -> Tensor:  # fmt: skip
-    """From y as the kernel gets it, rounded to its dtype; 0 where y is."""
+    """From y as the kernel gets it, rounded to its dtype; 0 where y is and, for power 1 alone,
+    where y is NaN: PyTorch's derivative of |sum|."""
     y = y.double().flatten(2)
-    slope = torch.where(y == 0, 0.0, torch.where(y == 0, 1.0, y).pow(1 - power))
+    flat = (y == 0) | (y.isnan() if power == 1 else False)
+    slope = torch.where(flat, 0.0, torch.where(flat, 1.0, y).pow(1 - power))
     slope = dy.double().flatten(2) * slope * _scales(w, rescale)
     terms = slope.unsqueeze(3) * w.elements(x).double().pow(power - 1)
     return w.spread(terms.abs() if magnitude else terms)

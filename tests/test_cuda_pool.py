@@ -233,6 +233,18 @@ def test_sums_of_planes_do_not_depend_on_their_alignment() -> None:
     assert torch.equal(aligned, offset)
 
 
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize(
+    "instance", [i for i in pool_instances() if (i.pass_, i.kind) == ("backward", "lp")], ids=str
+)
+def test_power_1_sends_nothing_back_to_a_sum_of_nan(instance: PoolInstance, rescale: bool) -> None:
+    case = pool_case("nan_sums", (2, 16, 9, 8), 3, 2, 1, values="special")
+    options = PoolOptions(power=1.0, rescale=rescale)
+    wanted = expected(PoolCheck("backward", "lp", instance.dtype, case, options))
+    assert wanted.operands["y"].isnan().any() and wanted.result.isfinite().all()
+    run_checked(instance, case, options)
+
+
 # --- places ---------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,18 @@ def test_sums_and_powers_with_gradients(rank: int) -> None:
             torch.testing.assert_close(dx, gradient(y, leaf, dy))
 
 
+@pytest.mark.parametrize("norm", [1, 2, 3])
+def test_lp_gradient_of_a_sum_of_nan(norm: float) -> None:
+    x = torch.rand(1, 2, 5, 6, dtype=torch.float64)
+    x[0, 0, 1, 1] = torch.nan
+    w = Windows(x.shape[2:], (3, 3), (2, 2), (0, 0), (1, 1), False)
+    leaf = x.clone().requires_grad_()
+    y = F.lp_pool2d(leaf, norm, 3, 2)
+    dy = torch.randn_like(y)
+    dx = reference.lp_pool_dgrad(dy, x, y.detach(), w, norm, True)
+    torch.testing.assert_close(dx, gradient(y, leaf, dy), equal_nan=True)
+
+
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("out", [1, 2, 3, 5])
 def test_adaptive_windows(rank: int, out: int) -> None:

@@ -334,6 +334,20 @@ def test_powers_of_signed_and_zero_values(pool) -> None:
     assert dx.tolist() == [[[0, 0, 1]]]
 
 
+@pytest.mark.parametrize("rescale", [False, True])
+def test_power_1_sends_nothing_back_to_a_sum_of_nan(pool, rescale: bool) -> None:
+    """For power 1 alone, and else NaN; as the CPU kernels, which are compared with PyTorch."""
+    c = PLAIN[2]
+    x = tied(c.size, torch.float32)
+    for power in (1, 2, 3):
+        y = OPS.lp_pool_fprop(x, *c.lists, c.ceil_mode, power, rescale)
+        args = (torch.randint(1, 5, y.shape).float(), x, y, *c.lists, power, rescale)
+        found, wanted = pool.lp_pool_dgrad(*args), OPS.lp_pool_dgrad(*args)
+        assert y.isnan().any() and bool(wanted.isnan().any()) == (power != 1)
+        assert torch.equal(found.isnan(), wanted.isnan())
+        torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
 # Stochastic pooling.
 
 SAMPLED = [*PLAIN, LONG, *ADAPTIVE[:2]]

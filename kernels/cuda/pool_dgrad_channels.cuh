@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kPoolChannelThreads, 6)
               const float root = y.get(i % 4);
               // root < 2^126, far above sqrt(FLT_MAX)
               if (args.squares) slope = __fdividef(slope, root);
-              if (root == 0) slope = 0;
+              if (is_flat(root, !args.squares)) slope = 0;
             }
             sum[i] = fmaf(slope, share, sum[i]);
           }

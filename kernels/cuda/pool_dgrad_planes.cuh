@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kPoolPlanesThreads, 6)
     __syncthreads();
     over_run(g.y + y_begin, y_length, kPoolPlanesThreads, [&](int at, scalar_t y) {
       const float root = to_acc(y);
-      if (root == 0)
+      if (is_flat(root, !g.squares))
         slopes[at] = 0;
       else if (g.squares)
         slopes[at] = __fdividef(slopes[at], root);  // root < 2^126, far above sqrt(FLT_MAX)

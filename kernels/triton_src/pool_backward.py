@@ -2,7 +2,7 @@
 
   max_pool_dgrad_kernel  dx = sum of the dy whose index names this input; also of sampling
   sum_pool_dgrad_kernel  dx = sum of dy over the divisor of each window
-  lp_pool_dgrad_kernel   dx = x^(p-1) times the sum of dy y^(1-p), 0 where y is
+  lp_pool_dgrad_kernel   dx = x^(p-1) times the sum of dy y^(1-p), 0 where y is (p = 1: or NaN)
 
 A gather needs no atomics: the outputs that reach an input are added in row-major order, in ACC, so
 the same input gives the same bits. REACH is the most outputs that reach an input, per axis; it is 1
@@ -157,7 +157,11 @@ def lp_step(
         starts, ends = windows(out, ins, outs, STRIDE, PADDING)
         n = counted(starts, ends, ins, KERNEL, STRIDE, PADDING, True, ACC)
         slope = divide(slope * (KERNEL[0] * KERNEL[1] * KERNEL[2]), n, ACC)
-    return total + tl.where(size == 0, 0.0, slope)
+    if POWER == 1:  # 0 of a NaN as well: PyTorch's derivative of |sum|
+        some = (size < 0) | (size > 0)
+    else:
+        some = size != 0
+    return total + tl.where(some, slope, 0.0)
 
 
 @triton.jit(do_not_specialize_on_alignment=EXTENTS)

@@ -54,10 +54,17 @@ __device__ __forceinline__ A take_root(A v, const PoolPower& power) {
   return any_power(v, power.root);
 }
 
-// What one output of Lp sends to its window, but for x^(p-1): dy y^(1-p), 0 where the sum is 0.
+// Whether Lp sends nothing back to a window: its sum is 0 or, for power 1 alone, NaN, as PyTorch's
+// derivative of |sum| has it.
+template <class A>
+__device__ __forceinline__ bool is_flat(A y, bool first_power) {
+  return first_power ? !(y < A(0) || y > A(0)) : y == A(0);
+}
+
+// What one output of Lp sends to its window, but for x^(p-1): dy y^(1-p).
 template <class A>
 __device__ __forceinline__ A lp_slope(A dy, A y, double p) {
-  if (y == A(0)) return A(0);
+  if (is_flat(y, p == 1)) return A(0);
   if (p == 2) return dy / y;
   if (p == 1) return dy;
   return dy * any_power(y, 1 - p);
