@@ -24,6 +24,7 @@ from fastconv.ops.conv_library import cast_for_autocast
 from fastconv.ops.fused_autograd import ConvNormAct, Training, composed, statistics_type
 from fastconv.ops.fused_run import conv_epilogue, ending
 from fastconv.problem import conv_output_size, is_channels_last
+from fastconv.select_fused import admitted
 
 _CONV = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 _is_compiling = torch.compiler.is_compiling
@@ -251,6 +252,8 @@ def _planned(
         "fprop", input, input.shape, weight.shape, *geometry, is_channels_last(input, weight),
         select.with_precision(algo, precision), (input.detach(), weight.detach(), bias), True,
     )  # fmt: skip
+    if not admitted(input, call.channels_last, algo):
+        return None
     if len(_plans) >= _PLAN_LIMIT:
         _plans.clear()
     _plans[key] = call

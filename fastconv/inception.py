@@ -27,6 +27,7 @@ from fastconv.ops.conv_run import dgrad_by, wgrad_by
 from fastconv.ops.fused_run import conv_epilogue, conv_epilogue_into, ending
 from fastconv.ops.pool_kernels import BARE
 from fastconv.problem import dense_strides, is_channels_last
+from fastconv.select_fused import admitted
 
 BRANCHES = ("1x1", "3x3 reduction", "3x3", "5x5 reduction", "5x5", "pool projection")
 ONE, RED3, THREE, RED5, FIVE, PROJECTION = range(6)
@@ -103,6 +104,8 @@ def inception(
     ):
         step = _Step(end, select.with_precision(algo, precision))
         x = _in_one_format(input, weights)
+        if not admitted(x, is_channels_last(x, x), algo):
+            return composed(x, weights, biases, end, algo, precision)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))):
             return _forward(x, weights, biases, step)[0]
         if _known_by_value(end):

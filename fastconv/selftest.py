@@ -28,10 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv import _C, gpu, reference, selftest_pool, trust
+from fastconv import _C, gpu, reference, selftest_fused, selftest_pool, trust
 from fastconv.problem import NATIVE_DTYPES, ConvSpec
+from fastconv.selftest_fused import NormInstance
 from fastconv.selftest_pool import PoolInstance
-from fastconv.tolerances import conv_tolerance
+from fastconv.tolerances import UNDERFLOW, UNIT_ROUNDOFF, conv_tolerance
 
 _DTYPES = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
 _SEED = 20
@@ -173,9 +174,12 @@ def instances() -> tuple[Instance, ...]:
     )
 
 
-def all_instances() -> tuple[Instance | PoolInstance, ...]:
-    """Those of convolution and of pooling."""
-    return (*instances(), *selftest_pool.instances())
+AnyInstance = Instance | PoolInstance | NormInstance
+
+
+def all_instances() -> tuple[AnyInstance, ...]:
+    """Those of convolution and of pooling, and the passes of normalisation."""
+    return (*instances(), *selftest_pool.instances(), *selftest_fused.instances())
 
 
 def _sizes(problem: Problem, direction: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -238,10 +242,37 @@ def launch(
     return op(a, b, size, *args, instance.channels_last, instance.name)
 
 
-def check(instance: Instance | PoolInstance, device: torch.device, limit: int) -> Outcome:
+def launch_epilogue(
+    instance: Instance, problem: Problem, device: torch.device, x: Tensor, w: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(result, bias, residual), on the CPU: the instance with a bias, a residual before ReLU."""
+    generator = torch.Generator().manual_seed(_SEED + 1)
+    bias, residual = (
+        torch.randn(size, generator=generator).to(instance.dtype)
+        for size in (like.shape[1:2], like.shape)
+    )
+    x, w, r = (_as_format(t.to(device), instance.channels_last) for t in (x, w, residual))
+    args = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    z = OPS.conv_epilogue_fprop(x, w, bias.to(device), r, *args, 1, 0.0, False, instance.name)
+    return z.cpu(), bias, residual
+
+
+def _epilogue_fits(z: Tensor, bias: Tensor, residual: Tensor, y: Tensor) -> bool:
+    """Whether z is relu(y + bias + residual), but for the roundings of y, the sums and z."""
+    along = bias.double().reshape(1, -1, *[1] * (y.dim() - 2))
+    parts = (y.double(), along, residual.double())
+    expected = sum(parts).clamp(min=0)
+    scale = sum(t.abs() for t in parts)
+    bound = 4 * UNIT_ROUNDOFF[y.dtype] * scale + UNDERFLOW[y.dtype]
+    return bool(((z.double() - expected).abs() <= bound).all())
+
+
+def check(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
     """Runs the instance on its first `limit` problems: within tolerance, twice the same bits."""
     if isinstance(instance, PoolInstance):
         return Outcome(instance.name, *selftest_pool.check(instance, device, limit))
+    if isinstance(instance, NormInstance):
+        return Outcome(instance.name, *selftest_fused.check(instance, device, limit))
     count, worst = 0, 0.0
     for problem in instance.problems():
         if count == limit:
@@ -253,6 +284,8 @@ def check(instance: Instance | PoolInstance, device: torch.device, limit: int) -
         try:
             first = launch(instance, problem, device, a, b).cpu()
             again = launch(instance, problem, device, a, b).cpu()
+            if instance.direction == "fprop":
+                fused = launch_epilogue(instance, problem, device, a, b, expected)
         except RuntimeError as error:
             text = f"{problem.name}: {error}"
             return Outcome(instance.name, count, text, float("inf"), gpu.out_of_memory(error))
@@ -271,6 +304,9 @@ def check(instance: Instance | PoolInstance, device: torch.device, limit: int) -
         if not ratio <= 1:
             text = f"{problem.name}: off by {float(error.max()):.3g}, {ratio:.3g} times the bound"
             return Outcome(instance.name, count, text, worst)
+        if instance.direction == "fprop" and not _epilogue_fits(*fused, first):
+            text = f"{problem.name}: the epilogue's result is not that of its parts"
+            return Outcome(instance.name, count, text, worst)
         if not torch.equal(first, again):
             return Outcome(
                 instance.name, count, f"{problem.name}: two runs differ in their bits", worst
@@ -280,7 +316,7 @@ def check(instance: Instance | PoolInstance, device: torch.device, limit: int) -
     return Outcome(instance.name, count, "", worst)
 
 
-def check_and_probe(instance: Instance | PoolInstance, device: torch.device, limit: int) -> Outcome:
+def check_and_probe(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
     """`check`, and after a failure whether the device still works. It did before: the caller has
     seen to that."""
     outcome = check(instance, device, limit)

@@ -12,9 +12,24 @@ import pytest
 import torch
 from emulator.build_ops import build_ops
 
-from fastconv import gpu, select, select_cuda, selftest, selftest_pool, trust
-from fastconv.ops import conv_run, pool_kernels
+from fastconv import gpu, select, select_cuda, selftest, selftest_fused, selftest_pool, trust
+from fastconv.ops import conv_run, fused_autograd, fused_run, pool_kernels
 
+# Where the fused ops are held, by name.
+FUSED = {
+    fused_run: {
+        "_conv_epilogue": "conv_epilogue_fprop",
+        "_conv_epilogue_into": "conv_epilogue_into",
+        "_conv_stats": "conv_stats_fprop",
+        "_epilogue_into": "epilogue_into",
+        "_stats": "norm_act_stats",
+    },
+    fused_autograd: {
+        "_fprop": "norm_act_fprop",
+        "_sums": "norm_act_sums",
+        "_dgrad": "norm_act_dgrad",
+    },
+}
 H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
 
 
@@ -73,10 +88,14 @@ def pretend_gpu(
         patch.setattr(conv_run, "_dgrad_packed", ops.conv_dgrad.packed)
         patch.setattr(conv_run, "_wgrad", ops.conv_wgrad.default)
         patch.setattr(conv_run, "_wgrad_packed", ops.conv_wgrad.packed)
+        for module, names in FUSED.items():
+            for name, op in names.items():
+                patch.setattr(module, name, getattr(ops, op).default)
         for name in pool_kernels.DIRECT:
             patch.setitem(pool_kernels.DIRECT, name, getattr(ops, name).default._op)
         patch.setattr(selftest, "OPS", ops)
         patch.setattr(selftest_pool, "OPS", ops)
+        patch.setattr(selftest_fused, "OPS", ops)
         patch.setattr(selftest, "torch_device", lambda key: torch.device("cpu"))
         select.forget()
         trust.reload()

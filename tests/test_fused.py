@@ -426,3 +426,22 @@ def test_named_algorithms(algo):
             x, w, b, gamma, beta, *stats, residual, False, F.relu, training, {"padding": 1}
         )
         close(got, expected, torch.float32, 10.0)
+
+
+def profiled(run) -> list[str]:
+    """The operators that a call dispatches, allocations aside."""
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    names = [event.name for event in profile.events() if "::" in event.name]
+    quiet = ("aten::empty", "aten::detach", "aten::as_strided", "aten::view", "aten::contiguous")
+    return [name for name in names if not name.startswith(quiet)]
+
+
+def test_evaluation_is_one_operator():
+    layer = ConvBNReLU2d(8, 16, 3, padding=1, algo="direct").eval()
+    x, residual = torch.randn(2, 8, 12, 12), torch.randn(2, 16, 12, 12)
+    with torch.no_grad():
+        assert profiled(lambda: layer(x, residual)) == ["fastconv::conv_epilogue_fprop"]
+        plain = nn.Sequential(*layer)
+        assert len(profiled(lambda: plain(x))) > 2, "the profiler sees what is not fused"

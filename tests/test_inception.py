@@ -388,3 +388,21 @@ def test_errors():
     with pytest.raises(RuntimeError) as ours:
         fastconv.inception(x[:, :4], weights, biases)
     assert str(ours.value) == str(theirs.value)
+
+
+def test_evaluation_has_no_concatenation():
+    layer = Inception(*SIZES, batch_norm=True, algo="direct").eval()
+    x = torch.randn(2, SIZES[0], 8, 8)
+    with torch.no_grad():
+        layer(x)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            layer(x)
+        names = [event.name for event in profile.events()]
+    ours = [name for name in names if name.startswith("fastconv::")]
+    # Both reductions in one; three branches into their slices; the pool and its projection.
+    assert sorted(ours) == [
+        "fastconv::conv_epilogue_fprop",
+        *["fastconv::conv_epilogue_into"] * 4,
+        "fastconv::max_pool_fprop",
+    ]
+    assert not any("cat" in n or "batch_norm" in n or "relu" in n or "copy" in n for n in names)

@@ -1,0 +1,112 @@
+"""The way of a fused call on CUDA: choice, trust, gradients, on the emulated kernels."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pretend_gpu import pretend_gpu
+from torch import nn
+
+import fastconv
+from fastconv import fused, select, selftest_fused, trust
+from fastconv.nn import ConvBNReLU2d, Inception
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _gpu(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pretend_gpu(monkeypatch):
+        yield
+
+
+def layers(**options) -> tuple[ConvBNReLU2d, nn.Sequential]:
+    layer = ConvBNReLU2d(5, 8, 3, padding=1, **options)
+    return layer, nn.Sequential(*copy.deepcopy(list(layer)))
+
+
+def reference(plain: nn.Sequential, x: torch.Tensor, residual: torch.Tensor | None = None):
+    conv, norm = plain[0], plain[1]
+    y = F.conv2d(x, conv.weight, conv.bias, padding=conv.padding)
+    z = norm(y)
+    return F.relu(z if residual is None else z + residual)
+
+
+@pytest.mark.parametrize("algo", ["direct", "im2col", "winograd_f2x2_3x3", "aten"])
+@pytest.mark.parametrize("last", [False, True])
+def test_training_and_evaluation(algo, last):
+    layer, plain = layers(algo=algo)
+    x, residual = torch.randn(2, 5, 7, 6), torch.randn(2, 8, 7, 6)
+    if last:
+        x, residual = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual))
+    for net, run in ((layer, layer), (plain, lambda *a: reference(plain, *a))):
+        net.train()
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        run(leaf, residual).square().sum().backward()
+        net.seen = leaf.grad
+    torch.testing.assert_close(layer.seen, plain.seen, rtol=1e-3, atol=1e-4)
+    for a, b in zip(layer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(layer[1].running_var, plain[1].running_var)
+    layer.eval(), plain.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            layer(x, residual), reference(plain, x, residual), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_passes_are_checked_before_auto_uses_them(monkeypatch):
+    layer, plain = layers()
+    layer.eval(), plain.eval()
+    x = torch.randn(1, 5, 6, 6)
+    name = selftest_fused.NormInstance(torch.float32, False).name
+    assert trust.error_of("cuda:0", name) is None
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), reference(plain, x), rtol=1e-4, atol=1e-5)
+    assert trust.error_of("cuda:0", name) == ""
+
+    def wrong(*args):
+        return torch.full_like(args[0], 7.0)
+
+    trust.clear()
+    select.forget()
+    real = selftest_fused.OPS
+
+    class Damaged:
+        def __getattr__(self, op):
+            return wrong if op == "norm_act_fprop" else getattr(real, op)
+
+    monkeypatch.setattr(selftest_fused, "OPS", Damaged())
+    calls = []
+    monkeypatch.setattr(fused, "conv_epilogue", lambda *a: calls.append(a))
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        torch.testing.assert_close(layer(x), reference(plain, x), rtol=1e-4, atol=1e-5)
+    assert calls == [], "a pass that failed its check must not run"
+    assert any(name in str(w.message) for w in caught)
+
+
+def test_inception():
+    layer = Inception(6, 4, 3, 5, 2, 3, 2)
+    x = torch.randn(1, 6, 5, 5)
+    branches = [layer.branch1, layer.branch2, layer.branch3, layer.branch4]
+    expected = torch.cat([b(x) for b in branches], 1)
+    for algo in ("im2col", "direct"):
+        layer.algo = algo
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+        y.sum().backward()
+        assert leaf.grad is not None
+
+
+def test_functional_refuses_nothing_it_took_on_the_cpu():
+    x, w = torch.randn(1, 3, 5, 5, dtype=torch.float64), torch.randn(4, 3, 3, 3).double()
+    stats = (torch.zeros(4).double(), torch.ones(4).double())
+    y = fastconv.conv_bn_relu(x, w, None, None, None, *stats, algo="direct")
+    torch.testing.assert_close(y, F.relu(F.conv2d(x, w) / (1 + 1e-5) ** 0.5))
