@@ -53,6 +53,10 @@ class Derived:
             with torch.no_grad():
                 return self._make(*sources, *extra)
         value = self.kept(*sources, number=number)
+        if value is None and sources[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            # What a graph records has no value before the graph runs.
+            with torch.no_grad():
+                return self._make(*sources, *extra)
         if value is None:
             with torch.inference_mode(False), torch.no_grad():
                 value = self._make(*sources, *extra)
