@@ -26,6 +26,7 @@ from fastconv.pooling_call import (
     windows_of,
     without_autocast,
 )
+from fastconv.pooling_plans import lp_plan, max_plan, recalled, remember, run, sum_plan
 from fastconv.select_pool import ATEN, KINDS, PoolCall, choose, insist
 
 _TORCH: dict[str, tuple[Callable[..., Any], ...]] = {
@@ -65,6 +66,10 @@ def _max(
     args = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if has_torch_function_unary(input):
         return handle_torch_function(_MAX[rank - 1], (input,), *args, algo=algo)
+    key = ("max", rank, input, args[1:5], args[5:], algo)
+    plan = recalled(*key)
+    if plan is not None:
+        return run(plan, input, rank)
     input = as_autocast(input, "max_pool", rank, bool(return_indices))
     # PyTorch's 1-D maximum of integers exists with indices only.
     call = _call("max_pool", rank, input, rank > 1 or bool(return_indices))
@@ -76,6 +81,8 @@ def _max(
         y = _TORCH["max_pool"][rank - 1](input, *args[1:])
         insist(call, algo)
         return y
+    if not return_indices:
+        remember(*key, name, lambda x, rank: max_plan(x, rank, windows))
     index_kind = kept(input, windows, return_indices)
     y, index = pool.max_pool(batched(input, rank), windows, index_kind, name)
     return picked(y, index, input, rank, return_indices)
@@ -97,6 +104,11 @@ def _avg(
         args = (*args, divisor_override)
     if has_torch_function_unary(input):
         return handle_torch_function(_AVG[rank - 1], (input,), *args, algo=algo)
+    numbers = (kernel_size, stride, padding, divisor_override)
+    key = ("avg", rank, input, numbers, (ceil_mode, count_include_pad), algo)
+    plan = recalled(*key)
+    if plan is not None:
+        return run(plan, input, rank)
     input = as_autocast(input, "avg_pool", rank)
     call = _call("avg_pool", rank, input)
     name = choose(call, algo)
@@ -121,6 +133,8 @@ def _avg(
         )
         insist(call, algo)
         return y
+    include, whole = count_include_pad, windows
+    remember(*key, name, lambda x, rank: sum_plan(x, rank, whole, include, divisor))
     lists = (windows.kernel, windows.stride, windows.padding)
     rest = (ceil_mode, count_include_pad, divisor, name)
     return like(pool.sum_pool(batched(input, rank), *lists, *rest), input, rank)
@@ -138,6 +152,11 @@ def _lp(
     args = (input, norm_type, kernel_size, stride, ceil_mode)
     if has_torch_function_unary(input):
         return handle_torch_function(_LP[rank - 1], (input,), *args, algo=algo)
+    numbers = (kernel_size, stride)
+    key = (f"lp{norm_type!r}", rank, input, numbers, (ceil_mode,), algo)
+    plan = recalled(*key)
+    if plan is not None:
+        return run(plan, input, rank)
     input = as_autocast(input, "lp_pool", rank)
     call = _call("lp_pool", rank, input)
     name = choose(call, algo)
@@ -154,6 +173,7 @@ def _lp(
         insist(call, algo)
         return y
     lists = (windows.kernel, windows.stride, windows.padding)
+    remember(*key, name, lambda x, rank: lp_plan(x, rank, windows, float(norm_type), True))
     y = pool.lp_pool(batched(input, rank), *lists, ceil_mode, float(norm_type), True, name)
     return like(y, input, rank)
 
@@ -321,6 +341,10 @@ def l2_pool2d(
     args = (input, kernel_size, stride, padding, ceil_mode)
     if has_torch_function_unary(input):
         return handle_torch_function(l2_pool2d, (input,), *args, algo=algo)
+    key = ("l2", 2, input, args[1:4], args[4:], algo)
+    plan = recalled(*key)
+    if plan is not None:
+        return run(plan, input, 2)
     call = PoolCall(KINDS["l2_pool"], "l2_pool2d", 2, input)
     name = choose(call, algo)
     windows = None
@@ -334,6 +358,7 @@ def l2_pool2d(
         insist(call, algo)
         return y
     lists = (windows.kernel, windows.stride, windows.padding)
+    remember(*key, name, lambda x, rank: lp_plan(x, rank, windows, 2.0, False))
     y = pool.lp_pool(batched(input, 2), *lists, ceil_mode, 2.0, False, name)
     return like(y, input, 2)
 

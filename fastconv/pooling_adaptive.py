@@ -19,6 +19,7 @@ from fastconv.arguments import as_ints
 from fastconv.ops import pool
 from fastconv.ops.pool import Windows
 from fastconv.pooling_call import IntOrInts, as_autocast, batched, kept, like, picked
+from fastconv.pooling_plans import max_plan, recalled, remember, run, sum_plan
 from fastconv.select_pool import ATEN, KINDS, PoolCall, choose, insist
 
 OutputSize = int | None | Sequence[int | None]
@@ -62,6 +63,10 @@ def _adaptive_max(
     args = (input, output_size, return_indices)
     if has_torch_function_variadic(input):
         return handle_torch_function(_MAX[rank - 1], (input,), *args, algo=algo)
+    key = ("adaptive_max", rank, input, (output_size,), (return_indices,), algo)
+    plan = recalled(*key)
+    if plan is not None:
+        return run(plan, input, rank)
     input = as_autocast(input, "adaptive_max_pool", rank)
     call = _call("adaptive_max_pool", rank, input)
     name = choose(call, algo)
@@ -72,6 +77,8 @@ def _adaptive_max(
         y = _TORCH["adaptive_max_pool"][rank - 1](input, *args[1:])
         insist(call, algo)
         return y
+    if not return_indices:
+        remember(*key, name, lambda x, rank: max_plan(x, rank, windows))
     index_kind = kept(input, windows, return_indices)
     y, index = pool.max_pool(batched(input, rank), windows, index_kind, name)
     return picked(y, index, input, rank, return_indices)
@@ -80,6 +87,10 @@ def _adaptive_max(
 def _adaptive_avg(rank: int, input: Tensor, output_size: Any, algo: str) -> Tensor:
     if has_torch_function_variadic(input):
         return handle_torch_function(_AVG[rank - 1], (input,), input, output_size, algo=algo)
+    key = ("adaptive_avg", rank, input, (output_size,), (), algo)
+    plan = recalled(*key)
+    if plan is not None:
+        return run(plan, input, rank)
     input = as_autocast(input, "adaptive_avg_pool", rank)
     call = _call("adaptive_avg_pool", rank, input)
     name = choose(call, algo)
@@ -88,6 +99,7 @@ def _adaptive_avg(rank: int, input: Tensor, output_size: Any, algo: str) -> Tens
         y = _TORCH["adaptive_avg_pool"][rank - 1](input, output_size)
         insist(call, algo)
         return y
+    remember(*key, name, lambda x, rank: sum_plan(x, rank, windows, True, 0))
     lists = (windows.kernel, windows.stride, windows.padding)
     return like(pool.sum_pool(batched(input, rank), *lists, False, True, 0, name), input, rank)
 

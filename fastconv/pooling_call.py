@@ -29,7 +29,7 @@ _LIMIT = 4096
 _known: dict[Any, Windows | None] = {}
 
 
-def _plain(value: Any) -> bool:
+def plain(value: Any) -> bool:
     """Whether this may stand in a key: True and 1.0 equal 1 but are errors."""
     if value.__class__ is tuple:
         return all(v.__class__ is int for v in value)
@@ -42,7 +42,7 @@ def windows_of(
     """The windows, if PyTorch accepts them for this input; else None."""
     if (
         pool.tracing()  # sizes may be symbols
-        or not (_plain(kernel) and _plain(stride) and _plain(padding) and _plain(dilation))
+        or not (plain(kernel) and plain(stride) and plain(padding) and plain(dilation))
         or ceil_mode.__class__ is not bool
     ):
         return _windows(input.shape, rank, kernel, stride, padding, dilation, ceil_mode)

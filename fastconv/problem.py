@@ -93,7 +93,7 @@ def packed_moves(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> int | None:
     """The three lists as the one integer that the `.packed` ops take; None where a value needs
-    more than 7 bits (csrc/common/conv_ops.h)."""
+    more than 7 bits (csrc/common/packed_geometry.h)."""
     packed = shift = 0
     for axis in zip(stride, padding, dilation, strict=True):
         for value in axis:

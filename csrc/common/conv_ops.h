@@ -9,7 +9,7 @@
 #include <string>
 
 #include "epilogue.h"
-#include "torch_tensors.h"
+#include "packed_geometry.h"
 
 namespace fastconv {
 
@@ -27,34 +27,6 @@ struct ConvOperands {
   std::optional<Tensor> residual{};  // keeps epilogue.residual alive
 };
 
-// The `.packed` ops take the geometry in integers: reading lists takes the dispatcher as long as a
-// small convolution. fastconv/problem.py packs.
-// stride, padding and dilation of each axis, 7 bits each in this order, the first axis lowest.
-struct Moves {
-  IntList stride, padding, dilation;
-
-  Moves(int64_t packed, int rank) {
-    for (int axis = 0; axis < rank; ++axis)
-      for (IntList* list : {&stride, &padding, &dilation}) {
-        list->push_back(packed & 127);
-        packed >>= 7;
-      }
-  }
-};
-
-inline int spatial_rank(const Tensor& t) {
-  STD_TORCH_CHECK(t.dim() >= 3 && t.dim() <= 5, "convolution: expected 3 to 5 dimensions, got ",
-                  t.dim());
-  return static_cast<int>(t.dim()) - 2;
-}
-
-// n, c and spatial extents of 21 bits each.
-inline IntList unpacked_size(int64_t n, int64_t c, int64_t packed, int rank) {
-  IntList size{n, c};
-  for (int axis = 0; axis < rank; ++axis) size.push_back(packed >> 21 * axis & 0x1fffff);
-  return size;
-}
-
 template <class Backend>
 struct ConvOps {
   static Tensor fprop_packed(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
@@ -68,7 +40,7 @@ struct ConvOps {
     const int rank = spatial_rank(dy);
     spatial_rank(w);
     const Moves m(moves, rank);
-    return dgrad(dy, w, unpacked_size(dy.size(0), w.size(1) * groups, input, rank), m.stride,
+    return dgrad(dy, w, unpacked_size({dy.size(0), w.size(1) * groups}, input, rank), m.stride,
                  m.padding, m.dilation, groups, channels_last, std::move(algo));
   }
 
@@ -78,7 +50,7 @@ struct ConvOps {
     spatial_rank(x);
     STD_TORCH_CHECK(groups > 0, "conv_wgrad: groups must be positive, got ", groups);
     const Moves m(moves, rank);
-    return wgrad(dy, x, unpacked_size(dy.size(1), x.size(1) / groups, filter, rank), m.stride,
+    return wgrad(dy, x, unpacked_size({dy.size(1), x.size(1) / groups}, filter, rank), m.stride,
                  m.padding, m.dilation, groups, channels_last, std::move(algo));
   }
 

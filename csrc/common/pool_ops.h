@@ -14,8 +14,8 @@
 #include <string>
 #include <tuple>
 
+#include "packed_geometry.h"
 #include "pool_call.h"
-#include "torch_tensors.h"
 
 namespace fastconv {
 
@@ -58,6 +58,13 @@ inline PoolCall call_of(const char* op, const PoolOperands& o, bool integers = f
 struct PoolLists {
   IntList kernel, stride, padding, dilation;
 };
+
+// The geometry of the `.packed` ops.
+inline PoolLists unpacked_lists(int64_t kernel, int64_t moves, int rank) {
+  Moves m(moves, rank);
+  return {unpacked_size({}, kernel, rank), std::move(m.stride), std::move(m.padding),
+          std::move(m.dilation)};
+}
 
 inline PoolProblem make_pool_problem(const char* op, const IntList& x, const PoolLists& lists) {
   PoolProblem p{};
@@ -279,6 +286,50 @@ struct PoolOps {
     return finished(op, o);
   }
 
+  // A maximum without an index: one tensor less to make.
+  static Tensor max_pool_value(const Tensor& x, int64_t kernel, int64_t moves, bool ceil_mode) {
+    constexpr const char* op = "max_pool";
+    const PoolLists l = unpacked_lists(kernel, moves, spatial_rank(x));
+    PoolOperands o = forward(op, PoolKind::kMax, x, l, ceil_mode);
+    if (o.result->numel() > 0) Backend::run(op, o);
+    return *o.result;
+  }
+  static std::tuple<Tensor, Tensor> max_pool_packed(const Tensor& x, int64_t kernel, int64_t moves,
+                                                    bool ceil_mode, int64_t index_kind) {
+    const PoolLists l = unpacked_lists(kernel, moves, spatial_rank(x));
+    return choosing("max_pool", PoolKind::kMax, x, std::nullopt, l, ceil_mode, index_kind);
+  }
+  static Tensor max_pool_dgrad_packed(const Tensor& dy, const Tensor& index, int64_t input,
+                                      int64_t kernel, int64_t moves, bool channels_last) {
+    const int rank = spatial_rank(dy);
+    const PoolLists l = unpacked_lists(kernel, moves, rank);
+    return max_pool_dgrad(dy, index, unpacked_size({dy.size(0), dy.size(1)}, input, rank), l.kernel,
+                          l.stride, l.padding, l.dilation, channels_last);
+  }
+  static Tensor sum_pool_packed(const Tensor& x, int64_t kernel, int64_t moves, bool ceil_mode,
+                                bool include_pad, int64_t divisor) {
+    const PoolLists l = unpacked_lists(kernel, moves, spatial_rank(x));
+    return sum_pool(x, l.kernel, l.stride, l.padding, ceil_mode, include_pad, divisor);
+  }
+  static Tensor sum_pool_dgrad_packed(const Tensor& dy, int64_t input, int64_t kernel,
+                                      int64_t moves, bool include_pad, int64_t divisor,
+                                      bool channels_last) {
+    const int rank = spatial_rank(dy);
+    const PoolLists l = unpacked_lists(kernel, moves, rank);
+    return sum_pool_dgrad(dy, unpacked_size({dy.size(0), dy.size(1)}, input, rank), l.kernel,
+                          l.stride, l.padding, include_pad, divisor, channels_last);
+  }
+  static Tensor lp_pool_packed(const Tensor& x, int64_t kernel, int64_t moves, bool ceil_mode,
+                               double power, bool rescale) {
+    const PoolLists l = unpacked_lists(kernel, moves, spatial_rank(x));
+    return lp_pool(x, l.kernel, l.stride, l.padding, ceil_mode, power, rescale);
+  }
+  static Tensor lp_pool_dgrad_packed(const Tensor& dy, const Tensor& x, const Tensor& y,
+                                     int64_t kernel, int64_t moves, double power, bool rescale) {
+    const PoolLists l = unpacked_lists(kernel, moves, spatial_rank(x));
+    return lp_pool_dgrad(dy, x, y, l.kernel, l.stride, l.padding, power, rescale);
+  }
+
  private:
   static IntList ones(const IntList& like) { return IntList(like.size(), 1); }
 
@@ -348,19 +399,45 @@ struct PoolOps {
         ", float power, bool rescale) -> Tensor");                                              \
   m.def("sample_pool_fprop(Tensor x, Tensor seed, " FC_POOL_LISTS                               \
         ", bool ceil_mode, int index) -> (Tensor, Tensor)");                                    \
-  m.def("expectation_pool_fprop(Tensor x, " FC_POOL_LISTS ", bool ceil_mode) -> Tensor")
+  m.def("expectation_pool_fprop(Tensor x, " FC_POOL_LISTS ", bool ceil_mode) -> Tensor");       \
+  m.def("max_pool_fprop.value(Tensor x, int kernel, int moves, bool ceil_mode) -> Tensor");     \
+  m.def(                                                                                        \
+      "max_pool_fprop.packed(Tensor x, int kernel, int moves, bool ceil_mode, int index) "      \
+      "-> (Tensor, Tensor)");                                                                   \
+  m.def(                                                                                        \
+      "max_pool_dgrad.packed(Tensor dy, Tensor index, int input, int kernel, int moves, "       \
+      "bool channels_last) -> Tensor");                                                         \
+  m.def(                                                                                        \
+      "sum_pool_fprop.packed(Tensor x, int kernel, int moves, bool ceil_mode, "                 \
+      "bool include_pad, int divisor) -> Tensor");                                              \
+  m.def(                                                                                        \
+      "sum_pool_dgrad.packed(Tensor dy, int input, int kernel, int moves, bool include_pad, "   \
+      "int divisor, bool channels_last) -> Tensor");                                            \
+  m.def(                                                                                        \
+      "lp_pool_fprop.packed(Tensor x, int kernel, int moves, bool ceil_mode, float power, "     \
+      "bool rescale) -> Tensor");                                                               \
+  m.def(                                                                                        \
+      "lp_pool_dgrad.packed(Tensor dy, Tensor x, Tensor y, int kernel, int moves, "             \
+      "float power, bool rescale) -> Tensor")
 
 // Registers the ops for one dispatch key, inside STABLE_TORCH_LIBRARY_IMPL.
-#define FC_IMPL_POOL_OPS(m, Backend)                                                \
-  m.impl("max_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool));       \
-  m.impl("max_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_dgrad)); \
-  m.impl("max_pool_at", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_at));       \
-  m.impl("max_unpool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::max_unpool));   \
-  m.impl("sum_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool));       \
-  m.impl("sum_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool_dgrad)); \
-  m.impl("lp_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool));         \
-  m.impl("lp_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool_dgrad));   \
-  m.impl("sample_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::sample_pool)); \
-  m.impl("expectation_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::expectation_pool))
+#define FC_IMPL_POOL_OPS(m, Backend)                                                              \
+  m.impl("max_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool));                     \
+  m.impl("max_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_dgrad));               \
+  m.impl("max_pool_at", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_at));                     \
+  m.impl("max_unpool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::max_unpool));                 \
+  m.impl("sum_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool));                     \
+  m.impl("sum_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool_dgrad));               \
+  m.impl("lp_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool));                       \
+  m.impl("lp_pool_dgrad", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool_dgrad));                 \
+  m.impl("sample_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::sample_pool));               \
+  m.impl("expectation_pool_fprop", TORCH_BOX(&fastconv::PoolOps<Backend>::expectation_pool));     \
+  m.impl("max_pool_fprop.value", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_value));         \
+  m.impl("max_pool_fprop.packed", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_packed));       \
+  m.impl("max_pool_dgrad.packed", TORCH_BOX(&fastconv::PoolOps<Backend>::max_pool_dgrad_packed)); \
+  m.impl("sum_pool_fprop.packed", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool_packed));       \
+  m.impl("sum_pool_dgrad.packed", TORCH_BOX(&fastconv::PoolOps<Backend>::sum_pool_dgrad_packed)); \
+  m.impl("lp_pool_fprop.packed", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool_packed));         \
+  m.impl("lp_pool_dgrad.packed", TORCH_BOX(&fastconv::PoolOps<Backend>::lp_pool_dgrad_packed))
 
 }  // namespace fastconv

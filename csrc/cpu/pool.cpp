@@ -20,6 +20,8 @@ namespace {
 
 // Below this many taps a second thread costs more than it saves.
 constexpr double kThreadedTaps = 1e5;
+// Scratch of one thread that is not worth a tensor.
+constexpr int64_t kLocalBytes = 16 << 10;
 
 // How many elements of each window are counted along one axis.
 std::vector<double> counts(const PoolProblem& p, int axis, bool include_pad, bool windows) {
@@ -69,12 +71,7 @@ void run_passes(const CpuPoolCall& call, const PoolLines<A>& lines, const Tensor
   const PoolWork work = call.backward ? pool_backward_work(call, lines)
                         : separable   ? pool_separable_work(call, lines)
                                       : pool_forward_work(call, lines);
-  const int64_t bytes = (work.scratch + 63) / 64 * 64;
-  const Tensor scratch = empty_bytes(like, bytes * threads + 64);
-  char* base = static_cast<char*>(const_cast<void*>(scratch.const_data_ptr()));
-  base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
-  const auto run = [&](int64_t begin, int64_t end) {
-    char* own = base + (threads == 1 ? 0 : bytes * thread_index());
+  const auto pass = [&](int64_t begin, int64_t end, char* own) {
     if (call.backward)
       pool_backward(call, lines, begin, end, own);
     else if (separable)
@@ -82,8 +79,18 @@ void run_passes(const CpuPoolCall& call, const PoolLines<A>& lines, const Tensor
     else
       pool_forward(call, lines, begin, end, own);
   };
-  if (threads == 1) return run(0, work.tasks);
-  parallel_for(work.tasks, run);
+  if (threads == 1 && work.scratch <= kLocalBytes) {
+    alignas(64) char local[kLocalBytes];
+    return pass(0, work.tasks, local);
+  }
+  const int64_t bytes = (work.scratch + 63) / 64 * 64;
+  const Tensor scratch = empty_bytes(like, bytes * threads + 64);
+  char* base = static_cast<char*>(const_cast<void*>(scratch.const_data_ptr()));
+  base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
+  if (threads == 1) return pass(0, work.tasks, base);
+  parallel_for(work.tasks, [&](int64_t begin, int64_t end) {
+    pass(begin, end, base + bytes * thread_index());
+  });
 }
 
 struct Backend {

@@ -11,7 +11,7 @@ import torch
 from fastconv.ops import pool, pool_autograd
 from fastconv.ops.pool_kernels import BARE
 from fastconv.ops.pool_vmap import batched
-from fastconv.problem import dense_strides
+from fastconv.problem import dense_strides, unpacked_moves, unpacked_sizes
 from fastconv.problem import suggests_channels_last as _channels_last
 
 _ops = torch.ops.fastconv
@@ -93,6 +93,28 @@ def _fake_lp_dgrad(dy, x, *_):
     return _fake(x, x.shape)
 
 
+def _lists(x, kernel, moves):
+    rank = x.dim() - 2
+    return (unpacked_sizes(kernel, rank), *unpacked_moves(moves, rank))
+
+
+def _fake_packed(x, kernel, moves, ceil_mode, *_):
+    return _fake_out(x, *_lists(x, kernel, moves), ceil_mode)
+
+
+def _fake_max_packed(x, kernel, moves, ceil_mode, index):
+    return _fake_choice(_fake_packed(x, kernel, moves, ceil_mode), index)
+
+
+def _fake_max_dgrad_packed(dy, index, input, *rest):
+    return _fake_dgrad_packed(dy, input, *rest)
+
+
+def _fake_dgrad_packed(dy, input, *rest):
+    size = [*dy.shape[:2], *unpacked_sizes(input, dy.dim() - 2)]
+    return _fake(dy, size, rest[-1])
+
+
 _FAKES = {
     "max_pool": _fake_max,
     "max_pool_dx": _fake_max_dgrad,
@@ -115,6 +137,13 @@ _FAKES = {
     "lp_pool_dgrad": _fake_lp_dgrad,
     "sample_pool_fprop": _fake_sample,
     "expectation_pool_fprop": _fake_sum,
+    "max_pool_fprop.value": _fake_packed,
+    "max_pool_fprop.packed": _fake_max_packed,
+    "max_pool_dgrad.packed": _fake_max_dgrad_packed,
+    "sum_pool_fprop.packed": _fake_packed,
+    "sum_pool_dgrad.packed": _fake_dgrad_packed,
+    "lp_pool_fprop.packed": _fake_packed,
+    "lp_pool_dgrad.packed": _fake_lp_dgrad,
 }
 
 
