@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../common/conv_problem.h"
+#include "../common/epilogue.h"
 
 namespace fastconv::cpu {
 
@@ -26,6 +26,8 @@ struct ConvCall {
   const void* bias;  // K elements of dtype, contiguous, or null; fprop only
   void* workspace;   // 64-byte aligned, workspace() bytes
   int threads;       // the count that workspace() was asked for; run() uses no more scratch slots
+  // fprop only; the residual has y's strides. y may be a slice of a larger tensor.
+  Epilogue epilogue;
 };
 
 struct ConvAlgorithm {

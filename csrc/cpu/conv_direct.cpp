@@ -102,6 +102,7 @@ void run(const ConvCall& c) {
     g.out = tensor(out);
     g.w = c.w.data;
     g.bias = c.bias;
+    g.epilogue = c.epilogue;
     g.w_group = p.filters_per_group() * c.w.stride[0];
     g.w_ko = c.w.stride[dgrad ? 1 : 0];
     g.w_ci = c.w.stride[dgrad ? 0 : 1];

@@ -8,7 +8,7 @@
 #include "conv_direct.h"
 #include "conv_direct_micro.h"
 #include "conv_direct_stage.h"
-#include "simd.h"
+#include "epilogue_isa.h"
 
 namespace fastconv::cpu::FC_ISA {
 namespace {
@@ -62,6 +62,23 @@ FC_INLINE acc_t<T> bias_at(const DirectPlan& g, int64_t k) {
   return g.bias ? to_acc(static_cast<const T*>(g.bias)[k]) : acc_t<T>(0);
 }
 
+// c [positions][NR] to planes, a row of the tile at a time.
+template <class T>
+void store_planes(const DirectPlan& g, const Finish<T>& finish, const Tile& t, const acc_t<T>* c,
+                  int64_t NR, int64_t channels, T* out, const int64_t* out_at) {
+  constexpr int64_t kRun = 64;
+  acc_t<T> run[kRun];
+  const int64_t positions = t.positions(), row = t.extent[2];
+  const int64_t step = g.out.stride[4] * g.axis[2].out_step;
+  for (int64_t k = 0; k < channels; ++k)
+    for (int64_t i = 0; i < positions;) {
+      const int64_t left = row - i % row, n = left < kRun ? left : kRun;
+      for (int64_t j = 0; j < n; ++j) run[j] = c[(i + j) * NR + k];
+      finish.store(run, out + k * g.out.stride[1] + out_at[i], step, n);
+      i += n;
+    }
+}
+
 template <class T>
 void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   using A = acc_t<T>;
@@ -72,6 +89,7 @@ void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   int64_t* out_at = slot_at<int64_t>(slot, g.slot_out);
   const int64_t tiles = tile_count(g);
   StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  const Finish<T> finish(g.epilogue, g.out.data);
   int64_t last_tile = -1, positions = 0, copy_count = 0;
   Tile t{};
   for (int64_t task = begin; task < end; ++task) {
@@ -119,14 +137,18 @@ void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
       const int64_t k0 = group * g.Ko + ko0;
       T* out = static_cast<T*>(const_cast<void*>(g.out.data)) + n * g.out.stride[0] +
                k0 * g.out.stride[1];
-      if (g.out.stride[1] == 1) {
+      if (g.out.stride[1] == 1 || !finish.plain) {
         A bias[NR];
         for (int64_t k = 0; k < NR; ++k) bias[k] = k < live ? bias_at<T>(g, k0 + k) : A(0);
-        for (int64_t i = 0; i < positions; ++i) {
+        for (int64_t i = 0; i < positions; ++i)
           for (int v = 0; v < NR; v += Simd<A>::lanes)
             vstore(c + i * NR + v, vload(c + i * NR + v) + vload(bias + v));
-          store_run(c + i * NR, out + out_at[i], 1, live);
-        }
+        finish.early(c, 0, 1, positions * NR);
+        if (g.out.stride[1] == 1)
+          for (int64_t i = 0; i < positions; ++i)
+            finish.store(c + i * NR, out + out_at[i], 1, live);
+        else
+          store_planes(g, finish, t, c, NR, live, out, out_at);
       } else {
         for (int64_t k = 0; k < live; ++k) {
           const A bias = bias_at<T>(g, k0 + k);
@@ -152,6 +174,7 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   const int64_t tiles = tile_count(g);
   const int64_t out_w = g.out.stride[4] * g.axis[2].out_step;
   StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  const Finish<T> finish(g.epilogue, g.out.data);
   int64_t last_tile = -1, vectors = 0, live = 0, copy_count = 0;
   Tile t{};
   for (int64_t task = begin; task < end; ++task) {
@@ -209,13 +232,21 @@ void run_rows(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
           m.c_row = (direct ? out_at : acc_at) + first;
           vector_fn<A, Operand::kSplat>(count, nb)(m);
         });
+        if constexpr (same_type) {
+          if (direct && !finish.plain)
+            for (int64_t k = 0; k < nb; ++k)
+              for (int64_t o = 0; o < t.extent[0]; ++o)
+                finish.in_place(m.c + k * m.c_n + out_offset(g, t, o, 0, 0),
+                                g.out.stride[3] * g.axis[1].out_step, t.extent[1], t.extent[2]);
+        }
       }
     }
     if (direct) continue;
+    finish.early(acc, 0, 1, g.Ko * vectors * lanes);
     for (int64_t k = 0; k < g.Ko; ++k)
       for (int64_t v = 0; v < vectors; ++v)
-        store_run(acc + (k * vectors + v) * lanes, out + k * g.out.stride[1] + out_at[v], out_w,
-                  live);
+        finish.store(acc + (k * vectors + v) * lanes, out + k * g.out.stride[1] + out_at[v], out_w,
+                     live);
   }
 }
 
@@ -231,6 +262,7 @@ void run_lanes(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   int64_t* out_at = acc_at + g.tile_positions;
   const int64_t tiles = tile_count(g);
   StageCopy* copies = slot_at<StageCopy>(slot, g.slot_copy);
+  const Finish<T> finish(g.epilogue, g.out.data);
   int64_t last_tile = -1, positions = 0, copy_count = 0;
   Tile t{};
   for (int64_t task = begin; task < end; ++task) {
@@ -274,9 +306,17 @@ void run_lanes(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
         m.c_row = (direct ? out_at : acc_at) + first;
         vector_fn<A, Operand::kVector>(count, 1)(m);
       });
+      if constexpr (same_type) {
+        if (direct && !finish.plain)
+          for (int64_t o = 0; o < t.extent[0]; ++o)
+            for (int64_t p = 0; p < t.extent[1]; ++p)
+              finish.in_place(m.c + out_offset(g, t, o, p, 0), g.out.stride[4] * g.axis[2].out_step,
+                              t.extent[2], lanes);
+      }
       if (direct) continue;
+      finish.early(acc, 0, 1, positions * lanes);
       for (int64_t i = 0; i < positions; ++i)
-        store_run(acc + i * lanes, out + c * g.out.stride[1] + out_at[i], g.out.stride[1], live);
+        finish.store(acc + i * lanes, out + c * g.out.stride[1] + out_at[i], g.out.stride[1], live);
     }
   }
 }

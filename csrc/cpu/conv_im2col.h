@@ -12,7 +12,7 @@
 // dgrad is the same gather as fprop, once per residue class of the input coordinate modulo the
 // stride: only the taps that hit the class are summed and no zeros are inserted.
 #pragma once
-#include "../common/conv_problem.h"
+#include "../common/epilogue.h"
 
 namespace fastconv::cpu {
 
@@ -48,6 +48,7 @@ struct Im2colGemm {
   Im2colTensor other;   // fprop, dgrad: w with n = output, c = input channel; wgrad: dy
   Im2colTensor dest;    // fprop: y; dgrad: dx; wgrad: dw with n = K, c = C
   const void* bias;     // filters of all groups, or null
+  Epilogue epilogue;    // fprop
   Im2colAxis axis[3];
   int64_t groups, pixels_per_image, pixels, taps;
   int64_t channels;  // per group, of the gathered tensor

@@ -2,6 +2,7 @@
 // slice of it). Loop order: depth block (L1: one panel of depth_block x NR, 16 KiB), panels packed
 // for the chunk (L2), rows in groups that stay in L2, panels, register tiles.
 #include "conv_im2col_pack.h"
+#include "epilogue_isa.h"
 #include "gemm_micro.h"
 
 namespace fastconv::cpu::FC_ISA {
@@ -171,15 +172,18 @@ void prepare_panels(Chunk<S, D>& c, const Im2colDepthBlock& block) {
 
 // acc columns [j, end) of every row to the destination, in runs of constant step.
 template <class S, class D>
-void store_columns(const Chunk<S, D>& c, int64_t j, int64_t end) {
+void store_columns(const Chunk<S, D>& c, const Finish<D>& finish, int64_t j, int64_t end) {
+  finish.early(c.acc + j, c.acc_ld, c.rows, end - j);
   while (j < end) {
     int64_t e = j + 1;
     const int64_t step = e < end ? c.vec_offset[e] - c.vec_offset[j] : 1;
     while (e < end && c.vec_offset[e] - c.vec_offset[e - 1] == step) ++e;
     for (int64_t i = 0; i < c.rows; ++i) {
       D* to = c.dest + c.row_offset[i] + c.vec_offset[j];
-      const auto* from = c.acc + i * c.acc_ld + j;
-      if (step == 1)
+      auto* from = c.acc + i * c.acc_ld + j;
+      if (!finish.plain)
+        finish.store(from, to, step, e - j);
+      else if (step == 1)
         for (int64_t k = 0; k < e - j; ++k) from_acc(from[k], to + k);
       else
         for (int64_t k = 0; k < e - j; ++k) from_acc(from[k], to + k * step);
@@ -194,6 +198,7 @@ void run_chunk(Chunk<S, D>& c, int64_t first_block, int64_t last_block) {
   const Im2colGemm& g = c.g;
   constexpr int lanes = Simd<T>::lanes, NR = kTileVectors * lanes;
   const bool single = last_block - first_block == 1;
+  const Finish<D> finish(g.epilogue, g.dest.data);
   // A panel whose tiles can be written where they belong; the others pass through acc.
   const auto direct = [&](int64_t j) {
     if constexpr (SameType<D, T>::value) {
@@ -243,6 +248,12 @@ void run_chunk(Chunk<S, D>& c, int64_t first_block, int64_t last_block) {
           tile.row_bias = bias && g.kind != Im2colKind::kDown ? c.row_bias + i : nullptr;
           kRowKernels<T>.at[vectors - 1][height - 1](tile);
         }
+        if constexpr (SameType<D, T>::value) {
+          if (!to_dest || finish.plain) continue;
+          const int64_t i0 = t0 * c.rows / tiles, i1 = t1 * c.rows / tiles;
+          finish.in_place(c.dest + c.row_offset[i0] + c.vec_offset[j], c.row_step, i1 - i0,
+                          im2col_min(NR, c.vecs - j));
+        }
       }
     }
   }
@@ -254,7 +265,7 @@ void run_chunk(Chunk<S, D>& c, int64_t first_block, int64_t last_block) {
     int64_t e = j + NR;
     while (e < c.vecs && !direct(e)) e += NR;
     e = im2col_min(e, c.vecs);
-    store_columns(c, j, e);
+    store_columns(c, finish, j, e);
     j = e;
   }
 }

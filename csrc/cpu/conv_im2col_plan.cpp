@@ -309,7 +309,7 @@ Im2colGemm im2col_plan(const ConvCall& call, int64_t index, const Im2colKernels&
   if (call.direction == Direction::kFprop) {
     g.gather = tensor(call.x), g.other = tensor(call.w), g.dest = tensor(call.y);
     g.gather.group = Cg * g.gather.c, g.dest.group = Kg * g.dest.c;
-    g.bias = call.bias;
+    g.bias = call.bias, g.epilogue = call.epilogue;
     g.channels = Cg, g.filters = Kg;
   } else if (call.direction == Direction::kDgrad) {
     g.gather = tensor(call.y), g.other = tensor(call.w), g.dest = tensor(call.x);

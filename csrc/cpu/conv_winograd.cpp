@@ -102,6 +102,9 @@ WinogradPlan bind(const WinogradPlan& shape, const ConvCall& c, int64_t g, char*
     plan.filter_s = -plan.filter_s;
   }
   plan.bias = c.bias ? offset(c.bias, g * Kg, bytes) : nullptr;
+  plan.epilogue = c.epilogue;
+  if (c.epilogue.residual)
+    plan.epilogue.residual = offset(c.epilogue.residual, g * Kg * c.y.stride[1], bytes);
   const WinogradScratch s = scratch_of(shape, c.dtype, c.direction);
   plan.v = workspace;
   plan.u = workspace + s.v;

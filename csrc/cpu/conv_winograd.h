@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../common/conv_problem.h"
+#include "../common/epilogue.h"
 #include "isa.h"
 
 namespace fastconv::cpu {
@@ -24,7 +24,8 @@ struct WinogradPlan {
   WinogradView in, out;
   void* filter;
   int64_t filter_k, filter_c, filter_r, filter_s;
-  const void* bias;  // of the group; may be null
+  const void* bias;   // of the group; may be null
+  Epilogue epilogue;  // fprop; residual: of the group
 
   // out is cut into tiles; a strip is a run of tiles side by side, the unit of the transforms.
   int tile_out;  // 2 or 4

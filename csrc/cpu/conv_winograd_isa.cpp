@@ -4,6 +4,7 @@
 #include "conv_winograd_gemm.h"
 #include "conv_winograd_layout.h"
 #include "conv_winograd_tile.h"
+#include "epilogue_isa.h"
 
 namespace fastconv::cpu::FC_ISA {
 namespace {
@@ -76,6 +77,18 @@ void transform_out(const WinogradPlan& p, const WinogradChunk& chunk, int64_t k,
         nest<OutputOf<Wino>, A>(
             [&](int i, int j) { return vload(from + (i * n + j) * step); },
             [&](int i, int j, vec y) { vstore(stage + (i * columns + t * m + j) * L, y + bias); });
+      }
+      if (!p.epilogue.plain()) {
+        const int64_t pixels = m * columns;
+        A* residual = nullptr;  // [m][columns][L], behind the strip
+        if (p.epilogue.residual) {
+          residual = stage + pixels * L;
+          WinogradView view = p.out;
+          view.data = const_cast<void*>(p.epilogue.residual);
+          load_strip(plane_at<T>(view, s.n, first, p.K, p.out_h, p.out_w), s.y * m, s.x * m, m,
+                     columns, residual);
+        }
+        epilogue_tile(p.epilogue, stage, 0, residual, 1, pixels * L);
       }
       store_strip(plane, s.y * m, s.x * m, m, columns, stage);
     }

@@ -59,8 +59,8 @@ FC_HOST_DEVICE constexpr int64_t wgrad_u_step(int64_t tiles, int bytes) {
 FC_HOST_DEVICE constexpr int64_t wgrad_m_step(int bytes) {
   return rows(bytes) * width(bytes) + pad(bytes);
 }
-// One vector of at most 64 bytes for each pixel of a strip (6 x (16 * 4 + 2)) or each of the 9 taps
-// of depth() filters, the larger.
+// One vector of at most 64 bytes for each pixel of a strip (6 x (16 * 4 + 2), or 4 x 64 and as much
+// of a residual) or each of the 9 taps of depth() filters, the largest.
 constexpr int64_t kStageBytes = 9 * 64 * 64;
 
 }  // namespace fastconv::cpu::winograd

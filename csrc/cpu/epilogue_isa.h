@@ -1,5 +1,6 @@
 // The activations of common/epilogue.h on vectors of acc_t, and what they do to a gradient: for the
-// passes of normalisation and for the convolutions' epilogues.
+// passes of normalisation; and the epilogues of the convolutions, on what they have summed and
+// still hold in a cache.
 #pragma once
 #include "../common/epilogue.h"
 #include "simd.h"
@@ -98,4 +99,60 @@ FC_INLINE typename Simd<A>::vec vactivate_backward(Activation activation, typena
   return dy;
 }
 
+// v[i*ld + j] = the epilogue of it, i < rows, j < n; the residual (or null) has the same ld.
+// In norm_isa.cpp, so that it is compiled once for all convolutions.
+void epilogue_tile(const Epilogue& e, float* v, int64_t ld, const float* residual, int64_t rows,
+                   int64_t n);
+void epilogue_tile(const Epilogue& e, double* v, int64_t ld, const double* residual, int64_t rows,
+                   int64_t n);
+
+namespace {
+
+// A convolution's epilogue, for storage T. Sums that are still in acc_t: early() on all of them,
+// then store(); sums that were stored where they belong: in_place().
+template <class T>
+class Finish {
+ public:
+  using A = acc_t<T>;
+  // y: where the tensor begins; its residual has the same strides.
+  FC_INLINE Finish(const Epilogue& e, const void* y)
+      : plain(e.plain()), e_(e), y_(static_cast<const T*>(y)) {}
+
+  const bool plain;
+
+  // v[i*ld + j], i < rows, j < n: what needs no residual is done at once, whatever is stored of it.
+  FC_INLINE void early(A* v, int64_t ld, int64_t rows, int64_t n) const {
+    if (!plain && !e_.residual) epilogue_tile(e_, v, ld, nullptr, rows, n);
+  }
+  // Stores sum[0, n) at y[0, n * stride); may overwrite `sum`.
+  FC_INLINE void store(A* sum, T* y, int64_t stride, int64_t n) const {
+    if (e_.residual) add_residual(sum, y, stride, n);
+    store_run(sum, y, stride, n);
+  }
+  FC_INLINE void in_place(A* y, int64_t ld, int64_t rows, int64_t n) const {
+    static_assert(sizeof(A) == sizeof(T), "y holds what was summed");
+    const T* from = residual(reinterpret_cast<const T*>(y));
+    epilogue_tile(e_, y, ld, reinterpret_cast<const A*>(from), rows, n);
+  }
+
+ private:
+  FC_INLINE const T* residual(const T* y) const {
+    return e_.residual ? static_cast<const T*>(e_.residual) + (y - y_) : nullptr;
+  }
+  __attribute__((noinline)) void add_residual(A* sum, const T* y, int64_t stride, int64_t n) const {
+    constexpr int64_t kRun = 64;
+    A buffer[kRun];
+    const T* from = residual(y);
+    for (int64_t i = 0; i < n; i += kRun) {
+      const int64_t count = kRun < n - i ? kRun : n - i;
+      load_run(from + i * stride, stride, buffer, count);
+      epilogue_tile(e_, sum + i, 0, buffer, 1, count);
+    }
+  }
+
+  const Epilogue e_;
+  const T* const y_;
+};
+
+}  // namespace
 }  // namespace fastconv::cpu::FC_ISA

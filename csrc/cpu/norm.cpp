@@ -17,7 +17,7 @@ extern const NormKernels norm_kernels_fp64;
 namespace {
 
 // Elements from which a second thread repays its wake-up.
-constexpr int64_t kThreadedElements = 1 << 16;
+constexpr int64_t kThreadedElements = 1 << 15;
 // Elementwise passes share out lines in parts of so many elements.
 constexpr int64_t kPart = 1 << 14;
 

@@ -197,7 +197,32 @@ void dgrad(const NormPlan& g, int64_t begin, int64_t end) {
   elementwise(g, dgrad_fn<A>(g), begin, end, g.dy);
 }
 
+template <class A>
+FC_INLINE void run_tile(const Epilogue& e, A* v, int64_t ld, const A* residual, int64_t rows,
+                        int64_t n) {
+  Line<A> l{};
+  l.n = n;
+  l.activation = e.activation;
+  l.slope = static_cast<A>(e.slope);
+  l.residual_first = residual && !e.residual_after;
+  l.residual_last = residual && e.residual_after;
+  for (int64_t i = 0; i < rows; ++i) {
+    l.y = l.dz = l.out = v + i * ld;
+    l.residual = residual ? residual + i * ld : l.y;
+    fprop_line<A, true>(l);
+  }
+}
+
 }  // namespace
+
+void epilogue_tile(const Epilogue& e, float* v, int64_t ld, const float* residual, int64_t rows,
+                   int64_t n) {
+  run_tile(e, v, ld, residual, rows, n);
+}
+void epilogue_tile(const Epilogue& e, double* v, int64_t ld, const double* residual, int64_t rows,
+                   int64_t n) {
+  run_tile(e, v, ld, residual, rows, n);
+}
 
 extern const NormKernels norm_kernels;
 const NormKernels norm_kernels{fprop<float>, dgrad<float>, stats<float>, sums<float>};

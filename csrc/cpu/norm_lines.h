@@ -40,22 +40,36 @@ struct Coef {
   FC_INLINE vec_t<A> at(int64_t i) const { return kOneChannel ? one : vload(from + i); }
 };
 
-// The last elements of a line as whole vectors, zeros behind them.
+// The last elements of a line where they fill no vector: the line's last vector, some of whose
+// elements are others' too, or zeros behind a line shorter than that. Read before the line is
+// written, for y may be overwritten.
 template <class A>
 struct Tail {
-  A y[Simd<A>::lanes], dz[Simd<A>::lanes], residual[Simd<A>::lanes];
-  A out[Simd<A>::lanes], dresidual[Simd<A>::lanes];
+  static constexpr int lanes = Simd<A>::lanes;
+  int64_t at;
+  int live;  // the last ones of a line
+  bool whole;
+  A y[lanes], dz[lanes], residual[lanes], out[lanes], dresidual[lanes];
 
-  FC_INLINE Tail(const Line<A>& l, int64_t i) {
-    fill(l.y, i, l.n, y);
-    fill(l.dz, i, l.n, dz);
-    fill(l.residual, i, l.n, residual);
+  FC_INLINE explicit Tail(const Line<A>& l)
+      : at(l.n < lanes ? 0 : l.n - lanes),
+        live(static_cast<int>(l.n % lanes)),
+        whole(l.n >= lanes) {
+    fill(l.y, l.n, y);
+    fill(l.dz, l.n, dz);
+    fill(l.residual, l.n, residual);
   }
-  static FC_INLINE void fill(const A* from, int64_t i, int64_t n, A* to) {
-    for (int j = 0; j < Simd<A>::lanes; ++j) to[j] = i + j < n ? from[i + j] : A(0);
+  FC_INLINE void fill(const A* from, int64_t n, A* to) const {
+    if (whole) return vstore(to, vload(from + at));
+    for (int j = 0; j < lanes; ++j) to[j] = j < n ? from[j] : A(0);
   }
-  static FC_INLINE void store(const A* from, A* to, int64_t i, int64_t n) {
-    for (int j = 0; i + j < n; ++j) to[i + j] = from[j];
+  // The elements that no vector before has had.
+  FC_INLINE typename Simd<A>::mask fresh() const {
+    return whole ? ~vfirst<A>(lanes - live) : vfirst<A>(live);
+  }
+  FC_INLINE void store(const A* from, A* to) const {
+    if (whole) return vstore(to + at, vload(from));
+    for (int j = 0; j < live; ++j) to[j] = from[j];
   }
 };
 
@@ -93,14 +107,14 @@ void fprop_line(const Line<A>& l) {
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) vstore(out + u * lanes, v[u]);
   };
+  Tail<A> t(l);
   int64_t i = 0;
   for (; i + kUnroll * lanes <= l.n; i += kUnroll * lanes)
     step(Count<kUnroll>{}, l.y + i, l.residual + i, l.out + i, i);
   for (; i + lanes <= l.n; i += lanes) step(Count<1>{}, l.y + i, l.residual + i, l.out + i, i);
-  if (i < l.n) {
-    Tail<A> t(l, i);
-    step(Count<1>{}, t.y, t.residual, t.out, i);
-    t.store(t.out, l.out, i, l.n);
+  if (t.live) {
+    step(Count<1>{}, t.y, t.residual, t.out, t.at);
+    t.store(t.out, l.out);
   }
 }
 
@@ -178,13 +192,16 @@ void sums_line(const Line<A>& l) {
       at.load(l.y + j, l.dz + j, l.residual + j, j);
       sums.add(j, u, at.g, at.g * at.d);
     }
-  for (; i < l.n; i += lanes) {
-    const Tail<A> t(l, i);
-    at.load(t.y, t.dz, t.residual, i);
-    const auto live = vfirst<A>(static_cast<int>(l.n - i));
-    at.g = vkeep<A>(at.g, live);
-    at.d = vkeep<A>(at.d, live);
+  for (; i + lanes <= l.n; i += lanes) {
+    at.load(l.y + i, l.dz + i, l.residual + i, i);
     sums.add(i, 0, at.g, at.g * at.d);
+  }
+  if (i < l.n) {
+    const Tail<A> t(l);
+    at.load(t.y, t.dz, t.residual, t.at);
+    at.g = vkeep<A>(at.g, t.fresh());
+    at.d = vkeep<A>(at.d, t.fresh());
+    sums.add(t.at, 0, at.g, at.g * at.d);
   }
   sums.finish();
 }
@@ -204,11 +221,14 @@ void stats_line(const Line<A>& l) {
       const vec d = vload(l.y + j) - centre.at(j);
       sums.add(j, u, d, d * d);
     }
-  for (; i < l.n; i += lanes) {
-    A y[lanes];
-    Tail<A>::fill(l.y, i, l.n, y);
-    const vec d = vkeep<A>(vload(y) - centre.at(i), vfirst<A>(static_cast<int>(l.n - i)));
+  for (; i + lanes <= l.n; i += lanes) {
+    const vec d = vload(l.y + i) - centre.at(i);
     sums.add(i, 0, d, d * d);
+  }
+  if (i < l.n) {
+    const Tail<A> t(l);
+    const vec d = vkeep<A>(vload(t.y) - centre.at(t.at), t.fresh());
+    sums.add(t.at, 0, d, d * d);
   }
   sums.finish();
 }
@@ -229,14 +249,13 @@ void dgrad_line(const Line<A>& l) {
     vstore(out, v);
     if (l.with_dresidual) vstore(dresidual, last);
   };
-  int64_t i = 0;
-  for (; i + lanes <= l.n; i += lanes)
+  Tail<A> t(l);
+  for (int64_t i = 0; i + lanes <= l.n; i += lanes)
     step(l.y + i, l.dz + i, l.residual + i, l.out + i, l.dresidual + i, i);
-  if (i < l.n) {
-    Tail<A> t(l, i);
-    step(t.y, t.dz, t.residual, t.out, t.dresidual, i);
-    t.store(t.out, l.out, i, l.n);
-    if (l.with_dresidual) t.store(t.dresidual, l.dresidual, i, l.n);
+  if (t.live) {
+    step(t.y, t.dz, t.residual, t.out, t.dresidual, t.at);
+    t.store(t.out, l.out);
+    if (l.with_dresidual) t.store(t.dresidual, l.dresidual);
   }
 }
 

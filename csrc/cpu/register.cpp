@@ -26,7 +26,10 @@ struct Backend {
     STD_TORCH_CHECK(reason.empty(), op, ": algorithm '", algo, "' does not apply: ", reason);
     const int rank = o.problem.rank, threads = num_threads();
     ConvCall call{o.problem,      o.dtype, o.direction, ref(o.x, rank), ref(o.w, rank),
-                  ref(o.y, rank), nullptr, nullptr,     threads};
+                  ref(o.y, rank), nullptr, nullptr,     threads,        {}};
+    // A slice's residual lies in other strides than the slice.
+    const bool apart = o.epilogue.residual != nullptr && o.epilogue.y_channels > 0;
+    if (!apart) call.epilogue = o.epilogue;
     if (o.bias.has_value()) call.bias = o.bias->const_data_ptr();
     const int64_t bytes = algorithm->workspace(o.problem, o.dtype, o.direction, threads);
     std::optional<Tensor> workspace;
@@ -35,7 +38,7 @@ struct Backend {
       call.workspace = workspace->mutable_data_ptr();
     }
     algorithm->run(call);
-    if (o.epilogue.plain()) return;
+    if (!apart) return;
     const ConvProblem& p = o.problem;
     epilogue_in_place(o.dtype, p.N, p.K, p.out_size(), o.channels_last, call.y.data, o.epilogue,
                       threads);

@@ -1,0 +1,148 @@
+"""Convolutions with an epilogue, into slices and with statistics, on the CPU: every algorithm
+against composed float64 references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from cases import CONV_CASES, DTYPES, ConvCase
+from conv_runner import ALGORITHMS, random_operands, reference_conv, refusal
+from fused_reference import (
+    ACTIVATIONS,
+    FORMATS,
+    NUMBER,
+    RESIDUALS,
+    SLOPE,
+    STEEPEST,
+    accumulator,
+    check,
+    check_statistics,
+    epilogue,
+    laid_out,
+    random,
+    rounding,
+    stored,
+)
+from test_determinism import THREADED_CASES
+from tolerances import UNIT_ROUNDOFF, conv_tolerance
+from torch import Tensor
+
+ops = torch.ops.fastconv
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_format = pytest.mark.parametrize("name", FORMATS)
+by_algo = pytest.mark.parametrize("algo", ALGORITHMS)
+
+# --- convolutions -------------------------------------------------------------------------------
+
+
+def conv_epilogue_reference(
+    algo: str,
+    case: ConvCase,
+    operands: tuple[Tensor, Tensor],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    where: str,
+) -> tuple[Tensor, Tensor]:
+    """(expected, bound): the epilogue works on the accumulator, so there is one rounding to
+    storage."""
+    dtype = operands[0].dtype
+    pre, magnitude = reference_conv(case, "fprop", operands, bias)
+    acc = accumulator(dtype)
+    bound = conv_tolerance(algo, "fprop", acc, pre, magnitude, case.gemm_k("fprop"))
+    if dtype.itemsize == 2 and not algo.startswith("winograd"):
+        bound = bound + UNIT_ROUNDOFF[acc] * case.gemm_k("fprop") ** 0.5 * magnitude
+    wide = None if residual is None else residual.double()
+    expected = epilogue(pre, wide, activation, where)
+    size = pre.abs() + expected.abs() + (0 if wide is None else wide.abs())
+    return expected, stored(dtype, expected, STEEPEST * bound + 8 * rounding(dtype) * size)
+
+
+def combinations(index: int) -> Iterator[tuple[str, str, bool]]:
+    """A few of (activation, residual, bias), other ones for every index."""
+    names = list(ACTIVATIONS)
+    for i in range(3):
+        yield names[(index + 2 * i) % len(names)], RESIDUALS[(index + i) % 3], (index + i) % 2 == 0
+
+
+@by_dtype
+@by_format
+@by_algo
+def test_conv_epilogue(algo: str, name: str, dtype: torch.dtype, poisoned_empty: None) -> None:
+    for index, case in enumerate(CONV_CASES):
+        if refusal(algo, case, "fprop", dtype):
+            continue
+        x, w, bias = random_operands(case, "fprop", dtype)
+        x, w = laid_out(x, name), laid_out(w, name)
+        for activation, where, with_bias in combinations(index):
+            residual = laid_out(random(case.output_size, dtype), name)
+            b, r = bias if with_bias else None, residual if where != "none" else None
+            act = NUMBER[activation], SLOPE, where == "after"
+            y = ops.conv_epilogue_fprop(x, w, b, r, *case.params, *act, algo)
+            plain = ops.conv_fprop(x, w, b, *case.params, algo)
+            assert y.stride() == plain.stride()
+            if not y.numel():
+                continue
+            expected, bound = conv_epilogue_reference(algo, case, (x, w), b, r, activation, where)
+            check(y, expected, bound, f"{case.id} {activation} {where}")
+            if case.output_size[1] == 1:
+                continue
+            outer = (y.shape[0], y.shape[1] + 3, *y.shape[2:])
+            form = FORMATS["contiguous" if y.is_contiguous() else "channels_last"]
+            store = form(torch.full(outer, 7.0, dtype=dtype))
+            out = store[:, 1 : 1 + y.shape[1]]
+            ops.conv_epilogue_into(x, w, b, r, out, *case.params, *act, algo)
+            note = f"{case.id} {activation} {where}: into a slice"
+            if r is None:
+                assert torch.equal(out, y), note
+            else:
+                # A slice's residual has other strides: it is added by a pass over what was stored,
+                # which 16-bit storage has rounded.
+                once_more = UNIT_ROUNDOFF[dtype] * plain.double().abs() * STEEPEST
+                check(out, expected, bound + once_more, note)
+            assert (store[:, :1] == 7).all() and (store[:, 1 + y.shape[1] :] == 7).all()
+
+
+@by_dtype
+@by_format
+@by_algo
+def test_conv_stats(algo: str, name: str, dtype: torch.dtype, poisoned_empty: None) -> None:
+    for index, case in enumerate(CONV_CASES):
+        if refusal(algo, case, "fprop", dtype):
+            continue
+        x, w, bias = random_operands(case, "fprop", dtype)
+        x, w, b = laid_out(x, name), laid_out(w, name), bias if index % 2 else None
+        y, mean, m2 = ops.conv_stats_fprop(x, w, b, *case.params, algo)
+        assert torch.equal(y, ops.conv_fprop(x, w, b, *case.params, algo))
+        assert mean.shape == m2.shape == y.shape[1:2]
+        if y.numel():
+            check_statistics(y, (mean, m2), case.id)
+        else:
+            assert not mean.any() and not m2.any()
+
+
+@by_format
+@by_algo
+def test_bits_do_not_depend_on_run_or_threads(
+    algo: str, name: str, set_threads: Callable[[int], None]
+) -> None:
+    for index, case in enumerate(THREADED_CASES):
+        for dtype in (torch.float32, torch.bfloat16):
+            if refusal(algo, case, "fprop", dtype):
+                continue
+            x, w, bias = random_operands(case, "fprop", dtype)
+            x, w = laid_out(x, name), laid_out(w, name)
+            residual = laid_out(random(case.output_size, dtype), name)
+            first: list[Tensor] = []
+            for threads in (1, 2, 3, 2):
+                set_threads(threads)
+                results = [
+                    ops.conv_epilogue_fprop(
+                        x, w, bias, residual, *case.params, index % 5, SLOPE, index % 2 == 0, algo
+                    ),
+                    *ops.conv_stats_fprop(x, w, bias, *case.params, algo),
+                ]
+                first = first or results
+                assert all(map(torch.equal, first, results)), f"{case.id} {dtype} {threads}"
