@@ -43,6 +43,18 @@ struct WinogradFpropParams {
   WinogradImages residual;
 };
 
+// Which filter of the slab's 32 and tile of the block's 32 a task of one half of the filters is.
+struct WinogradTask {
+  int k, n;
+};
+
+template <bool kNhwc>
+__device__ __forceinline__ WinogradTask winograd_task(int task, int half) {
+  // NHWC: the two tiles of a warp are 16 apart, for the banks.
+  return {half * 16 + (kNhwc ? task % 16 : task / 32),
+          kNhwc ? task / 16 % 2 * 16 + task / 32 : task % 32};
+}
+
 template <class Wino, class Engine, class scalar_t, bool kNhwc>
 __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
                                   WinogradBlockShape<Wino>::kBlocksPerSm)
@@ -53,6 +65,11 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
   constexpr int kTile = Wino::kTile, kOut = Wino::kOut, kThreads = Shape::kThreads;
   FC_DYN_SHARED(float, shared);  // [2][point][256] of U, then of V
   float* const shared_v = shared + 2 * Shape::kStage;
+  // Behind half the sums, [output][32 filters][32 tiles]: what waits for the epilogue.
+  constexpr int kOutputPitch = kWinogradBlock * kWinogradBlock;
+  float* const outputs = shared + Shape::kPoints * 16 * kWinogradSumPitch;
+  static_assert(Shape::kPoints * 16 * kWinogradSumPitch + kOut * kOut * kOutputPitch <=
+                4 * Shape::kStage);
   const int lane = threadIdx.x % 32, first_point = threadIdx.x / 32 * Shape::kPointsPerWarp;
 
   uint32_t slab_local;
@@ -124,60 +141,68 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
     __syncthreads();
 #pragma unroll 1
     for (int task = threadIdx.x; task < 16 * kWinogradBlock; task += kThreads) {
-      // NHWC: the two tiles of a warp are 16 apart, for the banks.
-      const int k = kNhwc ? task % 16 : task / 32;
-      const int n = kNhwc ? task / 16 % 2 * 16 + task / 32 : task % 32;
-      const int32_t k_of_slab = half * 16 + k;
-      if (first_k + k_of_slab >= p.K || first_tile + n >= p.tiling.tiles) continue;
-      constexpr int kPitch = 16 * kWinogradSumPitch;
-      float* const from = shared + k * kWinogradSumPitch + n;
+      const WinogradTask at = winograd_task<kNhwc>(task, half);
+      if (first_k + at.k >= p.K || first_tile + at.n >= p.tiling.tiles) continue;
+      const float* from = shared + at.k % 16 * kWinogradSumPitch + at.n;
       float values[kOut][kOut];
       winograd_nest<WinogradOutput<Wino>>(
-          [&](int i, int j) { return from[(i * kTile + j) * kPitch]; },
+          [&](int i, int j) { return from[(i * kTile + j) * 16 * kWinogradSumPitch]; },
           [&](int i, int j, float v) { values[i][j] = v; });
       if (bias != nullptr) {
-        const float b = to_acc(bias[group * static_cast<int64_t>(p.K) + first_k + k_of_slab]);
+        const float b = to_acc(bias[group * static_cast<int64_t>(p.K) + first_k + at.k]);
 #pragma unroll
         for (int i = 0; i < kOut; ++i)
 #pragma unroll
           for (int j = 0; j < kOut; ++j) values[i][j] += b;
       }
-      const WinogradTile t = winograd_tile(p.tiling, first_tile + n);
-      const int32_t y0 = t.y * kOut, x0 = t.x * kOut;
       if (p.epilogue.any) {
-        // Through the tile's own places in shared memory, so that rows are a loop: beside the other
-        // half's sums there are no registers for more than one of them.
+        float* const kept = outputs + at.k * kWinogradBlock + at.n;
 #pragma unroll
         for (int i = 0; i < kOut; ++i)
 #pragma unroll
-          for (int j = 0; j < kOut; ++j) from[(i * kTile + j) * kPitch] = values[i][j];
-        const int64_t channel = static_cast<int64_t>(group) * p.K + first_k + k_of_slab;
-        const scalar_t* residual =
-            byte_offset(static_cast<const scalar_t*>(p.epilogue.residual),
-                        channel * p.residual.stride_c + t.n * p.residual.stride_n +
-                            y0 * static_cast<int64_t>(p.residual.stride_h) +
-                            x0 * static_cast<int64_t>(p.residual.stride_w));
-#pragma unroll 1
-        for (int i = 0; i < kOut && y0 + i < p.out.height; ++i) {
-          float row[kOut];
-#pragma unroll
-          for (int j = 0; j < kOut; ++j) row[j] = from[(i * kTile + j) * kPitch];
-          apply_to_row(p.epilogue, p.residual, !kNhwc, residual, p.out.width - x0, row);
-#pragma unroll
-          for (int j = 0; j < kOut; ++j) from[(i * kTile + j) * kPitch] = row[j];
-          residual = byte_offset(residual, p.residual.stride_h);
-        }
-#pragma unroll
-        for (int i = 0; i < kOut; ++i)
-#pragma unroll
-          for (int j = 0; j < kOut; ++j) values[i][j] = from[(i * kTile + j) * kPitch];
+          for (int j = 0; j < kOut; ++j) kept[(i * kOut + j) * kOutputPitch] = values[i][j];
+        continue;
       }
-      scalar_t* to = byte_offset(y, k_of_slab * p.out.stride_c + t.n * p.out.stride_n +
+      const WinogradTile t = winograd_tile(p.tiling, first_tile + at.n);
+      const int32_t y0 = t.y * kOut, x0 = t.x * kOut;
+      scalar_t* to = byte_offset(y, at.k * p.out.stride_c + t.n * p.out.stride_n +
                                         y0 * static_cast<int64_t>(p.out.stride_h) +
                                         x0 * static_cast<int64_t>(p.out.stride_w));
       store_tile<kOut>(p.out, !kNhwc, to, p.out.height - y0, p.out.width - x0, values);
     }
   }
+  if (!p.epilogue.any) return;
+  // By the threads that kept the outputs, now that no sums are in registers.
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half)
+#pragma unroll 1
+    for (int task = threadIdx.x; task < 16 * kWinogradBlock; task += kThreads) {
+      const WinogradTask at = winograd_task<kNhwc>(task, half);
+      if (first_k + at.k >= p.K || first_tile + at.n >= p.tiling.tiles) continue;
+      const WinogradTile t = winograd_tile(p.tiling, first_tile + at.n);
+      const int32_t y0 = t.y * kOut, x0 = t.x * kOut;
+      scalar_t* to = byte_offset(y, at.k * p.out.stride_c + t.n * p.out.stride_n +
+                                        y0 * static_cast<int64_t>(p.out.stride_h) +
+                                        x0 * static_cast<int64_t>(p.out.stride_w));
+      const int64_t channel = static_cast<int64_t>(group) * p.K + first_k + at.k;
+      const scalar_t* residual =
+          byte_offset(static_cast<const scalar_t*>(p.epilogue.residual),
+                      channel * p.residual.stride_c + t.n * p.residual.stride_n +
+                          y0 * static_cast<int64_t>(p.residual.stride_h) +
+                          x0 * static_cast<int64_t>(p.residual.stride_w));
+      const float* kept = outputs + at.k * kWinogradBlock + at.n;
+#pragma unroll 1
+      for (int i = 0; i < kOut && y0 + i < p.out.height; ++i) {
+        float row[kOut];
+#pragma unroll
+        for (int j = 0; j < kOut; ++j) row[j] = kept[j * kOutputPitch];
+        apply_to_row(p.epilogue, p.residual, !kNhwc, residual, p.out.width - x0, row);
+        store_row(p.out, !kNhwc, to, p.out.width - x0, row);
+        kept += kOut * kOutputPitch;
+        to = byte_offset(to, p.out.stride_h);
+        residual = byte_offset(residual, p.residual.stride_h);
+      }
+    }
 }
 
 }  // namespace fastconv::cuda
