@@ -8,6 +8,8 @@
 // Channels (NHWC)   A thread has VEC channels, whose constants stay in its registers, and walks
 //                   over pixels; blockDim.x = lanes * slots, lanes along the channels.
 #pragma once
+#include <cstring>
+
 #include "epilogue.cuh"
 #include "fast_divmod.cuh"
 
@@ -65,10 +67,19 @@ __device__ __forceinline__ void load_values(const scalar_t* from, acc_t<scalar_t
 }
 template <int COUNT, class scalar_t>
 __device__ __forceinline__ void store_values(scalar_t* to, const acc_t<scalar_t> (&from)[COUNT]) {
-  if constexpr (COUNT == 1)
+  if constexpr (COUNT == 1) {
     *to = from_acc<scalar_t>(from[0]);
-  else
-    store_aligned(to, from);
+  } else {
+    // By the function of a store of 16 bytes: nvcc takes an assignment of as many apart where loops
+    // surround it. Nobody reads the result from this SM's L1.
+    static_assert(COUNT * sizeof(scalar_t) == 16);
+    scalar_t values[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) values[i] = from_acc<scalar_t>(from[i]);
+    uint4 word;
+    memcpy(&word, values, sizeof(word));
+    __stcg(reinterpret_cast<uint4*>(to), word);
+  }
 }
 
 // Of COUNT neighbours at `at`, of as many channels or of one: y less its mean, and g, the gradient
