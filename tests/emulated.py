@@ -59,11 +59,14 @@ class Epilogue:
     y_channels: int = 0
     first: int = 0
 
+    @property
+    def arguments(self) -> list[Any]:
+        """What the emulation's Epilogue is made of."""
+        number = ACTIVATIONS.index(self.activation)
+        return [number, self.slope, self.residual == "after", self.y_channels, self.first]
+
     def native(self) -> Any:
-        return emulation().Epilogue(
-            ACTIVATIONS.index(self.activation), self.slope, self.residual == "after",
-            self.y_channels, self.first,
-        )  # fmt: skip
+        return emulation().Epilogue(*self.arguments)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from emulated import ACTIVATIONS, PLACEMENTS, Epilogue, emulation, source_lines
+from emulated import PLACEMENTS, Epilogue, emulation, source_lines
 from torch import Tensor
 
 # What a pass writes; dresidual where it is asked for.
@@ -61,25 +61,40 @@ def run_norm(
     """
     p, e = problem, epilogue or Epilogue()
     module = emulation()
-    wanted = results or RESULTS[pass_]
-    item, statistic = p.dtype.itemsize, p.statistics.itemsize
-    sizes = {name: p.n * p.k * p.size * item if name in TENSORS else p.k * statistic
-             for name in wanted}  # fmt: skip
-    if "z" in sizes and e.y_channels:
-        sizes["z"] = p.n * e.y_channels * p.size * item
+    args, options = norm_call(pass_, p, operands, e, results or RESULTS[pass_], in_place, count)
     with source_lines(module):
         read, counted = module.run_norm(
-            pass_, p.n, p.k, p.size, p.channels_last, str(p.dtype).removeprefix("torch."),
-            {name: _bytes(name, t, p) for name, t in operands.items()}, sizes,
-            activation=ACTIVATIONS.index(e.activation), slope=e.slope,
-            residual_after=e.residual == "after", z_channels=e.y_channels, first=e.first,
-            in_place=in_place, count=p.n * p.size if count is None else count, seed=seed,
-            workers=workers,
+            *args, **options, seed=seed, workers=workers,
             placement=getattr(module.Placement, placement or PLACEMENTS[seed % len(PLACEMENTS)]),
         )  # fmt: skip
     if launches is not None:
         launches += counted.records
     return {name: _tensor(name, data, p, e) for name, data in read.items()}
+
+
+def norm_call(
+    pass_: str,
+    p: NormProblem,
+    operands: dict[str, Tensor],
+    e: Epilogue,
+    wanted: tuple[str, ...],
+    in_place: bool = False,
+    count: float | None = None,
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments and options of the emulation's run_norm."""
+    item, statistic = p.dtype.itemsize, p.statistics.itemsize
+    sizes = {name: p.n * p.k * p.size * item if name in TENSORS else p.k * statistic
+             for name in wanted}  # fmt: skip
+    if "z" in sizes and e.y_channels:
+        sizes["z"] = p.n * e.y_channels * p.size * item
+    activation, slope, after, z_channels, first = e.arguments
+    args = [pass_, p.n, p.k, p.size, p.channels_last, str(p.dtype).removeprefix("torch."),
+            {name: _bytes(name, t, p) for name, t in operands.items()}, sizes]  # fmt: skip
+    return args, {
+        "activation": activation, "slope": slope, "residual_after": after,
+        "z_channels": z_channels, "first": first, "in_place": in_place,
+        "count": p.n * p.size if count is None else count,
+    }  # fmt: skip
 
 
 def norm_launches(pass_: str, problem: NormProblem, placement: str = "start") -> list[Any]:

@@ -4,18 +4,31 @@ every registered instance on a few small problems, and planted bugs that only th
 from __future__ import annotations
 
 import re
+import subprocess
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cases import ConvCase
 from conv_runner import hash_of, random_operands
-from emulated import CAPABILITY, SM_COUNT, Instance, emulation, instances, operand_bytes
+from emulated import (
+    CAPABILITY,
+    SM_COUNT,
+    Epilogue,
+    Instance,
+    emulation,
+    instances,
+    operand_bytes,
+)
+from emulated_norm import RESULTS, NormProblem, norm_call
 from emulated_pool import PoolInstance, pool_instances, problem_arguments
 from emulated_pool import operand_bytes as pool_bytes
 from emulator import build
 from emulator.sanitized_run import run_jobs
 from test_emulated_conv import applicable_cases
+from test_emulated_epilogue import chosen_cases as epilogue_cases
+from test_emulated_norm import operands_of
 from test_emulated_pool import checks_of
 from test_emulator import PLANTED, planted_input
 
@@ -84,8 +97,16 @@ def chosen_cases(instance: Instance) -> list[ConvCase]:
     return sorted(small, key=lambda c: hash_of(c.id + instance.name))[:CASES_PER_INSTANCE]
 
 
-def conv_job(instance: Instance, case: ConvCase, seed: int) -> dict[str, Any]:
+def conv_job(
+    instance: Instance, case: ConvCase, seed: int, epilogue: Epilogue | None = None
+) -> dict[str, Any]:
+    """With an epilogue, of a residual of ones."""
     a, b, bias = random_operands(case, instance.direction, instance.dtype)
+    options: dict[str, Any] = {"seed": seed}
+    if epilogue is not None:
+        residual = torch.ones(case.output_size, dtype=instance.dtype)
+        options["epilogue"] = epilogue.arguments
+        options["residual"] = operand_bytes(residual, instance)
     args = [
         instance.algorithm,
         instance.name,
@@ -96,10 +117,10 @@ def conv_job(instance: Instance, case: ConvCase, seed: int) -> dict[str, Any]:
         [CAPABILITY, SM_COUNT],
     ]
     return {
-        "name": f"{instance} {case.id}",
+        "name": f"{instance} {case.id} {epilogue}",
         "call": "run_conv",
         "args": args,
-        "options": {"seed": seed},
+        "options": options,
     }
 
 
@@ -115,6 +136,49 @@ def test_instances_are_clean(algorithm: str) -> None:
     ]
     assert {job["args"][1] for job in jobs} == {instance.name for instance in mine}
     outcome = run_jobs(module, jobs)
+    last = outcome.stdout.splitlines()[-1] if outcome.stdout else "nothing ran"
+    assert last == "all done", f"{last}\n{outcome.stderr[:6000]}"
+
+
+@pytest.mark.slow
+def test_epilogues_are_clean() -> None:
+    """Of every instance of fprop: a residual, into a slice."""
+    module = build.build("kernels", "sanitized")
+    jobs = []
+    for i, instance in enumerate(i for i in instances() if i.direction == "fprop"):
+        case = min(epilogue_cases(instance), key=macs)
+        way = ("before", "after")[i % 2]
+        epilogue = Epilogue("silu", 0.0, way, case.weight_size[0] + 3 + 5 * (i % 2), 3)
+        jobs.append(conv_job(instance, case, 1 + i % 3, epilogue))
+    assert_clean(run_jobs(module, jobs))
+
+
+@pytest.mark.slow
+def test_normalisation_passes_are_clean() -> None:
+    module = build.build("kernels", "sanitized")
+    jobs = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for shape in ((2, 16, 9), (2, 3, 41)):
+            for i, pass_ in enumerate((*RESULTS, *RESULTS)):
+                p = NormProblem(*shape, i >= len(RESULTS), dtype)
+                operands = operands_of(p, pass_ in ("fprop", "dgrad"))
+                names = {"stats": ("y",), "fprop": ("y", "residual", "mean", "rstd")}
+                operands = {n: operands[n] for n in names.get(pass_, operands)}
+                args, options = norm_call(
+                    pass_, p, operands, Epilogue("relu", residual="after"), RESULTS[pass_]
+                )
+                jobs.append(
+                    {
+                        "name": f"{pass_} {p}",
+                        "call": "run_norm",
+                        "args": args,
+                        "options": {**options, "seed": 1 + i % 3},
+                    }
+                )
+    assert_clean(run_jobs(module, jobs))
+
+
+def assert_clean(outcome: subprocess.CompletedProcess[str]) -> None:
     last = outcome.stdout.splitlines()[-1] if outcome.stdout else "nothing ran"
     assert last == "all done", f"{last}\n{outcome.stderr[:6000]}"
 

@@ -75,7 +75,10 @@ def _call(module: Any, job: dict[str, Any]) -> None:
         instance, problem, options, operands, device = args
         problem, options = module.PoolProblem(*problem), module.PoolOptions(*options)
         args = [instance, problem, options, operands, module.Device(*device)]
-    getattr(module, job["call"])(*args, **job["options"])
+    options = {name: _decode(value) for name, value in job["options"].items()}
+    if "epilogue" in options:
+        options["epilogue"] = module.Epilogue(*options["epilogue"])
+    getattr(module, job["call"])(*args, **options)
 
 
 def main(module_path: str) -> None:
