@@ -1,7 +1,10 @@
 // What follows a convolution's sum before it is stored, the same for every backend:
-//   pre = sum + bias[k] (+ residual)      residual before the activation: a residual network's
-//   block y   = act(pre)      (+ residual)      or after it
-// A batch normalisation in inference is folded into weights and bias and needs nothing here.
+//
+//   pre = sum + bias[k] (+ residual)
+//   y   = act(pre)      (+ residual)
+//
+// with the residual before the activation, as in a residual network's block, or after it. A batch
+// normalisation in inference is folded into weights and bias and needs nothing here.
 #pragma once
 #if !defined(FC_ISA)  // whose files have the activations as vectors (cpu/epilogue_isa.h)
 #include <cmath>

@@ -1,10 +1,17 @@
 // One pass of batch normalisation with activation over a convolution's result, for a launcher of
 // either backend. y stands for the convolution's result, z for what the layer returns:
-//   pre = (y - mean[k]) * rstd[k] * weight[k] + bias[k] (+ residual);   z = act(pre) (+ residual)
+//
+//   pre = (y - mean[k]) * rstd[k] * weight[k] + bias[k] (+ residual)
+//   z   = act(pre)                                      (+ residual)
+//
 // and backward, with g = dz * act'(pre) and n values per channel:
-//   sum_g[k] = sum of g,   sum_gy[k] = sum of g * (y - mean[k])             over N and the pixels
-//   dy = weight * rstd * (g - sum_g / n - (y - mean) * rstd^2 * sum_gy / n)
-// (in evaluation, where mean and rstd do not depend on y, without the sums).
+//
+//   sum_g[k]  = sum of g over N and the pixels
+//   sum_gy[k] = sum of g * (y - mean[k])
+//   dy        = weight * rstd * (g - sum_g / n - (y - mean) * rstd^2 * sum_gy / n)
+//
+// (in evaluation, where mean and rstd do not depend on y, without the sums). Without mean and rstd
+// kFprop is the epilogue alone, z = act(y + residual); then z may be y itself, or a channel slice.
 // Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 1 and section 3.
 #pragma once
 #include "epilogue.h"
