@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     plot.add_arguments(commands.add_parser("plot", help="pictures of a result file"))
     commands.add_parser("readme", help="write the README's tables from the committed results")
     args = parser.parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv  # to start this command again
     if args.command == "list":
         return listing()
     if args.command == "readme":

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench import correctness
+from bench import correctness, gpu_check
 from bench.problem import Once, Problem, Verdict, with_layout
 from bench.problems import ConvLayer
 from fastconv import gpu
@@ -19,6 +19,7 @@ PARTS = ("fprop", "dgrad", "wgrad")
 DIRECTIONS = (*PARTS, "forward+backward")
 EPILOGUES = ("none", "bias", "bias+relu")  # of fprop
 PRECISIONS = ("ieee", "tf32", "tf32x3")  # of float32 on CUDA
+REFERENCES = ("pytorch", "definition")  # of the exact answer: PyTorch's in float64, or gpu_check's
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,15 @@ class ConvProblem(Problem):
         results = result if isinstance(result, tuple) else (result,)
         verdicts = []
         for part, given, exact in zip(self.parts, results, self.answer.value, strict=True):
+            if isinstance(exact, gpu_check.Answer):
+                tf32 = self.precision == "tf32"
+                where = (self.layer, part, self.batch, tf32)
+                verdicts.append(gpu_check.judge(given, exact, ran, *where))
+                continue
             terms = correctness.gemm_k(self.layer, part, self.batch)
             unit = correctness.TF32_UNIT if self.precision == "tf32" else None
             verdicts.append(correctness.judge(given, exact, ran, terms, unit))
-        return max(verdicts, key=lambda v: (bool(v.reason), v.error / v.tolerance))
+        return max(verdicts, key=lambda v: (bool(v.reason), v.error / v.tolerance, v.error))
 
     def bytes(self) -> int:
         return self.layer.elements(self.batch) * len(self.parts) * self.x.element_size()
@@ -90,11 +96,12 @@ class ConvProblem(Problem):
 def make_tensors(
     layer: ConvLayer, batch: int, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, w, dy, bias of a layer, NCHW: the same numbers for the same sizes, whatever the device."""
-    generator = torch.Generator().manual_seed(0)
+    """x, w, dy, bias of a layer, NCHW: the same numbers for the same sizes on every device of a
+    kind; a GPU makes its own, which takes it no time."""
+    generator = torch.Generator(device).manual_seed(0)
     sizes = (layer.input_size(batch), layer.weight_size, layer.output_size(batch), (layer.K,))
     x, w, dy, bias = (
-        torch.randn(size, generator=generator, dtype=torch.float32).to(device, dtype)
+        torch.randn(size, generator=generator, device=device, dtype=torch.float32).to(dtype)
         for size in sizes
     )
     return x, w, dy, bias
@@ -109,16 +116,21 @@ def problems_of(
     device: str = "cpu",
     epilogue: str = "none",
     precision: str = "ieee",
+    reference: str | None = None,
 ) -> Iterator[ConvProblem]:
-    """One per direction and layout; the exact answer is shared by the layouts of a direction."""
+    """One per direction and layout; the exact answer is shared by the layouts of a direction.
+    reference: one of REFERENCES; None for the definition on a GPU, where it needs no transfer, and
+    PyTorch on the CPU, where it is quicker."""
+    reference = reference or ("pytorch" if device == "cpu" else "definition")
     x, w, dy, bias = make_tensors(layer, batch, dtype, device)
     for direction in directions:
         with_bias = bias if direction == "fprop" and epilogue != "none" else None
         parts = PARTS if direction == "forward+backward" else (direction,)
 
-        def exact(parts=parts, with_bias=with_bias) -> list[correctness.Reference]:
+        def exact(parts=parts, with_bias=with_bias) -> list[Any]:
             relu = epilogue == "bias+relu"
-            return [correctness.reference(layer, p, x, w, dy, with_bias, relu) for p in parts]
+            answer = correctness.reference if reference == "pytorch" else gpu_check.exact
+            return [answer(layer, p, x, w, dy, with_bias, relu) for p in parts]
 
         answer = Once(exact)
         for layout in layouts:

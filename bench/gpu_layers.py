@@ -1,11 +1,14 @@
-"""The fixed list of layers that a GPU run times, most telling first: when the time is up, what is
-left out is the end of the list."""
+"""The fixed lists of convolutions that a GPU run times, most telling first: when the time is up,
+what is left out is the end of the list. They fix batch, direction and arithmetic as well."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from bench.problems import ConvLayer, conv_layers
+
+REHEARSAL = "rehearsal"  # a network of problems whose times say nothing
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,40 @@ def timed_layers() -> list[Timed]:
 def rehearsed_layers() -> list[Timed]:
     """A few tiny problems, to run the benchmark itself where there is no GPU."""
     ones = (1, 1)
-    plane = ConvLayer("rehearsal", 4, (8, 8), 6, (3, 3), ones, ones, ones)
-    depthwise = ConvLayer("rehearsal", 6, (9, 7), 6, (3, 3), (2, 2), ones, ones, 6)
-    volume = _conv3d("rehearsal", 2, (3, 5, 4), 3)
+    plane = ConvLayer(REHEARSAL, 4, (8, 8), 6, (3, 3), ones, ones, ones)
+    depthwise = ConvLayer(REHEARSAL, 6, (9, 7), 6, (3, 3), (2, 2), ones, ones, 6)
+    volume = _conv3d(REHEARSAL, 2, (3, 5, 4), 3)
     return [Timed(plane, 2, gradients=True), Timed(depthwise, 1), Timed(volume, 1)]
+
+
+def by_value(layers: list[Timed]) -> Iterator[tuple[Timed, str, str]]:
+    """(layer, direction, arithmetic: a dtype or "tf32"), most telling first."""
+    for arithmetic in ("bfloat16", "float32"):
+        yield from ((item, "fprop", arithmetic) for item in layers)
+    for arithmetic in ("bfloat16", "float32"):
+        for item in layers:
+            if item.gradients:
+                yield from ((item, direction, arithmetic) for direction in ("dgrad", "wgrad"))
+    yield from ((item, "fprop", "tf32") for item in layers if item.gradients)
+
+
+# Name -> (the layers, whether torch.compile, whose search takes seconds, is to be compared with).
+LISTS = {
+    "gpu": (timed_layers, False),
+    "gpu_compiled": (timed_layers, True),
+    "gpu_rehearsal": (rehearsed_layers, False),
+}
+SOURCE = "layers of the other lists, and of C3D (Tran et al., ICCV 2015), by what they tell"
+
+
+def work(name: str) -> Iterator[tuple[ConvLayer, str, str]]:
+    """A list's (layer with its batch, direction, arithmetic), most telling first."""
+    make, compiled = LISTS[name]
+    for item, direction, arithmetic in by_value(make()):
+        if not compiled or (item.compiled and arithmetic != "tf32"):
+            yield replace(item.layer, batch=item.batch), direction, arithmetic
+
+
+def layers(name: str) -> list[ConvLayer]:
+    """A list's distinct layers."""
+    return list(dict.fromkeys(layer for layer, *_ in work(name)))

@@ -11,6 +11,34 @@ SCHEMA = 1
 DRY = "DRY RUN: no kernel ran on a GPU and nothing was measured; what ran was rehearsed on the CPU."
 
 
+# Contenders of the suite under the names that they have here.
+EAGER = {"pytorch": "eager"}
+LEFT_OUT = ("copy",)  # says nothing of a convolution
+
+
+def benchmark(result: dict) -> dict:
+    """What `python -m bench run` wrote of convolutions, as `document` takes it: a problem's rows in
+    both layouts together, a contender with its layout."""
+    rows = [row_of(row) for row in result.get("rows", []) if row["contender"] not in LEFT_OUT]
+    return {"ceilings": result.get("settings", {}).get("ceilings", {}), "rows": rows}
+
+
+def row_of(row: dict) -> dict:
+    arithmetic = "tf32" if row.get("precision") == "tf32" else row["dtype"]
+    name = EAGER.get(row["contender"], row["contender"])
+    where = f"{row['net']} {row['layer']} N={row['batch']} {row['direction']} {arithmetic}"
+    found = {
+        "problem": where,
+        "direction": row["direction"],
+        "arithmetic": arithmetic,
+        "contender": f"{name}@{row['layout']}",
+        "ran": "aten" if row["ran"].startswith("aten") else EAGER.get(row["ran"], row["ran"]),
+        "status": row["status"],
+        "excess": row.get("error"),  # in units of the tolerance
+    }
+    return found | {key: row[key] for key in ("reason", "ms", "floor_ms") if key in row}
+
+
 def by_problem(rows: Iterable[dict]) -> dict[str, list[dict]]:
     found: dict[str, list[dict]] = {}
     for row in rows:
@@ -94,7 +122,7 @@ def overall(problems: list[dict]) -> list[dict]:
 def document(
     dry: bool, machine: dict, stages: list[dict], benchmarks: list[dict], selftest: dict | None
 ) -> dict:
-    """Everything about a run. `benchmarks`: what `bench.gpu_bench` wrote; their rows are merged.
+    """Everything about a run. `benchmarks`: as from `benchmark`; their rows are merged.
     `selftest`: what `fastconv.selftest` wrote. A dry run has no ratios: they would be of nothing.
     """
     rows = [row for part in benchmarks for row in part.get("rows", [])]

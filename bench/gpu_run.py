@@ -134,13 +134,15 @@ class GpuRun:
         return [self._on_device("selftest", command, 80, 40)]
 
     def benchmark(self) -> list[Stage]:
-        command = (PYTHON, "-m", "bench.gpu_bench", "--json", str(self.work / "benchmark.json"))
+        """Every algorithm on the list of convolutions, and every instance on its first layer."""
+        words = "--device cuda --lists gpu --providers auto,ours --every-instance 1"
+        command = self._bench(f"{words} --seconds 0.03", "benchmark")
         return [self._on_device("benchmark", command, 200, 90)]
 
     def against_compile(self) -> list[Stage]:
-        command = (PYTHON, "-m", "bench.gpu_bench", "--compiled", "--json")
-        path = str(self.work / "compiled.json")
-        return [self._on_device("benchmark: torch.compile", (*command, path), 110, 40, False)]
+        words = "--device cuda --lists gpu_compiled --providers compile --layout channels_last"
+        command = self._bench(f"{words} --seconds 0.03", "compiled")
+        return [self._on_device("benchmark: torch.compile", command, 110, 40, False)]
 
     def suite(self) -> list[Stage]:
         """What `python -m bench run` measures on the device: pools and inception modules."""
@@ -148,10 +150,10 @@ class GpuRun:
             "--device cuda --dtype bfloat16 --batch 32 --lists family,inception,resnet50,googlenet"
         )
         words += " --ops pool,inception --providers auto,direct,triton,compile --seconds 0.03"
-        return [self._on_device("benchmark: suite", self._suite(words, 55), 75, 30)]
+        return [self._on_device("benchmark: suite", self._bench(words, "suite"), 75, 30)]
 
-    def _suite(self, words: str, seconds: float) -> tuple[str, ...]:
-        options = (*words.split(), "--until", str(seconds), "--json", str(self.work / "suite.json"))
+    def _bench(self, words: str, name: str) -> tuple[str, ...]:
+        options = (*words.split(), "--until", "stage", "--json", str(self.work / f"{name}.json"))
         return (PYTHON, "-m", "bench", "run", *options)
 
     def rehearsals(self) -> list[list[Stage]]:
@@ -160,7 +162,7 @@ class GpuRun:
         note = "rehearsed on the CPU"
         limit = self.args.seconds  # a busy machine is no failure: only the whole has a limit
         collect = (*PYTEST, "--collect-only", "tests/gpu")
-        bench = (PYTHON, "-m", "bench.gpu_bench", "--rehearse", "--json")
+        bench = "--lists gpu_rehearsal --reference definition --providers auto,ours --restarts 1"
         return [
             [
                 Stage("tests: collected", collect, limit),
@@ -185,14 +187,14 @@ class GpuRun:
                 ),
                 Stage(
                     "benchmark: rehearsal",
-                    (*bench, str(self.work / "benchmark.json")),
+                    self._bench(f"{bench} --seconds 0.001", "benchmark"),
                     *(limit, 10, True),
                     {"OMP_WAIT_POLICY": "passive"},
                     note=note,
                 ),
                 Stage(
                     "suite: rehearsal",
-                    self._suite("--lists family --limit 1 --seconds 0.001", limit / 4),
+                    self._bench("--lists family --limit 1 --seconds 0.001", "suite"),
                     *(limit, 10, True),
                     {"OMP_WAIT_POLICY": "passive"},
                     note=note,
@@ -254,7 +256,7 @@ class GpuRun:
         machine = {**self.machine, "benchmark_clocks": self.clocks}
         machine["wall_seconds"] = round(time.time() - self.started)
         machine["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started))
-        parts = [self._json("benchmark") or {}, self._json("compiled") or {}]
+        parts = self._benchmarks()
         selftest = self._json("selftest")
         doc = gpu_report.document(
             self.dry, machine, [r.as_dict() for r in self.runner.results], parts, selftest
@@ -282,6 +284,17 @@ class GpuRun:
             else:
                 self.folder = results / gpu_machine.slug(self.machine)
         return self.folder
+
+    def _benchmarks(self) -> list[dict]:
+        """Of the second only what it is for: PyTorch was timed in the first as well."""
+        found = []
+        for name, only in (("benchmark", ""), ("compiled", "compile@")):
+            result = self._json(name)
+            if result is not None:
+                part = gpu_report.benchmark(result)
+                part["rows"] = [r for r in part["rows"] if r["contender"].startswith(only)]
+                found.append(part)
+        return found
 
     def _json(self, name: str) -> dict | None:
         try:

@@ -4,13 +4,10 @@ A call is captured once, so that what is timed is the device's work and not the 
 sample a buffer several times the size of the L2 is overwritten: the operands come from memory, and
 the host has issued the events and the replay before the device gets to them. What cannot be
 captured is launched as it is, behind a pause that hides the host's part.
-
-`HostTimer` has the same face and no device, for the rehearsal.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -113,37 +110,8 @@ class CudaTimer:
         return found
 
 
-class HostTimer:
-    """The same by the host's clock, on CPU tensors."""
-
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.how: dict[str, str] = {}
-
-    def prepare(self, name: str, run: Callable[[], object]) -> Callable[[], object]:
-        run()
-        self.how[name] = "host clock"
-        return run
-
-    once = prepare
-
-    def samples(self, ready: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list]:
-        return {name: [self._once(run) for _ in range(rounds)] for name, run in ready.items()}
-
-    def rate_samples(self, run: Callable[[], object], count: int) -> list[float]:
-        run()
-        return [self._once(run) for _ in range(BATCHES)]
-
-    @staticmethod
-    def _once(run: Callable[[], object]) -> float:
-        began = time.perf_counter()
-        run()
-        return (time.perf_counter() - began) * 1e3
-
-
 def timings(
-    timer: CudaTimer | HostTimer,
+    timer: CudaTimer,
     ready: Mapping[str, Callable[[], object]],
     seconds: float,
 ) -> dict[str, Timing]:

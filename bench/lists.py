@@ -17,6 +17,7 @@ from torch import nn
 from bench import (
     conv_problem,
     fused_problem,
+    gpu_layers,
     inception_problem,
     pool_problem,
     pool_problems,
@@ -45,7 +46,7 @@ def family_of(layer: Layer) -> str:
 
 def names() -> tuple[str, ...]:
     """Every list that `layers` knows."""
-    return (*problems.net_names(), FAMILY, INCEPTION, STRESS)
+    return (*problems.net_names(), FAMILY, INCEPTION, STRESS, *gpu_layers.LISTS)
 
 
 @cache
@@ -64,6 +65,8 @@ def layers(name: str, families: Sequence[str] = FAMILIES) -> list[Layer]:
         found: list[Layer] = [*pool_problems.pool_layers(name)]
     elif name == INCEPTION:
         found = [*inception_problem.modules()]
+    elif name in gpu_layers.LISTS:
+        return [*gpu_layers.layers(name)] if "conv" in families else []
     elif name == STRESS:
         found = [problems.layer_of(STRESS, row) for row in _stress()["layers"]]
     elif name.startswith(problems.DEEPBENCH):
@@ -77,6 +80,8 @@ def layers(name: str, families: Sequence[str] = FAMILIES) -> list[Layer]:
 
 def source(name: str) -> str:
     """Where a list comes from."""
+    if name in gpu_layers.LISTS:
+        return gpu_layers.SOURCE
     if name == FAMILY:
         return pool_problems.FAMILY_SOURCE
     if name == INCEPTION:
@@ -108,14 +113,15 @@ def problems_of(
     device: str = "cpu",
     epilogue: str = "none",
     precision: str = "ieee",
+    reference: str | None = None,
 ) -> Iterator[Problem]:
     """One problem per direction and layout. directions: None for the family's usual ones; what a
-    family does not have is passed over. epilogue, precision: of convolutions."""
+    family does not have is passed over. epilogue, precision, reference: of convolutions."""
     toward = directions_of(layer, directions)
     if isinstance(layer, FusedLayer):
         yield from fused_problem.problems_of(layer, batch, toward, layouts, dtype, device)
     elif isinstance(layer, ConvLayer):
-        more = (dtype, device, epilogue, precision)
+        more = (dtype, device, epilogue, precision, reference)
         yield from conv_problem.problems_of(layer, batch, toward, layouts, *more)
     elif isinstance(layer, PoolLayer):
         yield from pool_problem.problems_of(layer, batch, toward, layouts, dtype, device)

@@ -4,6 +4,7 @@ timed again for longer before anybody believes it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
@@ -11,7 +12,9 @@ from bench.ceilings import floor_ms
 from bench.goals import GOALS, Goal
 from bench.problem import Problem
 from bench.providers import COPY, PYTORCH, Call, NotApplicable, Provider
+from bench.stretches import DeviceLost
 from bench.timing import Timing, interleaved
+from fastconv import gpu
 
 AGAIN = 4  # a ratio below its goal is measured again with this many times the budget
 
@@ -24,6 +27,7 @@ def check(provider: Provider, problem: Problem) -> tuple[dict, Call | None]:
         row["ran"] = provider.ran(problem)
         run = provider.prepare(problem)
     except (NotApplicable, RuntimeError) as reason:
+        raise_if_lost(problem, reason)
         return row | {"status": "not applicable", "reason": _first_line(reason)}, None
     except Exception as error:
         return row | {"status": "error", "reason": _named(error)}, None
@@ -36,6 +40,7 @@ def check(provider: Provider, problem: Problem) -> tuple[dict, Call | None]:
             result = result.to_dense()
         verdict = problem.judge(result, row["ran"])
     except Exception as error:  # a crash of one contender is a result, not the end of the run
+        raise_if_lost(problem, error)
         refused = isinstance(error, NotApplicable) or "does not apply" in str(error)
         status = "not applicable" if refused else "error"
         return row | {"status": status, "reason": _named(error)}, None
@@ -43,6 +48,16 @@ def check(provider: Provider, problem: Problem) -> tuple[dict, Call | None]:
     if not verdict.ok:
         return row | {"status": "wrong", "reason": verdict.reason}, None
     return row | {"status": "ok"}, run
+
+
+def raise_if_lost(problem: Problem, error: Exception) -> None:
+    """Raises DeviceLost if nothing runs on the problem's device any more. Room for what follows is
+    made where it was missing."""
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+    lost = gpu.loss(problem.x.device) if isinstance(error, RuntimeError) else ""
+    if lost:
+        raise DeviceLost(lost) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -68,6 +83,8 @@ def measure(
     goals: Sequence[Goal] = GOALS,
     ceilings: Mapping[str, float] | None = None,
     timer: Timer = host_timer,
+    enter: Callable[[str], None] = lambda name: None,
+    banned: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict]:
     """Rows of all contenders on one problem, in their order. Only right answers have a time, and a
     ratio to PyTorch's where PyTorch is among them and right.
@@ -75,9 +92,18 @@ def measure(
     A ratio below one of the goals is measured again, longer; the second measurement is the result
     and the first is kept in `first_ratio`. With `ceilings` rows have the time that the machine's
     own limits leave (`floor_ms`), and the fraction of it that was reached (`of_limit`).
+
+    `enter` is told who is run next, "" when all are timed; `banned`: who is not run, and why.
+
+    Raises:
+        DeviceLost: nothing runs on the device any more.
     """
     rows, calls = {}, {}
     for provider in contenders:
+        if provider.name in banned:
+            rows[provider.name] = _banned(problem, provider, banned[provider.name])
+            continue
+        enter(provider.name)
         rows[provider.name], run = check(provider, problem)
         if run is not None:
             calls[provider.name] = run
@@ -85,6 +111,33 @@ def measure(
         return list(rows.values())
     if timer is host_timer and problem.x.is_cuda:
         calls = {name: _synchronised(run) for name, run in calls.items()}
+    enter("")
+    try:
+        _time(problem, rows, calls, seconds, goals, timer)
+    except RuntimeError as error:
+        raise_if_lost(problem, error)
+        raise
+    if ceilings:
+        for name in calls:
+            floor = floor_ms(problem, ceilings)
+            rows[name] |= {"floor_ms": floor, "of_limit": floor / rows[name]["ms"]["median"]}
+    return list(rows.values())
+
+
+def _banned(problem: Problem, provider: Provider, reason: str) -> dict:
+    who = {"contender": provider.name, "ours": provider.ours, "ran": provider.name}
+    return problem.facts() | who | {"status": "error", "reason": reason}
+
+
+def _time(
+    problem: Problem,
+    rows: dict[str, dict],
+    calls: dict[str, Call],
+    seconds: float,
+    goals: Sequence[Goal],
+    timer: Timer,
+) -> None:
+    """Puts the times into the rows."""
     _record(rows, timer(calls, seconds, 0))
     doubtful = [
         name
@@ -97,11 +150,6 @@ def measure(
         _record(rows, timer(again, AGAIN * seconds, 9), keep=(PYTORCH,))
         for name in doubtful:
             rows[name]["first_ratio"] = first[name]
-    if ceilings:
-        for name in calls:
-            floor = floor_ms(problem, ceilings)
-            rows[name] |= {"floor_ms": floor, "of_limit": floor / rows[name]["ms"]["median"]}
-    return list(rows.values())
 
 
 def _synchronised(run: Call) -> Call:

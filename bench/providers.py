@@ -26,7 +26,7 @@ from bench.inception_problem import InceptionProblem, inception
 from bench.pool_problem import PoolProblem, pytorch_pool
 from bench.pool_problems import LP_POWER
 from bench.problem import Problem, with_layout
-from fastconv import select, select_pool
+from fastconv import _C, select, select_pool
 from fastconv.ops import conv as ops
 
 Call = Callable[[], Any]
@@ -307,6 +307,20 @@ def _our_pool(problem: PoolProblem, x: Tensor, algo: str) -> Tensor:
     if layer.kind == "adaptive_avg":
         return fastconv.adaptive_avg_pool2d(x, layer.kernel, algo=algo)
     return fastconv.stochastic_pool2d(x, *window, layer.padding, layer.ceil_mode, algo=algo)
+
+
+def instances_of(problem: Problem, tf32: bool) -> list[str]:
+    """Every CUDA kernel instance for this convolution's direction, layout and arithmetic."""
+    if not isinstance(problem, ConvProblem):
+        return []
+    dtype = str(problem.x.dtype).removeprefix("torch.")
+    layout = _C.Layout.NHWC if problem.layout == "channels_last" else _C.Layout.NCHW
+    wanted = (problem.direction, dtype, layout, tf32)
+    return [
+        f"{algorithm}/{name}"
+        for algorithm, name, direction, kind, at, rounds in _C.cuda_instances()
+        if (direction.name, kind.name, at, rounds) == wanted
+    ]
 
 
 _PLAIN = (PyTorch(), ChannelsLast(), Compiled(), OneDNN(), Copy())

@@ -22,13 +22,18 @@ def summarise(rows: Iterable[dict]) -> list[dict]:
     there: geometric mean of the ratios over distinct layers, the ratio of whole-network times
     (layers weighted by count), and the worst layer. PyTorch in the same layout comes first.
 
-    A net's operations are summed up together, as a network runs them.
+    A net's operations are summed up together, as a network runs them; arithmetics apart.
     """
     rows = list(rows)
     where = {(*problem_key(row), row["contender"]): row for row in rows if row["status"] == "ok"}
     groups: dict[tuple, list[dict]] = {}
+    several = len({arithmetic(row) for row in rows}) > 1
     for row in rows:
-        groups.setdefault(tuple(row[k] for k in GROUP), []).append(row)
+        group = tuple(row[k] for k in GROUP)
+        if several:  # told apart where the direction is
+            group = tuple(f"{v} {arithmetic(row)}" if k == "direction" else v
+                          for k, v in zip(GROUP, group, strict=True))  # fmt: skip
+        groups.setdefault(group, []).append(row)
     rivals = [name for name in dict.fromkeys(r["contender"] for r in rows) if name != COPY]
     ours = {row["contender"] for row in rows if row["ours"]}
     summaries = []
@@ -49,11 +54,16 @@ def summarise(rows: Iterable[dict]) -> list[dict]:
     return summaries
 
 
+def arithmetic(row: dict) -> str:
+    """The dtype, or "tf32" where float32 is rounded to it."""
+    return "tf32" if row.get("precision") == "tf32" else row["dtype"]
+
+
 def problem_key(row: dict) -> tuple:
     """What makes two rows rows of one problem in one layout."""
-    return tuple(
-        row[k] for k in ("op", "net", "layer", "batch", "direction", "layout", "device", "dtype")
-    )
+    names = ("op", "net", "layer", "batch", "direction", "layout", "device", "dtype")
+    # Older results have no precision.
+    return (*(row[name] for name in names), row.get("precision", "ieee"))
 
 
 def _summary(group: tuple, members: list[dict], rival: str, pairs: list[tuple[dict, dict]]) -> dict:

@@ -88,6 +88,14 @@ def test_summary_weighs_layers_and_names_its_rivals() -> None:
     assert found["auto", "compile"]["total_ratio"] == pytest.approx(0.5)
 
 
+def test_summary_keeps_arithmetics_apart() -> None:
+    rows = []
+    for ratio, other in ((4.0, {"dtype": "bfloat16"}), (1.0, {"precision": "tf32"}), (2.0, {})):
+        rows += [_pytorch(ratio, **other), _row("auto", ratio, **other)]
+    found = {s["direction"]: s["geomean_ratio"] for s in report.summarise(rows)}
+    assert found == {"fprop bfloat16": 4.0, "fprop tf32": 1.0, "fprop float32": 2.0}
+
+
 def _run(tmp_path: Path, *more: str, name: str = "out") -> tuple[int, dict]:
     out = tmp_path / "a" / f"{name}.json"
     command = f"run --lists tiny --threads {torch.get_num_threads()} --seconds 0.001 --json {out}"

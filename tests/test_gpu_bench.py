@@ -1,11 +1,12 @@
-"""The GPU benchmark on CPU tensors: right before timed, resumed after a crash, and its report."""
+"""What the benchmark does on a GPU, on CPU tensors: its reference, its timer, its lists, its
+report."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +16,23 @@ import torch
 
 from bench import (
     ceilings,
-    gpu_bench,
+    conv_problem,
     gpu_check,
-    gpu_contenders,
+    gpu_layers,
     gpu_report,
     gpu_stages,
     gpu_timing,
+    lists,
+    measure,
+    providers,
+    run,
 )
-from bench.gpu_layers import rehearsed_layers, timed_layers
+from bench.conv_problem import ConvProblem
+from bench.gpu_layers import timed_layers
 from bench.gpu_stages import PASSED
-from fastconv import _C, gpu
+from bench.providers import PYTORCH
+from bench.timing import rate_samples
+from fastconv import _C, gpu, select, trust
 from fastconv.problem import ConvSpec
 
 
@@ -97,74 +105,92 @@ def test_the_list_of_layers() -> None:
         assert min(item.layer.output_size(item.batch)) >= 1
 
 
-def bench(tmp_path: Path) -> gpu_bench.Bench:
-    state = gpu_bench.State(tmp_path / "b.json", "cpu")
-    state.data["ceilings"] = {"triad_bytes_per_s": 1e9, "gemm_float32_flops": 1e9}
-    return gpu_bench.Bench(state, gpu_bench.HostTimer(), time.monotonic() + 100)
-
-
-def test_a_wrong_answer_is_reported_and_not_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    call = gpu_contenders.call
-
-    def wrong(name, problem):
-        run, ran = call(name, problem)
-        return ((lambda: run() * 1.001) if name == "im2col@nchw" else run), ran
-
-    monkeypatch.setattr(gpu_contenders, "call", wrong)
-    b = bench(tmp_path)
-    names = ["eager@nchw", "im2col@nchw", "direct@nchw", "no_such@nchw"]
-    b.measure(rehearsed_layers()[0], "fprop", "float32", names)
-    rows = {r["contender"]: r for r in b.state.data["rows"]}
-    assert rows["im2col@nchw"]["status"] == "wrong" and "ms" not in rows["im2col@nchw"]
-    assert rows["direct@nchw"]["status"] == "ok" and rows["direct@nchw"]["ms"]["median"] > 0
-    assert rows["no_such@nchw"]["status"] == "error" and "no_such" in rows["no_such@nchw"]["reason"]
-    assert [r["contender"] for r in gpu_bench.wrong(b.state.data["rows"])] == [
-        "im2col@nchw",
-        "no_such@nchw",
+def test_lists_go_by_value() -> None:
+    """16-bit fprop of all layers first; TF32, of the layers whose gradients are timed, last."""
+    work = list(gpu_layers.work("gpu"))
+    count = len(timed_layers())
+    assert [w[1:] for w in work[: 2 * count : count]] == [
+        ("fprop", "bfloat16"),
+        ("fprop", "float32"),
     ]
+    some = {layer for layer, direction, _ in work if direction == "dgrad"}
+    assert {layer for layer, _, arithmetic in work if arithmetic == "tf32"} == some
+    assert len(work) == len(set(work)) == 2 * count + 4 * len(some) + len(some)
+    compiled = set(gpu_layers.work("gpu_compiled"))
+    assert compiled < set(work) and all(arithmetic != "tf32" for *_, arithmetic in compiled)
+    assert len(lists.layers("gpu")) == count and not lists.layers("gpu", ["pool"])
+    assert {layer.batch for layer in lists.layers("gpu")} == {1, 8, 32}
 
 
-def test_a_lost_device_restarts_without_the_culprit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The rows so far stay, the culprit is left out, and other errors are no reason to restart."""
-    b = bench(tmp_path)
-    layer = rehearsed_layers()[0]
-    b.measure(layer, "fprop", "float32", ["eager@nchw"])
-    call = gpu_contenders.call
-
-    def lost(name, problem):
-        if name == "direct@nchw":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return call(name, problem)
-
-    monkeypatch.setattr(gpu_contenders, "call", lost)
-    again = []
-    monkeypatch.setattr(gpu_bench.os, "execv", lambda *args: again.append(args))
-    with pytest.raises(RuntimeError, match="illegal") as error:
-        b.measure(layer, "dgrad", "float32", ["eager@nchw", "direct@nchw"])
-    gpu_bench.restarted(b.state, error.value)
-    assert len(again) == 1
-    resumed = gpu_bench.State(tmp_path / "b.json", "cpu")
-    key = gpu_bench.key_of(layer, "dgrad", "float32")
-    assert resumed.data["banned"] == [[key, "direct@nchw"]] and len(resumed.data["rows"]) == 1
-    b = gpu_bench.Bench(resumed, gpu_bench.HostTimer(), time.monotonic() + 100)
-    b.measure(layer, "dgrad", "float32", ["eager@nchw", "direct@nchw"])
-    assert [r["status"] for r in resumed.data["rows"]] == ["ok", "ok", "error"]
-    with pytest.raises(RuntimeError, match="no device was lost"):
-        gpu_bench.restarted(resumed, RuntimeError("no device was lost"))
-    assert len(again) == 1
-
-
-def test_time_that_is_up_is_reported(tmp_path: Path) -> None:
-    b = bench(tmp_path)
-    b.deadline = time.monotonic() - 1
-    assert b.run(rehearsed_layers(), compiled=False) == len(
-        list(gpu_bench.work(rehearsed_layers()))
+def test_rows_of_the_suite_become_the_reports() -> None:
+    common = {"net": "n", "layer": "l", "batch": 32, "direction": "fprop", "precision": "tf32"}
+    common |= {"layout": "channels_last", "dtype": "float32", "status": "ok", "error": 0.5}
+    common |= {"ms": {"median": 2.0}, "floor_ms": 1.0}
+    rows = [
+        common | {"contender": "pytorch", "ran": "pytorch"},
+        common | {"contender": "copy", "ran": "copy"},
+        common | {"contender": "auto", "ran": "aten+tf32"},
+        common
+        | {"contender": "im2col", "ran": "im2col/a", "layout": "nchw", "ms": {"median": 1.0}},
+    ]
+    rates = {"triad_bytes_per_s": 4e12, "empty_call_ms": 0.003}
+    part = gpu_report.benchmark({"rows": rows, "settings": {"ceilings": rates}})
+    assert [r["contender"] for r in part["rows"]] == [
+        "eager@channels_last",
+        "auto@channels_last",
+        "im2col@nchw",
+    ]
+    assert part["ceilings"] == rates
+    (p,) = gpu_report.document(False, {}, [], [part], None)["problems"]
+    assert p["problem"] == "n l N=32 fprop tf32" and p["arithmetic"] == "tf32"
+    assert (p["eager_channels_last"], p["auto_ran"], p["ours_ran"]) == (
+        2.0,
+        "aten",
+        "im2col/a@nchw",
     )
-    assert b.state.data["rows"] == []
+    assert (p["ratio"], p["of_floor"]) == (2.0, 1.0)
+
+
+def problems_by_definition(layer, direction: str, dtype: torch.dtype = torch.float32):
+    return conv_problem.problems_of(
+        layer, layer.batch, [direction], ["nchw"], dtype, reference="definition"
+    )
+
+
+@pytest.mark.parametrize("direction", [*conv_problem.PARTS, "forward+backward"])
+@pytest.mark.parametrize("layer", lists.layers("gpu_rehearsal"), ids=lambda layer: layer.label)
+def test_the_definition_as_the_reference(layer, direction: str) -> None:
+    """Right answers are within the tests' tolerances, and each of them sees damage."""
+    (problem,) = problems_by_definition(layer, direction)
+    contenders = [providers.provider(name) for name in (PYTORCH, "direct", "im2col")]
+    rows = measure.measure(problem, contenders, 0.001)
+    assert [r["status"] for r in rows] == ["ok"] * 3
+    assert all(0 <= r["error"] <= 1 == r["tolerance"] for r in rows[1:])
+    right = contenders[1].prepare(problem)()
+    for damage in (
+        lambda y: y * 1.001,
+        lambda y: torch.where(y == y.max(), y + 1, y),
+        lambda y: torch.where(y == y.max(), torch.nan, y),
+        lambda y: y[:-1],
+    ):
+        wrong = (*right[:-1], damage(right[-1])) if isinstance(right, tuple) else damage(right)
+        assert not problem.judge(wrong, "direct").ok
+    # PyTorch may round as it likes, but a NaN is none of a result.
+    off = (*right[:-1], right[-1] * 1.001) if isinstance(right, tuple) else right * 1.001
+    assert problem.judge(off, PYTORCH).ok and not problem.judge(off, "mine").ok
+    lost = (*right[:-1], right[-1] * torch.nan) if isinstance(right, tuple) else right * torch.nan
+    assert not problem.judge(lost, PYTORCH).ok
+
+
+@pytest.mark.parametrize("epilogue", ["bias", "bias+relu"])
+def test_the_definition_with_an_epilogue(epilogue: str) -> None:
+    layer = lists.layers("gpu_rehearsal")[0]
+    where = (layer, layer.batch, ["fprop"], ["nchw"], torch.float32, "cpu", epilogue)
+    (problem,) = conv_problem.problems_of(*where, reference="definition")
+    direct = providers.provider("direct")
+    assert problem.judge(direct.prepare(problem)(), "direct").ok
+    plain = replace(problem, bias=None, epilogue="none")
+    assert not problem.judge(direct.prepare(plain)(), "direct").ok
 
 
 class PretendedCuda:
@@ -249,13 +275,37 @@ def test_cuda_timer(capturable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert timer.rate_samples(run, 4) == [3.0] * gpu_timing.BATCHES
 
 
-def test_ceilings_and_floor() -> None:
-    found = gpu_bench.measured_ceilings(gpu_timing.HostTimer())
-    assert all(value > 0 for value in found.values())
+def test_ceilings_and_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every arithmetic that is run, and on a GPU what an empty call takes."""
+    items = [
+        run.Work(layer, layer.batch, ["fprop"], "float32", precision)
+        for layer in lists.layers("gpu_rehearsal")
+        for precision in ("ieee", "tf32")
+    ]
+    options = SimpleNamespace(work=items, device="cpu")
+    found = run.measured_rates(options, rate_samples)
+    names = {"triad_bytes_per_s", "gemm_float32_flops", "gemm_tf32_flops"}
+    assert set(found) == names and all(value > 0 for value in found.values())
+    cuda = PretendedCuda()
+    cuda.patch(monkeypatch)
+    monkeypatch.setattr(ceilings, "measured", lambda samples, device, kinds, small: {"kinds": 1.0})
+    monkeypatch.setattr(run.torch, "zeros", lambda n, device: torch.ones(n))
+    options.device = "cuda"
+    assert run.measured_rates(options, rate_samples) == {"kinds": 1.0, "empty_call_ms": 1.0}
     rates = {"triad_bytes_per_s": 4e12, "gemm_bfloat16_flops": 8e14}
     assert ceilings.floor_of(8e11, 4e9, "bfloat16", rates) == pytest.approx(1.0)
     assert ceilings.floor_of(8e12, 4e9, "bfloat16", rates) == pytest.approx(10.0)
     assert ceilings.floor_of(8e12, 4e9, "float64", rates) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0], ids=["quick", "slow"])
+def test_slow_calls_are_not_captured(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = PretendedCuda()
+    cuda.patch(monkeypatch)
+    monkeypatch.setattr(run.time, "monotonic", iter([0.0, seconds]).__next__)
+    timer, _ = run._clock("cuda")
+    found = timer({"a": lambda: cuda.log.append("run")}, 0.001, 0)
+    assert ("capture" in cuda.log) == (seconds == 0.0) and set(found) == {"a"}
 
 
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
@@ -264,24 +314,29 @@ def test_the_compiled_contender_traces_whole(
 ) -> None:
     """As the search would see it, with the graph run as it is."""
     whole = partial(torch.compile, backend="eager", fullgraph=True)
-    monkeypatch.setattr(gpu_contenders.torch, "compile", lambda f, mode: whole(f))
-    for item in rehearsed_layers():
-        problem = gpu_bench.make_problem(item, direction, "float32", "cpu")
-        with torch.inference_mode():
-            run, ran = gpu_contenders.call(gpu_contenders.COMPILED, problem)
-            answer = gpu_check.exact(problem)
-            assert gpu_check.excess(run(), answer, ran, problem, False) <= 1.0
+    monkeypatch.setattr(providers.torch, "compile", lambda f, mode: whole(f))
+    for layer in lists.layers("gpu_rehearsal"):
+        (problem,) = problems_by_definition(layer, direction)
+        result = providers.provider("compile").prepare(problem)()
+        assert problem.judge(result, "im2col").ok  # as right as one of ours
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An H200 as far as cost models ask."""
     if not _C.cuda_instances():
         pytest.skip("this build has no CUDA kernels")
     monkeypatch.setattr(gpu, "describe", lambda key: gpu.Gpu("NVIDIA H200", 90, 132, 13000))
+    monkeypatch.setattr(gpu, "refusal", lambda key: None)
+    monkeypatch.setattr(trust, "error_of", lambda device, name: None)
+    select.forget()
+    yield
+    select.forget()
 
 
-def test_the_cheapest_instance_of_an_algorithm(pretended) -> None:
+def test_a_named_algorithm_runs_its_cheapest_instance(pretended) -> None:
+    """What the benchmark's contenders are called by; whether it is trusted is not asked."""
+
     def spec(tf32: bool, **other) -> ConvSpec:
         values = {"direction": "fprop", "dtype": torch.float32, "channels_last": False, **other}
         return ConvSpec(
@@ -298,10 +353,28 @@ def test_the_cheapest_instance_of_an_algorithm(pretended) -> None:
 
     names = {f"{row[0]}/{row[1]}" for row in _C.cuda_instances()}
     for algorithm in ("direct", "direct_plain", "im2col"):
-        name = gpu_contenders.cheapest_instance(algorithm, spec(False))
+        name = select.resolve(spec(False), algorithm)
         assert name in names and name.startswith(algorithm + "/")
-        assert name not in gpu_contenders.tf32_kernels()
-    rounded = gpu_contenders.cheapest_instance("im2col", spec(True))
-    assert rounded in gpu_contenders.tf32_kernels()
+        assert name not in gpu_check.tf32_kernels()
+    assert select.resolve(spec(True), "im2col") in gpu_check.tf32_kernels()
     with pytest.raises(RuntimeError, match="does not apply"):
-        gpu_contenders.cheapest_instance("im2col", spec(False, dtype=torch.float64))
+        select.resolve(spec(False, dtype=torch.float64), "im2col")
+
+
+def test_every_instance_of_a_problem() -> None:
+    """Those of its direction, dtype, layout and arithmetic."""
+    layer = lists.layers("gpu_rehearsal")[0]
+    found: dict[tuple, list[str]] = {}
+    for direction in conv_problem.PARTS:
+        for layout in ("nchw", "channels_last"):
+            (problem,) = conv_problem.problems_of(layer, 2, [direction], [layout], torch.float32)
+            for tf32 in (False, True):
+                found[direction, layout, tf32] = providers.instances_of(problem, tf32)
+    names = [name for some in found.values() for name in some]
+    float32 = [f"{r[0]}/{r[1]}" for r in _C.cuda_instances() if r[3].name == "float32"]
+    assert sorted(names) == sorted(float32)
+    assert all(name in gpu_check.tf32_kernels() for key, some in found.items() for name in some
+               if key[2])  # fmt: skip
+    assert isinstance(problem, ConvProblem) and all(
+        len(set(some)) == len(some) for some in found.values()
+    )

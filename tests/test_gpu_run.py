@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_gpu_bench import row
 
 from bench import gpu_report, gpu_run, gpu_sanitize, gpu_stages
 from bench.gpu_stages import FAILED, LIMITED, NOT_RUN, PASSED, TIMED_OUT, Runner, Stage
@@ -176,7 +175,10 @@ def test_a_failing_stage_fails_the_run_and_stops_nobody(
 ) -> None:
     def groups(work: Path):
         facts = {"device": "NVIDIA Test", "torch": "2"}
-        rows = json.dumps({"ceilings": {}, "rows": [row("auto@nchw", 1.0, ran="im2col/a")]})
+        row = {"net": "n", "layer": "l", "batch": 1, "direction": "fprop", "layout": "nchw"}
+        row |= {"dtype": "bfloat16", "contender": "auto", "ran": "im2col/a", "status": "ok"}
+        row |= {"error": 0.5, "ms": {"median": 1.0}, "floor_ms": 0.5}
+        rows = json.dumps({"settings": {"ceilings": {}}, "rows": [row]})
         write = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
         return [
             lambda: [Stage("build", python("raise SystemExit(1)"))],
@@ -189,7 +191,8 @@ def test_a_failing_stage_fails_the_run_and_stops_nobody(
     passed, doc = run_with(groups, tmp_path, monkeypatch)
     assert not passed and doc["failed"] == ["build", "hangs"]
     assert [s["status"] for s in doc["stages"]] == [FAILED, PASSED, TIMED_OUT, PASSED, FAILED]
-    assert doc["machine"]["device"] == "NVIDIA Test" and len(doc["rows"]) == 1
+    assert doc["machine"]["device"] == "NVIDIA Test"
+    assert [row["contender"] for row in doc["rows"]] == ["auto@nchw"]
     page = (tmp_path / "out" / "gpu_run.md").read_text()
     assert "# GPU run: NVIDIA Test" in page and "FAILED: build, hangs" in page
     assert "DRY" not in page
