@@ -202,7 +202,11 @@ def first_line(command):
 
 
 def source_hash():
-    """Names a build's native sources: results cached for one build are not used by another."""
+    """Names a build's native sources: results cached for one build are not used by another.
+
+    Triton's are not among them: nothing is remembered of its kernels but by Triton, which names
+    what it compiled by its source.
+    """
     digest = hashlib.sha256()
     for folder in ("csrc", "kernels"):
         for path in sorted((ROOT / folder).rglob("*")):

@@ -94,8 +94,8 @@ class GpuRun:
 
     def device_tests(self) -> list[Stage]:
         """Side by side: they wait for the host most of the time. One process per algorithm (the
-        poolings count as one, and their Triton kernels as another), so that one that takes the
-        device down does not take the others' results."""
+        poolings count as one, and their Triton kernels as another; so do the fused operations), so
+        that one that takes the device down does not take the others' results."""
         algorithms = self.machine.get("cuda_algorithms") or [""]
         stages = [
             self._on_device(
@@ -112,6 +112,7 @@ class GpuRun:
             ("functions", "ops"),
             ("pooling", "pool"),
             ("pooling functions", "pool_ops"),
+            ("fused operations", "fused"),
         ):
             stages.append(self._on_device(f"tests: {name}", tests(*files), 130, 60))
         return stages

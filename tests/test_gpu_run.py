@@ -24,6 +24,7 @@ ON_DEVICE = (
     "tests: functions",
     "tests: pooling",
     "tests: pooling functions",
+    "tests: fused operations",
     "tests: 2^31 elements",
     "tests: pooling 2^31",
     "selftest",
