@@ -58,12 +58,14 @@ class Epilogue:
     residual: str = ""  # "before" or "after" the activation
     y_channels: int = 0
     first: int = 0
+    residual_off: bool = False  # of convolutions: the residual alone is off its alignment
 
     @property
     def arguments(self) -> list[Any]:
         """What the emulation's Epilogue is made of."""
         number = ACTIVATIONS.index(self.activation)
-        return [number, self.slope, self.residual == "after", self.y_channels, self.first]
+        after = self.residual == "after"
+        return [number, self.slope, after, self.y_channels, self.first, self.residual_off]
 
     def native(self) -> Any:
         return emulation().Epilogue(*self.arguments)

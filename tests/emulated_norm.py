@@ -87,7 +87,7 @@ def norm_call(
              for name in wanted}  # fmt: skip
     if "z" in sizes and e.y_channels:
         sizes["z"] = p.n * e.y_channels * p.size * item
-    activation, slope, after, z_channels, first = e.arguments
+    activation, slope, after, z_channels, first, _ = e.arguments
     args = [pass_, p.n, p.k, p.size, p.channels_last, str(p.dtype).removeprefix("torch."),
             {name: _bytes(name, t, p) for name, t in operands.items()}, sizes]  # fmt: skip
     return args, {

@@ -140,6 +140,7 @@ def test_residual_and_slice_off_their_alignment(layout: str) -> None:
         plain = run_instance(*args, seed=1)
         for epilogue, placement in (
             (Epilogue("relu", residual="after"), "offset"),
+            (Epilogue("relu", residual="after", residual_off=True), "start"),
             (Epilogue("relu", residual="after", y_channels=channels + 1, first=1), "start"),
         ):
             y = run_instance(

@@ -32,6 +32,7 @@ size_t element_bytes(DType dtype) {
 struct SlicedEpilogue {
   Epilogue epilogue;
   int64_t first;
+  bool residual_off;  // aligned to its element only, wherever the other operands lie
 };
 
 // a and b: the operands in the order of the direction, (x, w), (dy, w) or (dy, x). Returns (result
@@ -60,7 +61,9 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
   std::optional<InputBuffer> third;
   if (!bias.is_none()) third.emplace("bias", bias, element, options.placement);
   std::optional<InputBuffer> fourth;
-  if (!residual.is_none()) fourth.emplace("residual", residual, element, options.placement);
+  if (!residual.is_none())
+    fourth.emplace("residual", residual, element,
+                   with.residual_off ? emu::Placement::kOffset : options.placement);
   const auto expect = [&](const char* what, size_t given, size_t wanted) {
     if (given != wanted)
       throw std::invalid_argument(full_name + what + " has " + std::to_string(given) +
@@ -150,16 +153,16 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
           py::arg("capability"), py::arg("sm_count"));
   py::class_<SlicedEpilogue>(m, "Epilogue", py::module_local())
       .def(py::init([](int activation, double slope, bool residual_after, int64_t y_channels,
-                       int64_t first) {
+                       int64_t first, bool residual_off) {
              Epilogue e;
              e.activation = static_cast<Activation>(activation);
              e.slope = slope;
              e.residual_after = residual_after;
              e.y_channels = y_channels;
-             return SlicedEpilogue{e, first};
+             return SlicedEpilogue{e, first, residual_off};
            }),
            py::arg("activation") = 0, py::arg("slope") = 0.0, py::arg("residual_after") = false,
-           py::arg("y_channels") = 0, py::arg("first") = 0);
+           py::arg("y_channels") = 0, py::arg("first") = 0, py::arg("residual_off") = false);
   using cuda::ConvInstance;
   py::class_<ConvInstance>(m, "ConvInstance", py::module_local())
       .def_property_readonly("name", [](const ConvInstance& i) { return i.name; })
