@@ -117,6 +117,9 @@ def measure(
     except RuntimeError as error:
         raise_if_lost(problem, error)
         raise
+    for name in [name for name in calls if "ms" not in rows[name]]:
+        rows[name] |= {"status": "error", "reason": "there was no room to time it"}
+        del calls[name]
     if ceilings:
         for name in calls:
             floor = floor_ms(problem, ceilings)
@@ -142,9 +145,10 @@ def _time(
     doubtful = [
         name
         for name in calls
-        if any(goal.covers(rows[name]) and not goal.met(rows[name]) for goal in goals)
+        if "ms" in rows[name]
+        and any(goal.covers(rows[name]) and not goal.met(rows[name]) for goal in goals)
     ]
-    if doubtful and PYTORCH in calls:
+    if doubtful and "ms" in rows.get(PYTORCH, ()):
         first = {name: rows[name].get("ratio") for name in doubtful}
         again = {n: calls[n] for n in calls if n in (PYTORCH, COPY) or n in doubtful}
         _record(rows, timer(again, AGAIN * seconds, 9), keep=(PYTORCH,))

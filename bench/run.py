@@ -193,7 +193,8 @@ def _work(args: argparse.Namespace, layer: Layer, batch: int) -> Work:
 def _options(args: argparse.Namespace, work: list[Work]) -> Options:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no CUDA device")
-    ours = [name for name in select.names(args.device) if name != select.ATEN]
+    others = (select.ATEN, select.WINOGRAD)  # the latter stands for one of two
+    ours = [name for name in select.names(args.device) if name not in others]
     named = [n for name in args.providers for n in (ours if name == OURS else [name])]
     names = list(dict.fromkeys((PYTORCH, *named, COPY)))
     return Options(
@@ -274,7 +275,13 @@ def _clock(device: str) -> tuple[Timer, ceilings.RateSamples]:
     def timed(
         calls: Mapping[str, providers.Call], seconds: float, least: int
     ) -> Mapping[str, Timing]:
-        return timings(cuda, {name: prepared(name, run) for name, run in calls.items()}, seconds)
+        ready = {}
+        for name, run in calls.items():
+            try:
+                ready[name] = prepared(name, run)
+            except torch.OutOfMemoryError:  # a captured graph keeps its workspace: it has no time
+                torch.cuda.empty_cache()
+        return timings(cuda, ready, seconds) if ready else {}
 
     return timed, cuda.rate_samples
 

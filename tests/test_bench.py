@@ -242,6 +242,20 @@ def test_ratio_below_a_goal_is_measured_again() -> None:
     assert row["first_ratio"] < 0.5 < row["ratio"]
 
 
+def test_what_cannot_be_timed_is_a_row() -> None:
+    """Right, but its timer found no room for it."""
+
+    def timer(calls, seconds, least):
+        return interleaved({n: c for n, c in calls.items() if n != "direct"}, seconds, 0)
+
+    rates = {"triad_bytes_per_s": 1e9, "gemm_float32_flops": 1e9}
+    contenders = named("direct", "im2col")
+    rows = measured(problem_of(), *contenders, timer=timer, ceilings=rates)
+    assert [row["status"] for row in rows] == ["ok", "error", "ok"]
+    assert "ms" not in rows[1] and "no room" in rows[1]["reason"]
+    assert rows[2]["of_limit"] > 0 and rows[2]["ratio"] > 0
+
+
 class Mine(Provider):
     """As a user writes one."""
 
