@@ -180,5 +180,44 @@ void down(const WindowLines<A>& w, A* out, uint8_t* bytes, int64_t n) {
   if (i < n) block(n < lanes ? 0 : n - lanes);  // overlaps the block before
 }
 
+// The way back, two columns of dx at a time: of windows S wide, 2 apart, PADDING columns before the
+// row, output q reaches columns 2 q - PADDING + s. In the order of the outputs.
+template <class A, int S, int PADDING>
+void send(const Reads<A>& in, A* dx, int64_t n) {
+  constexpr int64_t lanes = Simd<A>::lanes;
+  mask_t<A> low, high;
+  for (int l = 0; l < lanes; ++l) {
+    low[l] = l / 2 + l % 2 * lanes;
+    high[l] = low[l] + lanes / 2;
+  }
+  const auto block = [&](int64_t q, A* to) __attribute__((always_inline)) {
+    vec_t<A> even{}, odd{};
+    for (int64_t r = 0; r < in.rows; ++r) {
+      const A* row = in.row[r] + q;
+      const lane_t<A>* index = in.index[r] + q;
+      const auto of = [&](int64_t by, int tap) __attribute__((always_inline)) {
+        const mask_t<A> taken = load_lanes<A>(index + by);
+        return vkeep<A>(vload(row + by), taken == lanes_of<A>(in.row_tap[r] + tap));
+      };
+      if (PADDING == 0) {
+        if (S == 3) even += of(-1, 2);
+        even += of(0, 0), odd += of(0, 1);
+      } else {
+        even += of(0, 1);
+        if (S == 3) odd += of(0, 2);
+        odd += of(1, 0);
+      }
+    }
+    vstore(to, (vec_t<A>)__builtin_shuffle(even, odd, low));
+    vstore(to + lanes, (vec_t<A>)__builtin_shuffle(even, odd, high));
+  };
+  int64_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) block(i / 2, dx + i);
+  if (i == n) return;
+  A rest[2 * lanes];
+  block(i / 2, rest);
+  std::memcpy(dx + i, rest, (n - i) * sizeof(A));
+}
+
 }  // namespace
 }  // namespace fastconv::cpu::FC_ISA

@@ -5,7 +5,8 @@
 // its share, dy over the window's size (Lp: times y^(1-power)). Sums are separable: the lines of
 // the output rows that reach a row of dx are added up first, then every element adds up the outputs
 // that reach it. Maxima compare taps, output by output. Vectors lie over the columns of one residue
-// modulo the stride (NCHW) or over C (NHWC, and planes side by side: pool_frame.h).
+// modulo the stride (NCHW; for the most common windows both residues at once) or over C (NHWC, and
+// planes side by side: pool_frame.h).
 // Layouts: dense NCDHW and NDHWC. Bytes: dy (index, or x and y) and dx once. FLOPs per element of
 // dx: T R S / stride^rank for maxima, (T R + S) / stride for sums. Bound by memory. Deterministic:
 // in the order of the outputs, whatever the threads.
@@ -23,6 +24,7 @@ struct Backward : PoolFrame<A> {
 
   const int64_t W, Q;
   bool maxima, columns, line_in_place, row_in_place;
+  void (*send)(const Reads<A>&, A* dx, int64_t n) = nullptr;
   int64_t margin = 0, line_room;  // zeros before a line, so that every residue reads whole vectors
   LineRing ring;
   A *ring_lines, *sent, *buffer, *dy_line, *y_line, *x_line, *parts, *count;
@@ -93,6 +95,11 @@ struct Backward : PoolFrame<A> {
         entries += s.last - s.first;
       }
     }
+    // Windows of two or three taps, two columns apart, have an operation of their own.
+    if (maxima && columns && p.stride[2] == 2 && p.dilation[2] == 1 && p.padding[2] <= 1 &&
+        (p.kernel[2] == 2 || p.kernel[2] == 3))
+      send = lines.send[p.kernel[2] - 2][p.padding[2]];
+    if (send != nullptr && (W + 1) / 2 + 2 > end) end = (W + 1) / 2 + 2;
     line_room = margin + end * width + Frame::slack();
     ring = {most_outputs(p, 0), most_outputs(p, 1)};
     ring_lines = arena.take<A>(line_in_place ? 0 : ring.slots() * line_room);
@@ -292,6 +299,7 @@ struct Backward : PoolFrame<A> {
       }
       return;
     }
+    if (send != nullptr) return send(in, dx, W);
     const int64_t stride = p.stride[2], room = part_room;
     for (int64_t i = 0; i < stride; ++i) {
       in.offset = offset + list[i], in.tap = tap + list[i], in.taps = list[i + 1] - list[i];

@@ -113,6 +113,9 @@ struct PoolLines {
   // Element i < n of every line; by the number of lines, 2, 3, or any (then at [2]). bytes: the
   // taps, unless it is null.
   void (*down[kSteps][3])(const WindowLines<A>&, A* out, uint8_t* bytes, int64_t n);
+  // dx[i], i < n, from what kSend would add up of the lines: windows of 2 or 3 taps, 2 apart, by
+  // their padding. Lines are read from -1 to n / 2 + lanes + 1.
+  void (*send[2][2])(const Reads<A>&, A* dx, int64_t n);
   void (*load)(DType, const void* x, A* out, int64_t n);
   void (*store)(DType, const A* x, void* y, int64_t n);
   // even[i] = x[2i], odd[i] = x[2i + 1], and back.

@@ -243,6 +243,7 @@ constexpr PoolLines<A> all_lines() {
        nullptr, nullptr, nullptr},
       {FC_ACROSS(kMax), FC_ACROSS(kMaxTap), FC_ACROSS(kMaxExact), FC_ACROSS(kSum), FC_ACROSS(kLp)},
       {FC_DOWN(kMax), FC_DOWN(kMaxTap), FC_DOWN(kMaxExact), FC_DOWN(kSum), FC_DOWN(kLp)},
+      {{send<A, 2, 0>, send<A, 2, 1>}, {send<A, 3, 0>, send<A, 3, 1>}},
       load,
       store,
       split<A>,
