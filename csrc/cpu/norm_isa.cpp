@@ -197,18 +197,43 @@ void dgrad(const NormPlan& g, int64_t begin, int64_t end) {
   elementwise(g, dgrad_fn<A>(g), begin, end, g.dy);
 }
 
+// Tiles are a few vectors wide, so that what a line costs beside its elements would show.
 template <class A>
 FC_INLINE void run_tile(const Epilogue& e, A* v, int64_t ld, const A* residual, int64_t rows,
                         int64_t n) {
+  using vec = vec_t<A>;
+  constexpr int lanes = Simd<A>::lanes;
+  const bool first = residual && !e.residual_after, last = residual && e.residual_after;
+  const int64_t whole = n - n % lanes;
+  const vec slope = vsplat(static_cast<A>(e.slope)), zero{};
+  for (int64_t i = 0; i < rows && whole > 0; ++i) {
+    A* row = v + i * ld;
+    if (e.activation == Activation::kRelu && !residual) {
+      for (int64_t j = 0; j < whole; j += lanes) {
+        const vec x = vload(row + j);
+        vstore(row + j, vkeep<A>(x, ~(x < zero)));
+      }
+      continue;
+    }
+    const A* from = residual ? residual + i * ld : row;
+    for (int64_t j = 0; j < whole; j += lanes) {
+      vec x[1] = {vload(row + j)};
+      if (first) x[0] += vload(from + j);
+      vactivate<A>(e.activation, x, slope);
+      if (last) x[0] += vload(from + j);
+      vstore(row + j, x[0]);
+    }
+  }
+  if (whole == n) return;
   Line<A> l{};
-  l.n = n;
+  l.n = n - whole;
   l.activation = e.activation;
   l.slope = static_cast<A>(e.slope);
-  l.residual_first = residual && !e.residual_after;
-  l.residual_last = residual && e.residual_after;
+  l.residual_first = first;
+  l.residual_last = last;
   for (int64_t i = 0; i < rows; ++i) {
-    l.y = l.dz = l.out = v + i * ld;
-    l.residual = residual ? residual + i * ld : l.y;
+    l.y = l.dz = l.out = v + i * ld + whole;
+    l.residual = residual ? residual + i * ld + whole : l.y;
     fprop_line<A, true>(l);
   }
 }
