@@ -31,7 +31,8 @@ class Goal:
 
 def _conv(row: dict) -> bool:
     rehearsed = row["net"] == REHEARSAL
-    return row["op"].startswith("conv") and row["device"] == "cpu" and not rehearsed
+    alone = row["op"] in ("conv1d", "conv2d", "conv3d")
+    return alone and row["device"] == "cpu" and not rehearsed
 
 
 def _wide_3x3(row: dict) -> bool:

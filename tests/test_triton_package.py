@@ -53,7 +53,8 @@ def test_every_bare_op_has_a_launcher_with_its_arguments() -> None:
     schemas = {
         name.split("::")[1]: torch.ops.fastconv.__getattr__(name.split("::")[1]).default._schema
         for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
-        if name.startswith("fastconv::") and "_pool" in name
+        # `.packed` and the like are other ways to call the same op.
+        if name.startswith("fastconv::") and "_pool" in name and "." not in name
     }
     bare = {n: s for n, s in schemas.items() if n.endswith(("_fprop", "_dgrad", "_at"))}
     bare.pop("max_unpool_fprop", None)
