@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fastconv import fuse_graph
-from fastconv.fused import Norm, folded
+from fastconv.fused import folded_layers
 from fastconv.inception import inception
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.fused import has_hooks
@@ -140,7 +140,8 @@ def forward_of(found: Found, original: Callable[..., Any]) -> Callable[..., Any]
         for conv_name, norm_name in found.units:
             conv = _at(self, conv_name)
             norm = None if norm_name is None else _at(self, norm_name)
-            pair = None if has_hooks(conv) else _parameters(conv, norm, args[0])
+            watched = has_hooks(conv) or (norm is not None and has_hooks(norm))
+            pair = None if watched else folded_layers(conv, norm, args[0])
             if pair is None:
                 return original(self, *args)
             weights.append(pair[0])
@@ -148,20 +149,3 @@ def forward_of(found: Found, original: Callable[..., Any]) -> Callable[..., Any]
         return inception(args[0], weights, biases, algo=_at(self, found.units[0][0]).algo)
 
     return forward
-
-
-def _parameters(conv: Conv2d, norm: nn.Module | None, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias that amount to both layers; None where there are none."""
-    w, b = conv.weight, conv.bias
-    if norm is None:
-        if b is None:
-            b = torch.zeros(w.shape[0], dtype=w.dtype, device=w.device)
-        return w, b
-    if norm.training or norm.running_mean is None or has_hooks(norm):
-        return None
-    if torch.is_grad_enabled():
-        parameters = (x, w, b, norm.weight, norm.bias)
-        if any(t is not None and t.requires_grad for t in parameters):
-            return None
-    statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return folded(w, b, Norm(*statistics, norm.eps))

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from fastconv import fuse_graph
 from fastconv.activations import Activation
 from fastconv.derived import Derived
-from fastconv.fused import Norm, conv_epilogue_auto, folded
+from fastconv.fused import conv_epilogue_auto, folded_layers
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.fused import has_hooks, run_chain
 
@@ -36,35 +36,14 @@ def run_joint(x: Tensor, activation: str, slope: float, *layers: nn.Module) -> A
     act = Activation(activation, slope)
     if any(map(has_hooks, layers)):
         return tuple(act(norm(conv(x))) for conv, norm in pairs)
-    folds = None
-    if not any(norm.training or norm.running_mean is None for _, norm in pairs):
-        folds = _folds(x, pairs)
-    if folds is None:
-        return tuple(run_chain(conv, norm, x, activation, slope) for conv, norm in pairs)
-    weights, biases = zip(*folds, strict=True)
-    w, b = _joined(*weights, *biases)
-    y = conv_epilogue_auto(x, w, b, act, layers[0].algo)
+    folds = [folded_layers(conv, norm, x) for conv, norm in pairs]
+    y = None
+    if None not in folds:
+        weights, biases = zip(*folds, strict=True)
+        y = conv_epilogue_auto(x, *_joined(*weights, *biases), act, layers[0].algo)
     if y is None:
         return tuple(run_chain(conv, norm, x, activation, slope) for conv, norm in pairs)
     return y.split([t.shape[0] for t in weights], 1)
-
-
-def _folds(x: Tensor, pairs: list) -> list[tuple[Tensor, Tensor]] | None:
-    if torch.compiler.is_compiling():
-        return None
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or any(p.requires_grad for pair in pairs for m in pair for p in m.parameters())
-    ):
-        return None
-    return [
-        folded(
-            conv.weight,
-            conv.bias,
-            Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps),
-        )
-        for conv, norm in pairs
-    ]
 
 
 def ends_in_concatenation(graph: fx.Graph) -> bool:

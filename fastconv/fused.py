@@ -346,6 +346,23 @@ def folded(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Ten
     return _folded(weight, bias, *norm.tensors, number=norm.eps)
 
 
+def folded_layers(
+    conv: torch.nn.Module, norm: torch.nn.Module | None, input: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias that amount to both layers, for this input.
+
+    None where there are none: the normalisation takes the batch's statistics, a gradient is wanted,
+    which folded weights do not carry, or a graph is being traced.
+    """
+    w, b = conv.weight, conv.bias
+    if norm is None:
+        return w, torch.zeros(w.shape[0], dtype=w.dtype, device=w.device) if b is None else b
+    if norm.training or norm.running_mean is None or _is_compiling():
+        return None
+    values = Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+    return None if _wants_gradient(input, w, b, values, None) else folded(w, b, values)
+
+
 def forget_folded() -> None:
     """Drops every folded weight: for parameters that were changed through `.data`."""
     _folded.forget()

@@ -26,6 +26,14 @@ _plans: dict[Any, tuple[Plan, tuple[Any, ...], tuple[Any, ...]]] = select.forget
 _grad_enabled = torch.is_grad_enabled
 
 
+def _key(
+    function: str, rank: int, input: Tensor, numbers: tuple[Any, ...], flags: tuple[Any, ...],
+    algo: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    cls, size, steps = input.__class__, input.shape, input.stride()
+    return (function, rank, cls, size, steps, input.dtype, numbers, flags, algo)
+
+
 def recalled(
     function: str,
     rank: int,
@@ -41,11 +49,12 @@ def recalled(
     try:
         if gpu.device_key(input.device) != "cpu" or not ordinary():
             return None
-        cls, size, steps = input.__class__, input.shape, input.stride()
-        key = (function, rank, cls, size, steps, input.dtype, numbers, flags, algo)
+        key = _key(function, rank, input, numbers, flags, algo)
         plan, known_numbers, known_flags = _plans[key]
     except (KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError):
-        return None  # also of lists, no tensor, or one without strides
+        # Not remembered; a list among the numbers, which has no hash; no tensor at all; sparse or
+        # nested, without strides. The long way answers each of them, or raises PyTorch's error.
+        return None
     # 1 equals True and 1.0, which are errors where it is not, and the other way round.
     if any(map(is_not, flags, known_flags)):
         return None
@@ -74,9 +83,7 @@ def remember(
         return
     if len(_plans) >= _LIMIT:
         _plans.clear()
-    size, steps = input.shape, input.stride()
-    key = (function, rank, input.__class__, size, steps, input.dtype, numbers, flags, algo)
-    _plans[key] = (plan, numbers, flags)
+    _plans[_key(function, rank, input, numbers, flags, algo)] = (plan, numbers, flags)
 
 
 def run(plan: Plan, input: Tensor, rank: int) -> Tensor:

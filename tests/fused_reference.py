@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
-from cases import channels_last, contiguous
+from cases import DTYPES, channels_last, contiguous
 from tolerances import UNDERFLOW, UNIT_ROUNDOFF
 from torch import Tensor
 
@@ -177,3 +178,7 @@ def check_statistics(y: Tensor, result: tuple[Tensor, Tensor], note: str) -> Non
     count = wide.shape[1]
     off = 512 * unit * m2 + count * (4 * unit * mean.abs()) ** 2
     check(got_m2, m2, off + 1e-300, f"m2 {note}")
+
+
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_format = pytest.mark.parametrize("name", FORMATS)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cases import CONV_CASES, DTYPES, ConvCase
+from cases import CONV_CASES, ConvCase
 from conv_runner import ALGORITHMS, random_operands, reference_conv, refusal
 from fused_reference import (
     ACTIVATIONS,
@@ -17,6 +17,8 @@ from fused_reference import (
     SLOPE,
     STEEPEST,
     accumulator,
+    by_dtype,
+    by_format,
     check,
     check_statistics,
     epilogue,
@@ -30,8 +32,6 @@ from tolerances import UNIT_ROUNDOFF, conv_tolerance
 from torch import Tensor
 
 ops = torch.ops.fastconv
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_format = pytest.mark.parametrize("name", FORMATS)
 by_algo = pytest.mark.parametrize("algo", ALGORITHMS)
 
 # --- convolutions -------------------------------------------------------------------------------

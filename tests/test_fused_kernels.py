@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cases import DTYPES
 from fused_reference import (
     ACTIVATIONS,
-    FORMATS,
     NUMBER,
     RESIDUALS,
     SLOPE,
     Norm,
     accumulator,
+    by_dtype,
+    by_format,
     check,
     check_statistics,
     epilogue,
@@ -30,8 +30,6 @@ from torch import Tensor
 from fastconv import _C
 
 ops = torch.ops.fastconv
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_format = pytest.mark.parametrize("name", FORMATS)
 by_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 
 # Channels and pixels around the lengths of vectors, of chunks and of blocks.

@@ -14,6 +14,7 @@ from torch import nn
 import fastconv
 from fastconv.nn import ConvBNReLU2d
 
+# PyTorch can be built without it; then there is no group to synchronise over.
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="PyTorch without distributed")
 
 SPLITS = ((3, 3), (5, 1))

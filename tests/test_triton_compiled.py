@@ -20,7 +20,8 @@ from fastconv._triton import pool
 
 triton = pytest.importorskip("triton")
 if _triton.INTERPRETED:
-    # Asked for by the environment: then Triton has no compiler to look at in this process.
+    # The environment asked for the interpreter, and then this process has no compiler to look at;
+    # the suite runs these tests without that variable.
     pytest.skip("TRITON_INTERPRET is on: nothing is compiled here", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parent.parent

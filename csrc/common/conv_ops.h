@@ -27,6 +27,24 @@ struct ConvOperands {
   std::optional<Tensor> residual{};  // keeps epilogue.residual alive
 };
 
+// What fprop is told, checked; y is still x.
+inline ConvOperands fprop_operands(const char* op, const Tensor& x, const Tensor& w,
+                                   std::optional<Tensor> bias, const IntList& stride,
+                                   const IntList& padding, const IntList& dilation,
+                                   int64_t groups) {
+  const ConvProblem p =
+      make_conv_problem(sizes_of(x), sizes_of(w), stride, padding, dilation, groups);
+  const DType dtype = dtype_of(x, op);
+  STD_TORCH_CHECK(w.scalar_type() == x.scalar_type(), op, ": input and weight differ in dtype");
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.K, op, ": bias must have K=", p.K,
+                    " elements");
+    STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type(), op, ": input and bias differ in dtype");
+    if (!bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
+  }
+  return {p, dtype, Direction::kFprop, x, w, x, bias, is_channels_last(x) || is_channels_last(w)};
+}
+
 template <class Backend>
 struct ConvOps {
   static Tensor fprop_packed(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
@@ -57,27 +75,15 @@ struct ConvOps {
   static Tensor fprop(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, IntList stride,
                       IntList padding, IntList dilation, int64_t groups, std::string algo) {
     constexpr const char* op = "conv_fprop";
-    const ConvProblem p =
-        make_conv_problem(sizes_of(x), sizes_of(w), stride, padding, dilation, groups);
-    const DType dtype = dtype_of(x, op);
-    STD_TORCH_CHECK(w.scalar_type() == x.scalar_type(), op, ": input and weight differ in dtype");
-    if (bias.has_value()) {
-      STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.K, op, ": bias must have K=", p.K,
-                      " elements");
-      STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type(), op,
-                      ": input and bias differ in dtype");
-      if (!bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
+    ConvOperands o = fprop_operands(op, x, w, std::move(bias), stride, padding, dilation, groups);
+    o.y = empty_dense(x, out_sizes(o.problem), o.channels_last);
+    if (o.y.numel() == 0) return o.y;
+    if (o.problem.C == 0) {
+      torch::stable::zero_(o.y);  // an empty sum; PyTorch refuses C=0 with K>0 before it gets here
+      return o.y;
     }
-    const bool channels_last = is_channels_last(x) || is_channels_last(w);
-    Tensor y = empty_dense(x, out_sizes(p), channels_last);
-    if (y.numel() == 0) return y;
-    if (p.C == 0) {
-      torch::stable::zero_(y);  // an empty sum; PyTorch refuses C=0 with K>0 before it gets here
-      return y;
-    }
-    ConvOperands operands{p, dtype, Direction::kFprop, x, w, y, bias, channels_last};
-    Backend::run(op, operands, algo);
-    return y;
+    Backend::run(op, o, algo);
+    return o.y;
   }
 
   static Tensor dgrad(const Tensor& dy, const Tensor& w, IntList input_size, IntList stride,

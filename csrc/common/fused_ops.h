@@ -26,16 +26,8 @@ inline ScalarType statistics_type(const Tensor& t) {
 }
 
 inline Tensor empty_statistics(const Tensor& like, int64_t K) {
-  const int64_t one = 1;
-  int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      1, &K, &one,
-      statistics_type(like) == ScalarType::Double ? aoti_torch_dtype_float64()
-                                                  : aoti_torch_dtype_float32(),
-      device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
+  const bool wide = statistics_type(like) == ScalarType::Double;
+  return empty_vector(like, K, wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
 }
 
 inline Epilogue epilogue_of(const char* op, int64_t activation, double slope, bool residual_after) {
@@ -86,10 +78,8 @@ struct FusedOps {
                               IntList dilation, int64_t groups, int64_t activation, double slope,
                               bool residual_after, std::string algo) {
     constexpr const char* op = "conv_epilogue_fprop";
-    const bool channels_last = is_channels_last(x) || is_channels_last(w);
     ConvOperands o = fprop_operands(op, x, w, std::move(bias), stride, padding, dilation, groups);
-    o.channels_last = channels_last;
-    o.y = empty_dense(x, out_sizes(o.problem), channels_last);
+    o.y = empty_dense(x, out_sizes(o.problem), o.channels_last);
     set_epilogue(op, o, std::move(residual), activation, slope, residual_after);
     run(op, o, algo);
     return o.y;
@@ -102,15 +92,13 @@ struct FusedOps {
                                  int64_t activation, double slope, bool residual_after,
                                  std::string algo) {
     constexpr const char* op = "conv_epilogue_into";
-    const bool channels_last = is_channels_last(x) || is_channels_last(w);
     ConvOperands o = fprop_operands(op, x, w, std::move(bias), stride, padding, dilation, groups);
     STD_TORCH_CHECK(sizes_of(out) == out_sizes(o.problem), op,
                     ": out does not have the output's shape");
     STD_TORCH_CHECK(out.scalar_type() == x.scalar_type(), op, ": out and input differ in dtype");
-    const int64_t pitch = sliced_channels(out, channels_last);
+    const int64_t pitch = sliced_channels(out, o.channels_last);
     STD_TORCH_CHECK(pitch >= 0, op, ": out is no channel slice of a dense tensor in the layout ",
-                    channels_last ? "channels_last" : "contiguous");
-    o.channels_last = channels_last;
+                    o.channels_last ? "channels_last" : "contiguous");
     o.y = out;
     set_epilogue(op, o, std::move(residual), activation, slope, residual_after);
     o.epilogue.y_channels = pitch;
@@ -122,17 +110,15 @@ struct FusedOps {
                                                        IntList padding, IntList dilation,
                                                        int64_t groups, std::string algo) {
     constexpr const char* op = "conv_stats_fprop";
-    const bool channels_last = is_channels_last(x) || is_channels_last(w);
     ConvOperands o = fprop_operands(op, x, w, std::move(bias), stride, padding, dilation, groups);
-    o.channels_last = channels_last;
-    o.y = empty_dense(x, out_sizes(o.problem), channels_last);
+    o.y = empty_dense(x, out_sizes(o.problem), o.channels_last);
     Tensor mean = empty_statistics(x, o.problem.K), m2 = empty_statistics(x, o.problem.K);
     if (o.y.numel() == 0 || o.problem.C == 0) {
       if (o.y.numel() > 0) torch::stable::zero_(o.y);
       torch::stable::zero_(mean);
       torch::stable::zero_(m2);
     } else if (!Backend::run_stats(op, o, algo, mean, m2)) {
-      NormCall c = norm_call(op, o.y, channels_last);
+      NormCall c = norm_call(op, o.y, o.channels_last);
       c.out_mean = mean.mutable_data_ptr();
       c.out_m2 = m2.mutable_data_ptr();
       Backend::norm(op, NormPass::kStats, c, o.y);
@@ -323,24 +309,6 @@ struct FusedOps {
     Kept kept{dense_residual(op, y, residual, c.channels_last)};
     if (kept.residual.has_value()) c.epilogue.residual = kept.residual->const_data_ptr();
     return kept;
-  }
-
-  static ConvOperands fprop_operands(const char* op, const Tensor& x, const Tensor& w,
-                                     std::optional<Tensor> bias, const IntList& stride,
-                                     const IntList& padding, const IntList& dilation,
-                                     int64_t groups) {
-    const ConvProblem p =
-        make_conv_problem(sizes_of(x), sizes_of(w), stride, padding, dilation, groups);
-    const DType dtype = dtype_of(x, op);
-    STD_TORCH_CHECK(w.scalar_type() == x.scalar_type(), op, ": input and weight differ in dtype");
-    if (bias.has_value()) {
-      STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.K, op, ": bias must have K=", p.K,
-                      " elements");
-      STD_TORCH_CHECK(bias->scalar_type() == x.scalar_type(), op,
-                      ": input and bias differ in dtype");
-      if (!bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
-    }
-    return ConvOperands{p, dtype, Direction::kFprop, x, w, x, bias, false};
   }
 
   static void set_epilogue(const char* op, ConvOperands& o, std::optional<Tensor> residual,

@@ -65,14 +65,19 @@ inline Tensor empty_dense(const Tensor& like, const IntList& sizes, bool channel
   return Tensor(handle);
 }
 
-inline Tensor empty_bytes(const Tensor& like, int64_t bytes) {
+// dtype: aoti_torch_dtype_...()
+inline Tensor empty_vector(const Tensor& like, int64_t n, int32_t dtype) {
   const int64_t one = 1;
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      1, &bytes, &one, aoti_torch_dtype_uint8(), device_type, like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &n, &one, dtype, device_type, like.get_device_index(), &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty_bytes(const Tensor& like, int64_t bytes) {
+  return empty_vector(like, bytes, aoti_torch_dtype_uint8());
 }
 
 // t itself, or a copy of it with dense strides.

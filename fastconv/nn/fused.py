@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastconv import arguments
 from fastconv.activations import named
 from fastconv.fused import conv_bn_relu
-from fastconv.nn.conv import Conv1d, Conv2d, Conv3d, ConvNd, check_algo
+from fastconv.nn.conv import Conv1d, Conv2d, Conv3d, ConvNd
 
 _CONV = {1: Conv1d, 2: Conv2d, 3: Conv3d}
 _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -121,10 +120,6 @@ class ConvBNReLUNd(nn.Sequential):
         algo: str = "auto",
         precision: str | None = None,
     ) -> None:
-        check_algo(algo)
-        if precision not in arguments.PRECISIONS:
-            known = ", ".join(map(repr, arguments.PRECISIONS))
-            raise ValueError(f"precision must be one of {known}, got {precision!r}")
         placed = {"device": device, "dtype": dtype}
         last = _activation_layer(activation, negative_slope)
         super().__init__(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastconv.fused import Norm, folded
+from fastconv.fused import folded_layers
 from fastconv.inception import inception
 from fastconv.nn.conv import Conv2d, check_algo
 from fastconv.nn.fused import has_hooks, run_chain
@@ -130,31 +130,12 @@ class Inception(nn.Module):
         return any(has_hooks(m) for m in self.modules() if m is not self)
 
     def forward(self, input: Tensor) -> Tensor:
-        units = self._units()
-        if self._watched() or not self._joint(units, input):
+        layers = [folded_layers(unit.conv, unit.bn, input) for unit in self._units()]
+        if None in layers or self._watched():
             branches = (self.branch1, self.branch2, self.branch3, self.branch4)
             return torch.cat([branch(input) for branch in branches], 1)
-        weights, biases = [], []
-        for unit in units:
-            w, b = unit.conv.weight, unit.conv.bias
-            if unit.bn is not None:
-                n = unit.bn
-                w, b = folded(w, b, Norm(n.weight, n.bias, n.running_mean, n.running_var, n.eps))
-            weights.append(w)
-            biases.append(b)
+        weights, biases = zip(*layers, strict=True)
         return inception(input, weights, biases, algo=self.algo)
-
-    def _joint(self, units: tuple[InceptionUnit, ...], input: Tensor) -> bool:
-        """Whether biases are all that the normalisations amount to, and none is missing."""
-        if any(unit.bn is None for unit in units):
-            return all(unit.bn is None and unit.conv.bias is not None for unit in units)
-        if any(unit.bn.training or unit.bn.running_mean is None for unit in units):
-            return False
-        # Folded weights carry no gradient.
-        wanted = torch.is_grad_enabled() and (
-            input.requires_grad or any(p.requires_grad for p in self.parameters())
-        )
-        return not wanted and not torch.compiler.is_compiling()
 
     def extra_repr(self) -> str:
         return "" if self.algo == "auto" else f"algo={self.algo}"

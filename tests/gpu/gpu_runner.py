@@ -226,3 +226,18 @@ class Canaries:
                 f"{note}: wrote {len(wrong)} bytes into neighbour {place}, first at byte"
                 f" {int(wrong[0])} of {block.numel()}"
             )
+
+
+def losses_of_training(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> list[float]:
+    """Of twenty steps on one batch of [16, 3, 20, 20], four classes, in mixed precision."""
+    x = torch.randn(16, 3, 20, 20).to(DEVICE)
+    target = (torch.arange(16) % 4).to(DEVICE)
+    losses = []
+    for _ in range(20):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(model(x).float(), target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses

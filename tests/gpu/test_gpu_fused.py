@@ -49,7 +49,8 @@ def test_there_are_instances() -> None:
 def test_epilogue(instance: Instance) -> None:
     """Each activation with a residual, into its own result and into a slice of a larger tensor."""
     if ON_CPU_KERNELS and instance.dtype.itemsize == 2:
-        pytest.skip("the CPU kernels round before the epilogue as well")
+        # A slice with a residual takes a second pass there; the device has no such exception.
+        pytest.skip("rehearsal: the CPU rounds a slice twice in 16 bits")
     cases = applicable_cases(instance)
     cases = [c for c in cases if c.input_size[0] > 1 and c.weight_size[0] > 2] or cases
     cases.sort(key=lambda c: hash_of(c.id + instance.name))

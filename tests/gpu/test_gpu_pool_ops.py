@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_runner import DEVICE, ON_CPU_KERNELS, REHEARSAL, device_ops, laid_out, marks
+from gpu_runner import (
+    DEVICE,
+    ON_CPU_KERNELS,
+    REHEARSAL,
+    device_ops,
+    laid_out,
+    losses_of_training,
+    marks,
+)
 from pool_cases import POOL_CASES
 from stream_checks import warm_up
 from torch import Tensor, nn
@@ -142,17 +150,8 @@ def test_layers_learn() -> None:
         nn.Flatten(),
         nn.Linear(8 * 4, 4),
     ).to(DEVICE)
-    x = torch.randn(16, 3, 20, 20).to(DEVICE)
-    target = (torch.arange(16) % 4).to(DEVICE)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.05)
-    losses = []
-    for _ in range(20):
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            loss = nn.functional.cross_entropy(model(x).float(), target)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
+    losses = losses_of_training(model, optimiser)
     assert losses[-1] < 0.8 * losses[0], losses
 
 
