@@ -21,7 +21,7 @@ from fastconv.derived import Derived
 from fastconv.ops import conv, fused_library  # noqa: F401
 from fastconv.ops.conv_call import Call, call_for
 from fastconv.ops.conv_library import cast_for_autocast
-from fastconv.ops.fused_autograd import ConvNormAct, Training, composed, statistics_type
+from fastconv.ops.fused_autograd import Training, composed, conv_norm_act, statistics_type
 from fastconv.ops.fused_run import conv_epilogue, ending
 from fastconv.problem import conv_output_size, is_channels_last
 from fastconv.select_fused import admitted
@@ -88,8 +88,8 @@ def conv_bn_relu(
         process_group: a torch.distributed group, or "world", over which a training step takes its
             statistics, as torch.nn.SyncBatchNorm does.
         recompute: when training, do not keep the convolution's result for the backward pass but
-            compute it a second time: a third of the memory of separate layers, for one more
-            convolution.
+            compute it a second time, for one more convolution: a third of the memory of separate
+            layers also where the input comes from elsewhere.
         algo, precision: of the convolution, as in fastconv.conv2d.
 
     Returns:
@@ -100,6 +100,11 @@ def conv_bn_relu(
     come from changes its version (writes through `.data` do not show; `forget_folded` drops them).
     Differentiable in everything: training in fused passes, further derivatives composed of separate
     operations. Deterministic.
+
+    When training, input and the convolution's result are kept for the backward pass. An input that
+    another such call without residual returned, unchanged, is not: backward makes it anew from what
+    that call kept, in one pass and with the same bits. A chain so keeps one tensor per layer.
+    Hooks of torch.autograd.graph.saved_tensors_hooks see the input itself, which is then kept.
 
     Raises:
         RuntimeError, ValueError, TypeError: as torch.nn.functional.conv2d and batch_norm, in their
@@ -149,7 +154,7 @@ def conv_bn_relu(
                     call, end, residual_after, running_mean, running_var, momentum, eps, group,
                     recompute,
                 )  # fmt: skip
-                return ConvNormAct.apply(input, weight, bias, bn_weight, bn_bias, added, step)
+                return conv_norm_act(input, weight, bias, bn_weight, bn_bias, added, step)
             if evaluating:
                 w, b = folded(weight, bias, norm)
                 return conv_epilogue(input, w, b, added, call, ending(end, residual_after))

@@ -5,8 +5,9 @@
 
 Forward is a convolution that takes its statistics along, and one pass over y. Backward is one pass
 for two sums per channel, one for dy, and the convolution's two gradients. x and y are kept, of the
-rest only vectors: z is not needed, since the activation's slope follows from y. With `recompute`
-y is not kept either but computed once more.
+rest only vectors: z is not needed, since the activation's slope follows from y. Where x is the z of
+another such layer, its recipe is kept instead (fused_recipe.py), which leaves y alone; with
+`recompute` y is not kept but computed once more, which leaves x alone.
 
 A gradient that is itself to be differentiated, functorch, forward mode and graphs take the composed
 path: fastconv's convolution and PyTorch's batch_norm, derivatives of any order.
@@ -28,6 +29,7 @@ from fastconv.ops.composed_gradients import composed_gradients
 from fastconv.ops.conv_autograd import sum_to_bias
 from fastconv.ops.conv_call import Call
 from fastconv.ops.conv_run import aten_gradients, dgrad_by, run_fprop, wgrad_by
+from fastconv.ops.fused_recipe import Origin, keep_recipe
 from fastconv.ops.fused_run import conv_stats, ending
 from fastconv.select import ATEN
 
@@ -74,6 +76,23 @@ def update_running(step: Training, mean: Tensor, m2: Tensor, count: float | Tens
                                                       alpha=step.momentum)  # fmt: skip
 
 
+def conv_norm_act(
+    x: Tensor,
+    w: Tensor,
+    conv_bias: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    step: Training,
+) -> Tensor:
+    """z, differentiable."""
+    z = ConvNormAct.apply(x, w, conv_bias, weight, bias, residual, step)
+    # As a residual before the activation x is kept anyway.
+    if z.grad_fn is not None and residual is not x:
+        keep_recipe(z.grad_fn, x, at=0)
+    return z
+
+
 class ConvNormAct(Function):
     """z of (x, w, conv_bias, weight, bias, residual)."""
 
@@ -95,6 +114,8 @@ class ConvNormAct(Function):
         )
         ctx.step, ctx.end, ctx.count = step, end, count
         ctx.has_residual = residual is not None
+        if residual is None and not step.recompute:
+            ctx.fastconv_origin = Origin(z, y, mean, rstd, gamma, beta, end)
         return z
 
     @staticmethod
