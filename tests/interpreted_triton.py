@@ -24,8 +24,8 @@ NAME = "interpreted_triton_package"
 FOLDER = Path(fastconv.__file__).parent / "_triton"
 
 
-def load() -> ModuleType:
-    """The copy's `pool` module."""
+def load(name: str = "pool") -> ModuleType:
+    """A module of the copy that has launchers."""
     if NAME not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             NAME, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
@@ -34,13 +34,13 @@ def load() -> ModuleType:
         package = importlib.util.module_from_spec(spec)
         sys.modules[NAME] = package
         spec.loader.exec_module(package)
-    pool = importlib.import_module(f"{NAME}.pool")
+    module = importlib.import_module(f"{NAME}.{name}")
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.interpret = True
-        kernels = pool.kernels()
+        kernels = module.kernels()
     assert all(isinstance(k, interpreter.InterpretedFunction) for k in kernels.values())
     _patch_once()
-    return pool
+    return module
 
 
 def _patch_once() -> None:
