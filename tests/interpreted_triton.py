@@ -34,6 +34,7 @@ def load(name: str = "pool") -> ModuleType:
         package = importlib.util.module_from_spec(spec)
         sys.modules[NAME] = package
         spec.loader.exec_module(package)
+        package.INTERPRETED = True
     module = importlib.import_module(f"{NAME}.{name}")
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.interpret = True

@@ -1,0 +1,142 @@
+"""Convolution as a matrix product whose left operand is gathered while it is multiplied.
+
+  conv_fprop_implicit_gemm_kernel
+      y[n, k, o] = end(sum over c, t of x[n, c, o stride - pad + t dil] w[k, c, t])
+  conv_dgrad_implicit_gemm_kernel
+      dx[n, c, i] = sum over k, t of dy[n, k, (i + pad - t dil) / stride] w[k, c, t]
+
+fprop: gemm_m = N O P Q pixels, gemm_n = K/groups, gemm_k = C/groups T R S, channels innermost; the
+groups lie side by side along gemm_n. dgrad: inputs of one residue modulo the stride take the same
+taps t, every stride/gcd(stride, dil)-th, and their outputs are neighbours, so each residue class is
+a convolution of stride 1 with fewer taps: no zeros are inserted, none is multiplied. All classes
+are one launch. A convolution of one tap and stride 1 comes here with its axes merged into one
+(RANK 0 in NHWC): a matrix product.
+
+Layouts: activations of any strides; in NHWC a thread loads 16 bytes of neighbouring channels.
+Filters [K, T, R, S, C/groups], dense. bfloat16, float16; float32 with products in float32
+("ieee"), TF32, or three of TF32. Sums in float32. Padding is not read, a masked element is zero.
+Deterministic: a program adds up its results alone, in one order.
+
+Bytes: per tile and step (BLOCK_M + BLOCK_N) BLOCK_K elements from L2, so a FLOP costs
+(1/BLOCK_M + 1/BLOCK_N) itemsize/2 bytes of it: 0.0156 at 128 x 128 in 16 bits, 0.0117 at 128 x 256;
+an H200's L2 feeds its tensor cores (some 0.0055 bytes per FLOP at 5.5 TB/s and 990 TFLOP/s) only
+with what L1 and neighbouring tiles in time (GROUP_M) leave over. From memory x, y and w once, if a
+wave's rows of x stay in L2. Bounded by the tensor cores from about C, K >= 128 on, by memory
+bandwidth for 1x1 and narrow layers. Not measured on a GPU.
+Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning" (2014), section 3.
+"""
+
+import triton
+import triton.language as tl
+
+from .conv_epilogue import ending, moments
+from .conv_mainloop import gather_sums
+from .conv_tiles import place, split_pixel, tile_of
+
+# Alignment is what VEC tells; a compilation for each value that is 1 or divisible is not wanted.
+SIZES = [
+    "pixels", "slope", "tiles",
+    "Q_mul", "Q_shift", "P_mul", "P_shift", "O_mul", "O_shift",
+]  # fmt: skip
+STRIDES = [
+    "C", "K", "D", "H", "W", "O", "P", "Q", "x_n", "x_c", "x_d", "x_h", "x_w",
+    "y_n", "y_c", "y_d", "y_h", "y_w", "r_n", "r_c", "r_d", "r_h", "r_w",
+]  # fmt: skip
+
+
+@triton.jit
+def fprop_tile(
+    tile, x, w, bias, scale, shift, residual, y, mean, m2, slope, pixels, C, K, D, H, W,
+    o_split, p_split, q_split, x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w,
+    r_n, r_c, r_d, r_h, r_w,
+    RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
+    PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr,
+    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    tiles_k = (K + BLOCK_N - 1) // BLOCK_N
+    tiles_m = (pixels + BLOCK_M - 1) // BLOCK_M
+    tile_m, tile_n = tile_of(tile, tiles_m, GROUPS * tiles_k, GROUP_M)
+    group = tile_n // tiles_k
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tile_n % tiles_k * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = m < pixels
+    n, o, p, q = split_pixel(m, o_split, p_split, q_split, RANK)
+    d = o * STRIDE[0] - PADDING[0]
+    h = p * STRIDE[1] - PADDING[1]
+    v = q * STRIDE[2] - PADDING[2]
+    first_c = group * C
+    if WIDE:
+        first_c = first_c.to(tl.int64)
+    rows = place(n, d, h, v, x_n, x_d, x_h, x_w, RANK, WIDE)
+    sums = gather_sums(
+        x + first_c * x_c, w, rows, (d, h, v), inside, (D, H, W), (x_d, x_h, x_w), x_c, C, C,
+        group * K, k, k < K, KERNEL, DILATION, (0, 0, 0), (1, 1, 1), KERNEL, False, BORDER,
+        PACKED, WHOLE, PRECISION, WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+    k_inside = k < K
+    k += group * K
+    both = inside[:, None] & k_inside[None, :]
+    far_k = k
+    if WIDE:
+        far_k = k.to(tl.int64)
+    from_residual = 0
+    if RESIDUAL != 0:
+        pixel = place(n, o, p, q, r_n, r_d, r_h, r_w, RANK, WIDE)
+        from_residual = pixel[:, None] + (far_k * r_c)[None, :]
+    sums = ending(
+        sums, k, k_inside, from_residual, both, bias, scale, shift, residual, slope, ACTIVATION,
+        RESIDUAL,
+    )  # fmt: skip
+    pixel = place(n, o, p, q, y_n, y_d, y_h, y_w, RANK, WIDE)
+    stored = sums.to(y.dtype.element_ty)
+    tl.store(y + (pixel[:, None] + (far_k * y_c)[None, :]), stored, both)
+    if mean is not None:
+        count = tl.minimum(pixels - tile_m * BLOCK_M, BLOCK_M).to(tl.float32)
+        average, squares = moments(stored.to(tl.float32), both, count)
+        part = tile_m.to(tl.int64) * (GROUPS * K) + k
+        tl.store(mean + part, average, k_inside)
+        tl.store(m2 + part, squares, k_inside)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+def conv_fprop_implicit_gemm_kernel(
+    x, w, bias, scale, shift, residual, y, mean, m2, slope, tiles, pixels, C, K, D, H, W,
+    O, O_mul, O_shift, P, P_mul, P_shift, Q, Q_mul, Q_shift,
+    x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
+    RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
+    PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr,
+    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
+    VEC: tl.constexpr, PERSISTENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """x [N, GROUPS C, D, H, W], w [GROUPS K, T, R, S, C] -> y [N, GROUPS K, O, P, Q]; bias, scale,
+    shift [GROUPS K] or None. mean, m2 [tiles of pixels, GROUPS K]: of the results as stored.
+
+    C, K, the strides of x and those of y and the residual (but of channels) count VEC elements.
+    """
+    C *= VEC[0]
+    K *= VEC[1]
+    x_n, x_d, x_h, x_w = x_n * VEC[2], x_d * VEC[2], x_h * VEC[2], x_w * VEC[2]
+    y_n, y_d, y_h, y_w = y_n * VEC[3], y_d * VEC[3], y_h * VEC[3], y_w * VEC[3]
+    r_n, r_d, r_h, r_w = r_n * VEC[3], r_d * VEC[3], r_h * VEC[3], r_w * VEC[3]
+    if PERSISTENT:
+        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            fprop_tile(
+                tile, x, w, bias, scale, shift, residual, y, mean, m2, slope, pixels, C, K, D, H, W,
+                (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift),
+                x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
+                RANK, GROUPS, KERNEL, STRIDE, PADDING, DILATION, BORDER, ACTIVATION, RESIDUAL,
+                PRECISION, PACKED, WHOLE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            )  # fmt: skip
+    else:
+        fprop_tile(
+            tl.program_id(0), x, w, bias, scale, shift, residual, y, mean, m2, slope, pixels, C, K,
+            D, H, W, (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift),
+            x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
+            RANK, GROUPS, KERNEL, STRIDE, PADDING, DILATION, BORDER, ACTIVATION, RESIDUAL,
+            PRECISION, PACKED, WHOLE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+        )  # fmt: skip
