@@ -18,18 +18,26 @@ from cases import CONV_CASES, LAYOUTS, ConvCase
 from tolerances import UNIT_ROUNDOFF, conv_tolerance
 
 from fastconv import reference
+from fastconv.problem import dense_strides, is_channels_last
 from fastconv.testing import assert_conv_close
 
 CASES = {case.id: case for case in CONV_CASES}
 # Of every kind of problem, those that take the interpreter the least time.
-CHOSEN = [
-    "scalar", "image1_only_padding_taps", "fully_connected", "pointwise", "pointwise_stride2",
-    "pointwise_pad1", "3x3_valid", "3x3_large_pad", "3x3_row", "stride_exceeds_kernel",
-    "stride_exceeds_kernel_padded", "stride_exceeds_image", "unread_border",
-    "dilation_over_padding", "stride3_dilation2", "groups3_stride2", "groups_pointwise", "1d",
-    "1d_long_kernel", "1d_dilated_causal", "1d_stride_exceeds_kernel", "3d_flat", "3d_temporal",
-]  # fmt: skip
-PRECISIONS = {torch.float32: "ieee", torch.bfloat16: "ieee", torch.float16: "ieee"}
+CHOSEN = {
+    "fprop": [
+        "scalar", "image1_only_padding_taps", "fully_connected", "pointwise", "pointwise_stride2",
+        "pointwise_pad1", "3x3_valid", "3x3_large_pad", "3x3_row", "stride_exceeds_kernel",
+        "stride_exceeds_kernel_padded", "stride_exceeds_image", "unread_border",
+        "dilation_over_padding", "stride3_dilation2", "groups3_stride2", "groups_pointwise", "1d",
+        "1d_long_kernel", "1d_dilated_causal", "1d_stride_exceeds_kernel", "3d_flat", "3d_temporal",
+    ],
+    "dgrad": [
+        "scalar", "pointwise", "pointwise_stride2", "pointwise_pad1", "3x3_valid", "unread_border",
+        "dilation_over_padding", "stride3_dilation2", "groups_pointwise", "1d", "1d_long_kernel",
+        "1d_stride_exceeds_kernel", "3d_flat",
+    ],
+}  # fmt: skip
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +61,25 @@ def tolerance(
     return bound + (UNIT_ROUNDOFF[dtype] * expected.abs() if dtype == torch.bfloat16 else 0)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("case", [CASES[name] for name in CHOSEN], ids=lambda c: c.id)
-def test_fprop(conv: Any, case: ConvCase, layout: str) -> None:
-    dtype = list(PRECISIONS)[len(case.id) % 3]
-    x = LAYOUTS[layout](random(case.input_size, dtype))
-    w = LAYOUTS[layout](random(case.weight_size, dtype))
+def rotated(direction: str) -> list[Any]:
+    """(case, layout, dtype): every case once, the layouts and dtypes in turn."""
+    return [
+        pytest.param(CASES[name], layout, dtype, id=f"{name}-{layout}-{dtype}")
+        for i, name in enumerate(CHOSEN[direction])
+        for layout, dtype in [(("contiguous", "channels_last")[i % 2], DTYPES[i % 3])]
+    ]
+
+
+def operands(case: ConvCase, layout: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x, w, dy"""
+    sizes = (case.input_size, case.weight_size, case.output_size)
+    x, w, dy = (LAYOUTS[layout](random(size, dtype)) for size in sizes)
+    return x, w, dy
+
+
+@pytest.mark.parametrize(("case", "layout", "dtype"), rotated("fprop"))
+def test_fprop(conv: Any, case: ConvCase, layout: str, dtype: torch.dtype) -> None:
+    x, w, _ = operands(case, layout, dtype)
     bias = random((case.weight_size[0],), dtype)
     y = interpreted_triton.quietly(
         lambda: conv.conv_fprop(x, w, bias, *case.params, config=config(conv))
@@ -67,4 +88,22 @@ def test_fprop(conv: Any, case: ConvCase, layout: str) -> None:
     magnitude = reference.conv_fprop(x, w, bias, *case.params, magnitude=True)
     bound = tolerance("im2col", "fprop", dtype, expected, magnitude, case.gemm_k("fprop"))
     assert y.dtype == dtype
+    assert list(y.stride()) == dense_strides(y.shape, is_channels_last(x, w))
     assert_conv_close(y, expected, bound, str(case))
+
+
+@pytest.mark.parametrize(("case", "layout", "dtype"), rotated("dgrad"))
+def test_dgrad(conv: Any, case: ConvCase, layout: str, dtype: torch.dtype) -> None:
+    _, w, dy = operands(case, layout, dtype)
+    last = layout == "channels_last" and case.rank > 1
+    dx = interpreted_triton.quietly(
+        lambda: conv.conv_dgrad(
+            dy, w, case.input_size, *case.params, config=config(conv), channels_last=last
+        )
+    )
+    expected = reference.conv_dgrad(dy, w, case.input_size, *case.params)
+    magnitude = reference.conv_dgrad(dy, w, case.input_size, *case.params, magnitude=True)
+    bound = tolerance("im2col", "dgrad", dtype, expected, magnitude, case.gemm_k("dgrad"))
+    assert dx.dtype == dtype
+    assert list(dx.stride()) == dense_strides(dx.shape, last)
+    assert_conv_close(dx, expected, bound, str(case))

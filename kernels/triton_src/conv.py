@@ -184,11 +184,11 @@ def _packed(depth: int, taps: int, block_k: int) -> bool:
 
 
 def _shape(config: Config, depth: int, taps: int) -> dict[str, Any]:
-    """The constants of a configuration, for a sum over `depth` channels and `taps`."""
+    """The constants of a configuration, for a sum over `depth` channels and up to `taps`."""
     packed = _packed(depth, taps, config.block_k)
     return {
         "PACKED": packed,
-        "WHOLE": (depth * taps if packed else depth) % config.block_k == 0,
+        "WHOLE": not packed and depth % config.block_k == 0,
         "PERSISTENT": config.persistent,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
@@ -347,6 +347,52 @@ def _launch_fprop(
     constants.update(RESIDUAL=residual, PRECISION=_precision(x.dtype, precision))
     name = "conv_fprop_implicit_gemm_kernel"
     launch(name, _grid(op, tiles, config, x.device), args, constants)
+
+
+def conv_dgrad(
+    dy: Tensor,
+    w: Tensor,
+    input_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    *,
+    config: Config,
+    precision: str = "ieee",
+    channels_last: bool = False,
+) -> Tensor:
+    """dx [N, C, *in] of dy [N, K, *out] and w [K, C/groups, *kernel]; arguments as `conv_fprop`."""
+    op = "conv_dgrad"
+    g = make_geometry(op, input_size, w.shape, stride, padding, dilation, groups)
+    given = (("dy", dy, g.output_size()), ("w", w, w.shape))
+    _check(op, "dgrad", g, config, precision, *given)
+    dx = _empty(dy, input_size, channels_last and g.rank > 1)
+    if dx.numel() == 0:
+        return dx
+    if dy.numel() == 0:
+        return dx.zero_()
+    w = filters(w)
+    places = _places(g, [five(dx.stride(), dx.shape), five(dy.stride(), dy.shape)])
+    x_s, y_s = places.strides
+    wide = max(w.numel(), *(span(t.stride(), t.shape) for t in (dx, dy))) > INT32
+    vec = (vector(g.C), vector(g.K), _vector_of(y_s), _vector_of(x_s))
+    extents = [-(-n // s) for n, s in zip(places.ins, g.stride, strict=True)]
+    pixels = g.N * prod(g.class_extents)
+    class_tiles = -(-pixels // config.block_m) * g.groups * -(-g.C // config.block_n)
+    tiles = g.classes * class_tiles
+    args = (
+        dy, w, dx, tiles, class_tiles, pixels, g.C // vec[0], g.K // vec[1], *places.ins,
+        *places.outs, *_divisors(extents), *_units(y_s, vec[2]), *_units(x_s, vec[3]),
+    )  # fmt: skip
+    constants = _shape(config, g.K, g.class_taps)
+    constants.update(RANK=places.rank, GROUPS=g.groups, KERNEL=g.kernel, PADDING=g.padding)
+    constants.update(zip(("CLASSES_D", "CLASSES_H", "CLASSES_W"), g.axis_classes, strict=True))
+    border = tuple(r > 1 or p > 0 for r, p in zip(g.kernel, g.padding, strict=True))
+    constants.update(BORDER=border, PRECISION=_precision(dy.dtype, precision), WIDE=wide, VEC=vec)
+    name = "conv_dgrad_implicit_gemm_kernel"
+    launch(name, _grid(op, tiles, config, dy.device), args, constants)
+    return dx
 
 
 def _merged(mean: Tensor, m2: Tensor, each: int, count: int) -> tuple[Tensor, Tensor]:

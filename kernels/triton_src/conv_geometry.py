@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 Ints = Sequence[int]
@@ -16,7 +16,7 @@ Five = tuple[int, int, int, int, int]
 
 INT32 = 2**31 - 2**20  # leaves room for places beyond the last tile's end
 PRECISIONS = ("ieee", "tf32", "tf32x3")
-_MAX_TAPS_PER_AXIS = 2**15
+_MAX_PER_AXIS = 2**15  # whose square is an int32
 # A program that loops over fewer steps than this has no use for another program's share of them.
 _SMALLEST_BLOCK = 16
 
@@ -85,6 +85,23 @@ class ConvGeometry:
     def class_extents(self) -> Triple:
         """Inputs per axis of the largest class."""
         return tuple(-(-n // s) for n, s in zip(self.ins, self.stride, strict=True))  # type: ignore[return-value]
+
+    @property
+    def axis_classes(self) -> list[tuple[int, ...]]:
+        """Per axis (stride, dilation, gcd, the inverse of dilation / gcd modulo stride / gcd, the
+        distance of the taps that one class takes, that of the outputs which they lead to)."""
+        classes = []
+        for s, d in zip(self.stride, self.dilation, strict=True):
+            common = gcd(s, d)
+            hop = s // common
+            classes.append((s, d, common, pow(d // common, -1, hop), hop, d // common))
+        return classes
+
+    @property
+    def class_taps(self) -> int:
+        """The most taps that a class takes."""
+        hops = [c[4] for c in self.axis_classes]
+        return prod(-(-r // hop) for r, hop in zip(self.kernel, hops, strict=True))
 
     def input_size(self) -> list[int]:
         return [self.N, self.C * self.groups, *self.ins[3 - self.rank :]]
@@ -202,8 +219,9 @@ def geometry_refusal(direction: str, g: ConvGeometry, config: Config) -> str | N
         pixels = g.N * prod(g.class_extents)
     if pixels > INT32:
         return f"{pixels} pixels are over {INT32}"
-    if max(g.kernel) > _MAX_TAPS_PER_AXIS:
-        return f"a kernel of {max(g.kernel)} is over {_MAX_TAPS_PER_AXIS} taps"
+    for name, values in (("kernel", g.kernel), ("stride", g.stride), ("dilation", g.dilation)):
+        if max(values) > _MAX_PER_AXIS:
+            return f"a {name} of {max(values)} is over {_MAX_PER_AXIS}"
     steps = g.taps * max(g.C, g.K)
     if steps > INT32:
         return f"{steps} products per result are over {INT32}"

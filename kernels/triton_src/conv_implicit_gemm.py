@@ -35,11 +35,12 @@ from .conv_tiles import place, split_pixel, tile_of
 
 # Alignment is what VEC tells; a compilation for each value that is 1 or divisible is not wanted.
 SIZES = [
-    "pixels", "slope", "tiles",
+    "pixels", "slope", "tiles", "class_tiles",
+    "I_mul", "I_shift", "J_mul", "J_shift", "L_mul", "L_shift",
     "Q_mul", "Q_shift", "P_mul", "P_shift", "O_mul", "O_shift",
 ]  # fmt: skip
 STRIDES = [
-    "C", "K", "D", "H", "W", "O", "P", "Q", "x_n", "x_c", "x_d", "x_h", "x_w",
+    "C", "K", "D", "H", "W", "O", "P", "Q", "I", "J", "L", "x_n", "x_c", "x_d", "x_h", "x_w",
     "y_n", "y_c", "y_d", "y_h", "y_w", "r_n", "r_c", "r_d", "r_h", "r_w",
 ]  # fmt: skip
 
@@ -139,4 +140,111 @@ def conv_fprop_implicit_gemm_kernel(
             x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
             RANK, GROUPS, KERNEL, STRIDE, PADDING, DILATION, BORDER, ACTIVATION, RESIDUAL,
             PRECISION, PACKED, WHOLE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+        )  # fmt: skip
+
+
+@triton.jit
+def class_of_axis(residue, CLASSES: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr):
+    """Of the inputs i with (i + padding) % stride == residue, along one axis: (the first one, its
+    first tap, the number of taps, the output that this tap reached it from)."""
+    STRIDE: tl.constexpr = CLASSES[0]
+    first = (residue + (STRIDE - PADDING % STRIDE)) % STRIDE
+    tap = residue // CLASSES[2] * CLASSES[3] % CLASSES[4]
+    taps = (KERNEL - tap + (CLASSES[4] - 1)) // CLASSES[4]
+    taps = tl.where(residue % CLASSES[2] == 0, tl.maximum(taps, 0), 0)
+    # Exact where there is a tap, and unused where there is none.
+    return first, tap, taps, (first + PADDING - tap * CLASSES[1]) // STRIDE
+
+
+@triton.jit
+def dgrad_tile(
+    tile, dy, w, dx, class_tiles, pixels, C, K, D, H, W, O, P, Q, d_split, h_split, w_split,
+    y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w,
+    RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
+    CLASSES_D: tl.constexpr, CLASSES_H: tl.constexpr, CLASSES_W: tl.constexpr,
+    BORDER: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, WHOLE: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):  # fmt: skip
+    number = tile // class_tiles
+    d_first, t_tap, t_taps, o_start = class_of_axis(
+        number // (CLASSES_H[0] * CLASSES_W[0]), CLASSES_D, KERNEL[0], PADDING[0]
+    )
+    h_first, r_tap, r_taps, p_start = class_of_axis(
+        number // CLASSES_W[0] % CLASSES_H[0], CLASSES_H, KERNEL[1], PADDING[1]
+    )
+    w_first, s_tap, s_taps, q_start = class_of_axis(
+        number % CLASSES_W[0], CLASSES_W, KERNEL[2], PADDING[2]
+    )
+
+    tiles_c = (C + BLOCK_N - 1) // BLOCK_N
+    tiles_m = (pixels + BLOCK_M - 1) // BLOCK_M
+    tile_m, tile_n = tile_of(tile % class_tiles, tiles_m, GROUPS * tiles_c, GROUP_M)
+    group = tile_n // tiles_c
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tile_n % tiles_c * BLOCK_N + tl.arange(0, BLOCK_N)
+    n, i, j, k = split_pixel(m, d_split, h_split, w_split, RANK)
+    d = d_first + i * CLASSES_D[0]
+    h = h_first + j * CLASSES_H[0]
+    v = w_first + k * CLASSES_W[0]
+    # Classes are as large as the largest one.
+    inside = (m < pixels) & (d < D) & (h < H) & (v < W)
+    i, j, k = i + o_start, j + p_start, k + q_start
+    first_k = group * K
+    if WIDE:
+        first_k = first_k.to(tl.int64)
+    rows = place(n, i, j, k, y_n, y_d, y_h, y_w, RANK, WIDE)
+    sums = gather_sums(
+        dy + first_k * y_c, w, rows, (i, j, k), inside, (O, P, Q), (y_d, y_h, y_w), y_c, K, C,
+        group * K, c, c < C, (t_taps, r_taps, s_taps),
+        (-CLASSES_D[5], -CLASSES_H[5], -CLASSES_W[5]), (t_tap, r_tap, s_tap),
+        (CLASSES_D[4], CLASSES_H[4], CLASSES_W[4]), KERNEL, True, BORDER, PACKED, WHOLE, PRECISION,
+        WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    both = inside[:, None] & (c < C)[None, :]
+    c += group * C
+    if WIDE:
+        c = c.to(tl.int64)
+    pixel = place(n, d, h, v, x_n, x_d, x_h, x_w, RANK, WIDE)
+    tl.store(dx + (pixel[:, None] + (c * x_c)[None, :]), sums.to(dx.dtype.element_ty), both)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STRIDES)
+def conv_dgrad_implicit_gemm_kernel(
+    dy, w, dx, tiles, class_tiles, pixels, C, K, D, H, W, O, P, Q,
+    I, I_mul, I_shift, J, J_mul, J_shift, L, L_mul, L_shift,
+    y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w,
+    RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
+    CLASSES_D: tl.constexpr, CLASSES_H: tl.constexpr, CLASSES_W: tl.constexpr,
+    BORDER: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, WHOLE: tl.constexpr,
+    WIDE: tl.constexpr, VEC: tl.constexpr, PERSISTENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """dy [N, GROUPS K, O, P, Q], w [GROUPS K, T, R, S, C] -> dx [N, GROUPS C, D, H, W].
+
+    pixels: N times (I, J, L), the inputs per axis of the largest class; class_tiles: tiles of one.
+    CLASSES_D, _H, _W: (stride, dilation, their gcd, the inverse of dilation / gcd modulo stride /
+    gcd, the distance of a class's taps, that of the outputs which they lead to).
+    C, K, the strides of dy and those of dx (but of channels) count VEC elements.
+    """
+    C *= VEC[0]
+    K *= VEC[1]
+    y_n, y_d, y_h, y_w = y_n * VEC[2], y_d * VEC[2], y_h * VEC[2], y_w * VEC[2]
+    x_n, x_d, x_h, x_w = x_n * VEC[3], x_d * VEC[3], x_h * VEC[3], x_w * VEC[3]
+    if PERSISTENT:
+        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            dgrad_tile(
+                tile, dy, w, dx, class_tiles, pixels, C, K, D, H, W, O, P, Q,
+                (I, I_mul, I_shift), (J, J_mul, J_shift), (L, L_mul, L_shift),
+                y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w, RANK, GROUPS, KERNEL, PADDING,
+                CLASSES_D, CLASSES_H, CLASSES_W, BORDER, PRECISION, PACKED, WHOLE, WIDE,
+                BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            )  # fmt: skip
+    else:
+        dgrad_tile(
+            tl.program_id(0), dy, w, dx, class_tiles, pixels, C, K, D, H, W, O, P, Q,
+            (I, I_mul, I_shift), (J, J_mul, J_shift), (L, L_mul, L_shift),
+            y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w, RANK, GROUPS, KERNEL, PADDING,
+            CLASSES_D, CLASSES_H, CLASSES_W, BORDER, PRECISION, PACKED, WHOLE, WIDE,
+            BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
         )  # fmt: skip
