@@ -83,6 +83,43 @@ def test_a_nan_anywhere_is_seen(width: int, isa: str) -> None:
             assert same_bits(fastconv.max_pool2d(one, *args), want), (args, h, w)
 
 
+def test_a_nan_in_any_pixel_is_seen(isa: str) -> None:
+    """Of channels that fill vectors, side by side or alone, and of some that do not."""
+    for channels in (16, 67):
+        x = torch.randn(1, channels, 5, 6).contiguous(memory_format=torch.channels_last)
+        for args in ((3, 2, 1), (3, 1, 1), (2, 2), (3, 2, 0, 1, True)):
+            for h, w in itertools.product(range(5), range(6)):
+                one = x.clone()
+                one[0, (7 * h + 11 * w) % channels, h, w] = NAN
+                one[0, channels - 1, h, w] = NAN
+                want = F.max_pool2d(one.contiguous(), *args)
+                assert same_bits(fastconv.max_pool2d(one, *args), want), (channels, args, h, w)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_many_rows_and_channels(layout: torch.memory_format, isa: str) -> None:
+    """More rows than are made at a time, begun by several threads; more channels than vectors."""
+    x = torch.randn(2, 37, 71, 23)
+    x[0, 0] = -0.0
+    x[1, 1, :, 3], x[1, 2, 50] = -INF, INF
+    for args in ((2, 2), (3, 2, 1), (3, 1, 1), (3, 1), (3, 2, 0, 1, True)):
+        want = F.max_pool2d(x, *args)
+        y = fastconv.max_pool2d(x.contiguous(memory_format=layout), *args)
+        assert torch.equal(as_integers(y.contiguous()), as_integers(want)), args
+    x[1] = torch.rand(37, 71, 23)
+    exact, x = x.double(), x.contiguous(memory_format=layout)
+    for k, s, p in ((2, 2, 0), (3, 2, 1), (3, 1, 1), (3, 2, 0)):
+        y = fastconv.avg_pool2d(x, k, s, p)
+        assert not (y == 0).logical_and(y.signbit()).any()
+        torch.testing.assert_close(y.double(), F.avg_pool2d(exact, k, s, p), rtol=1e-5, atol=1e-6)
+        for power in (1, 2) if p == 0 else ():
+            y, want = (
+                fastconv.lp_pool2d(x, power, k, s, True),
+                F.lp_pool2d(exact, power, k, s, True),
+            )
+            torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_of_every_width(dtype: torch.dtype, isa: str) -> None:
     near = {torch.float32: 1e-6, torch.float64: 1e-14}.get(dtype, torch.finfo(dtype).eps)
@@ -127,10 +164,16 @@ def test_planes_of_volumes_keep_their_places(isa: str) -> None:
 
 def test_a_read_ends_with_the_tensor(isa: str) -> None:
     """Nothing beyond the last element counts, or before the first."""
-    for width, args in itertools.product((8, 16, 17, 33), ((3, 2, 1), (2, 2), (3, 1, 1))):
-        around = torch.full((3, 1, 4, width), NAN)
-        around[1] = torch.randn(1, 4, width)
+    cases = itertools.product(
+        (1, 4), (8, 16, 17, 33), ((3, 2, 1), (2, 2), (3, 1, 1), (3, 2, 1, 1, True))
+    )
+    for height, width, args in cases:
+        if height < args[0] and len(args) == 2:
+            continue
+        around = torch.full((3, 1, height, width), NAN)
+        around[1] = torch.randn(1, height, width)
         want = F.max_pool2d(around[1:2].clone(), *args)
         assert torch.equal(fastconv.max_pool2d(around[1:2], *args), want)
+        args = args[:3]
         want = F.avg_pool2d(around[1:2].clone(), *args)
         torch.testing.assert_close(fastconv.avg_pool2d(around[1:2], *args), want)

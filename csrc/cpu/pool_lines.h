@@ -92,6 +92,39 @@ struct WindowLines {
   const A* size;
 };
 
+// Both steps at once, for windows of 2x2 taps 2 apart or of 3x3 taps 1 or 2 apart: rows of outputs
+// of one plane. The outputs but the first have all of the taps before them, and those but the last
+// all of those behind, of every row.
+template <class A>
+struct PlaneRows {
+  // The rows of x that the windows have, in order; each may be read `padding` elements before its
+  // first and `missing` behind its last.
+  const A* const* row;
+  int64_t padding;        // taps of output 0 before the row, 0 or 1
+  int64_t missing;        // taps of the last output behind it
+  int64_t rows, columns;  // of outputs; no fewer columns than lanes
+  A* y;                   // [rows, columns]
+  A* kept;                // scratch: a line for each row that two windows share
+  const A* rows_size;     // as in WindowLines, of every row of outputs
+  const A* size;
+};
+// The same windows of a row of pixels [columns, channels], all of whose taps lie in the input.
+template <class A>
+struct PixelRows {
+  const A* const* row;        // of a window, from the first one's first pixel
+  int64_t columns, channels;  // no fewer channels than lanes
+  A* y;
+  A size;  // what sums are divided by
+};
+constexpr int kPlaneShapes = 3;
+// -1: none.
+constexpr int plane_shape(int64_t taps, int64_t stride) {
+  return taps == 2 && stride == 2   ? 0
+         : taps == 3 && stride == 1 ? 1
+         : taps == 3 && stride == 2 ? 2
+                                    : -1;
+}
+
 // Lines may start at any element. n: how many elements are read and written; reduce alone handles a
 // whole vector where n is less than one, so its lines need that much room.
 template <class A>
@@ -110,6 +143,9 @@ struct PoolLines {
   // by bit `seen` [lanes] becomes other than 0 where a maximum meets a NaN.
   void (*across[kSteps][kStepShapes])(const A* x, const RowWindows&, A* line, lane_t<A>* taps,
                                       lane_t<A>* seen);
+  // For kMax, kSum and kLp; the others are null.
+  void (*plane[kSteps][kPlaneShapes])(const PlaneRows<A>&, lane_t<A>* seen);
+  void (*pixels[kSteps][kPlaneShapes])(const PixelRows<A>&, lane_t<A>* seen);
   // Element i < n of every line; by the number of lines, 2, 3, or any (then at [2]). bytes: the
   // taps, unless it is null.
   void (*down[kSteps][3])(const WindowLines<A>&, A* out, uint8_t* bytes, int64_t n);

@@ -4,6 +4,8 @@
 // of its operands, its FLOPs one per element and tap, and nothing here depends on threads. fp64 is
 // compiled in the narrowest set alone and used beside every one: it is for checking gradients.
 #include "pool_across.h"
+#include "pool_pixels.h"
+#include "pool_plane.h"
 
 namespace fastconv::cpu::FC_ISA {
 namespace {
@@ -228,6 +230,8 @@ void uniform(uint64_t seed, uint64_t first, uint64_t step, A* out, int64_t n) {
 #define FC_ACROSS(K)                                                             \
   {across<A, Step::K, 2, 1>, across<A, Step::K, 3, 1>, across<A, Step::K, 2, 2>, \
    across<A, Step::K, 3, 2>}
+#define FC_PLANE(K) {plane<A, Step::K, 2, 2>, plane<A, Step::K, 3, 1>, plane<A, Step::K, 3, 2>}
+#define FC_PIXELS(K) {pixels<A, Step::K, 2, 2>, pixels<A, Step::K, 3, 1>, pixels<A, Step::K, 3, 2>}
 #define FC_DOWN(K) {down<A, Step::K, 2>, down<A, Step::K, 3>, down<A, Step::K, 0>}
 
 template <class A>
@@ -242,6 +246,8 @@ constexpr PoolLines<A> all_lines() {
       {nullptr, strip_max<A>, nullptr, strip_sum<A, Reduce::kSum>, strip_sum<A, Reduce::kSquares>,
        nullptr, nullptr, nullptr},
       {FC_ACROSS(kMax), FC_ACROSS(kMaxTap), FC_ACROSS(kMaxExact), FC_ACROSS(kSum), FC_ACROSS(kLp)},
+      {FC_PLANE(kMax), {}, {}, FC_PLANE(kSum), FC_PLANE(kLp)},
+      {FC_PIXELS(kMax), {}, {}, FC_PIXELS(kSum), FC_PIXELS(kLp)},
       {FC_DOWN(kMax), FC_DOWN(kMaxTap), FC_DOWN(kMaxExact), FC_DOWN(kSum), FC_DOWN(kLp)},
       {{send<A, 2, 0>, send<A, 2, 1>}, {send<A, 3, 0>, send<A, 3, 1>}},
       load,
