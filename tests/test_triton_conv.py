@@ -36,6 +36,11 @@ CHOSEN = {
         "dilation_over_padding", "stride3_dilation2", "groups_pointwise", "1d", "1d_long_kernel",
         "1d_stride_exceeds_kernel", "3d_flat",
     ],
+    "wgrad": [
+        "scalar", "fully_connected", "pointwise", "pointwise_stride2", "pointwise_pad1",
+        "3x3_valid", "stride_exceeds_kernel", "dilation_over_padding", "all_asymmetric",
+        "groups_pointwise", "1d", "1d_long_kernel", "1d_dilated_causal", "3d_flat",
+    ],
 }  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -107,3 +112,26 @@ def test_dgrad(conv: Any, case: ConvCase, layout: str, dtype: torch.dtype) -> No
     assert dx.dtype == dtype
     assert list(dx.stride()) == dense_strides(dx.shape, last)
     assert_conv_close(dx, expected, bound, str(case))
+
+
+@pytest.mark.parametrize(("case", "layout", "dtype"), rotated("wgrad"))
+def test_wgrad(conv: Any, case: ConvCase, layout: str, dtype: torch.dtype) -> None:
+    x, _, dy = operands(case, layout, dtype)
+    last = layout == "channels_last" and case.rank > 1
+    for split in (1, 3):
+        dw = interpreted_triton.quietly(
+            lambda split=split: conv.conv_wgrad(
+                dy,
+                x,
+                case.weight_size,
+                *case.params,
+                config=config(conv, split=split),
+                channels_last=last,
+            )  # fmt: skip
+        )
+        expected = reference.conv_wgrad(dy, x, case.weight_size, *case.params)
+        magnitude = reference.conv_wgrad(dy, x, case.weight_size, *case.params, magnitude=True)
+        bound = tolerance("im2col", "wgrad", dtype, expected, magnitude, case.gemm_k("wgrad"))
+        assert dw.dtype == dtype
+        assert list(dw.stride()) == dense_strides(dw.shape, last)
+        assert_conv_close(dw, expected, bound, f"{case} split {split}")

@@ -50,11 +50,11 @@ class Epilogue(NamedTuple):
 @cache
 def kernels() -> dict[str, Any]:
     """Every Triton kernel of the convolutions by name; imports Triton."""
-    from . import conv_epilogue, conv_implicit_gemm
+    from . import conv_epilogue, conv_implicit_gemm, conv_wgrad_implicit_gemm
 
     return {
         name: getattr(module, name)
-        for module in (conv_epilogue, conv_implicit_gemm)
+        for module in (conv_epilogue, conv_implicit_gemm, conv_wgrad_implicit_gemm)
         for name in vars(module)
         if name.endswith("_kernel")
     }
@@ -142,6 +142,16 @@ def _merge(strides: Five, extents: Ints) -> Five | None:
     return n, c, 0, 0, merged
 
 
+def _pixel_stride(strides: Five, images: int, extents: Ints) -> int | None:
+    """The distance of neighbouring pixels, over all images, if it is the same everywhere."""
+    merged, count = _merge(strides, extents), prod(extents)
+    if merged is None:
+        return None
+    if images == 1 or count == 1:
+        return merged[4] if images == 1 else merged[0]
+    return merged[4] if merged[0] == merged[4] * count else None
+
+
 class _Places(NamedTuple):
     """How pixels map to memory: axes, their extents, and strides of each tensor."""
 
@@ -153,16 +163,17 @@ class _Places(NamedTuple):
 
 def _places(g: ConvGeometry, strides: list[Five]) -> _Places:
     """Of a pointwise problem the axes are merged into as few as they are in every tensor."""
-    whole = _Places(g.rank, g.ins, g.outs, strides)
-    if not g.pointwise:
-        return whole
-    merged = [_merge(s, g.outs) for s in strides]
-    if None in merged:
-        return whole
-    count = prod(g.outs)
-    if g.N == 1 or all(s[0] == s[4] * count for s in merged if s is not None and any(s)):
-        return _Places(0, (1, 1, g.N * count), (1, 1, g.N * count), merged)  # type: ignore[arg-type]
-    return _Places(1, (1, 1, count), (1, 1, count), merged)  # type: ignore[arg-type]
+    if g.pointwise:
+        count = prod(g.outs)
+        flat = [_pixel_stride(s, g.N, g.outs) for s in strides]
+        if None not in flat:
+            single = (1, 1, g.N * count)
+            rows = [(0, s[1], 0, 0, v) for s, v in zip(strides, flat, strict=True)]
+            return _Places(0, single, single, rows)  # type: ignore[arg-type]
+        merged = [_merge(s, g.outs) for s in strides]
+        if None not in merged:
+            return _Places(1, (1, 1, count), (1, 1, count), merged)  # type: ignore[arg-type]
+    return _Places(g.rank, g.ins, g.outs, strides)
 
 
 def _vector_of(*tensors: Five) -> int:
@@ -393,6 +404,72 @@ def conv_dgrad(
     name = "conv_dgrad_implicit_gemm_kernel"
     launch(name, _grid(op, tiles, config, dy.device), args, constants)
     return dx
+
+
+def conv_wgrad(
+    dy: Tensor,
+    x: Tensor,
+    weight_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    *,
+    config: Config,
+    precision: str = "ieee",
+    channels_last: bool = False,
+) -> Tensor:
+    """dw [K, C/groups, *kernel] of dy [N, K, *out] and x [N, C, *in]; arguments as `conv_fprop`."""
+    op = "conv_wgrad"
+    g = make_geometry(op, x.shape, weight_size, stride, padding, dilation, groups)
+    _check(op, "wgrad", g, config, precision, ("dy", dy, g.output_size()), ("x", x, x.shape))
+    dw = _empty(dy, weight_size, channels_last and g.rank > 1)
+    if dw.numel() == 0:
+        return dw
+    if dy.numel() == 0:
+        return dw.zero_()
+    split, chunk = pixel_ranges(g.pixels, config)
+    result = dw
+    if split > 1:
+        result = dw.new_empty(split * dw.numel(), dtype=torch.float32)
+    places = _places(g, [five(x.stride(), x.shape), five(dy.stride(), dy.shape)])
+    x_s, y_s = places.strides
+    pixel = _pixel_stride(y_s, 1 if places.rank == 0 else g.N, places.outs)
+    if pixel is not None:
+        y_s = (0, y_s[1], 0, 0, pixel)
+    wide = max(span(t.stride(), t.shape) for t in (dy, x)) > INT32
+    w_s = five(dw.stride(), dw.shape)
+    vec = (vector(g.C), vector(g.K), _vector_of(x_s), _vector_of(y_s), _vector_of(w_s))
+    columns = _packed(g.C, g.taps, config.block_n)
+    tiles_c = -(-g.taps * g.C // config.block_n) if columns else g.taps * -(-g.C // config.block_n)
+    tiles = g.groups * -(-g.K // config.block_m) * tiles_c
+    args = (
+        dy, x, result, dw.numel(), chunk, g.pixels, g.C // vec[0], g.K // vec[1], *places.ins,
+        *_divisors(places.outs), *_units(y_s, vec[3]), *_units(x_s, vec[2]),
+        *_units(w_s, vec[4]),
+    )  # fmt: skip
+    constants = _shape(config, g.C, g.taps)
+    del constants["WHOLE"], constants["PERSISTENT"]
+    constants.update(RANK=places.rank, GROUPS=g.groups, KERNEL=g.kernel, STRIDE=g.stride)
+    constants.update(
+        PADDING=g.padding, DILATION=g.dilation, VEC=vec, WIDE=wide, LINEAR=pixel is not None
+    )
+    constants.update(BORDER=tuple(p > 0 for p in g.padding), PACKED=columns)
+    constants.update(PRECISION=_precision(dy.dtype, precision))
+    name = "conv_wgrad_implicit_gemm_kernel"
+    launch(name, _grid(op, split * tiles, config, dy.device), args, constants)
+    if split > 1:
+        constants = {"BLOCK": 512, "num_warps": 4, "enable_fp_fusion": True}
+        args = (result, dw, dw.numel(), split)
+        launch("conv_wgrad_sum_kernel", -(-dw.numel() // 512), args, constants)
+    return dw
+
+
+def pixel_ranges(pixels: int, config: Config) -> tuple[int, int]:
+    """(how many ranges, pixels of each but the last): about config.split of equal whole blocks."""
+    blocks = -(-pixels // config.block_k)
+    chunk = -(-blocks // min(config.split, blocks)) * config.block_k
+    return -(-pixels // chunk), chunk
 
 
 def _merged(mean: Tensor, m2: Tensor, each: int, count: int) -> tuple[Tensor, Tensor]:
