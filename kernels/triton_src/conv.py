@@ -27,9 +27,11 @@ from .conv_geometry import (
     geometry_refusal,
     magic,
     make_geometry,
+    shares_taps,
     span,
     vector,
 )
+from .conv_layout import descriptor, filters, pixel_stride, places_of, units, vector_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MERGED_PARTS = 128
@@ -63,7 +65,7 @@ def kernels() -> dict[str, Any]:
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Runs kernel `name` on the device of its first argument."""
     kernel = kernels()[name][(grid,)]
-    device = args[0].device
+    device = getattr(args[0], "base", args[0]).device  # of a tensor, or of a descriptor's
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         kernel(*args, **constants)
         return
@@ -87,7 +89,7 @@ def refusal(
     if dtype not in DTYPES:
         return f"the Triton convolutions have no {str(dtype).removeprefix('torch.')}"
     g = make_geometry(direction, input_size, weight_size, stride, padding, dilation, groups)
-    return geometry_refusal(direction, g, config)
+    return geometry_refusal(direction, g, config, dtype.itemsize)
 
 
 @cache
@@ -107,7 +109,7 @@ def _check(op: str, direction: str, g: ConvGeometry, config: Config, precision: 
     elif precision not in PRECISIONS:
         reason = f"precision {precision!r} is none of {', '.join(map(repr, PRECISIONS))}"
     else:
-        reason = geometry_refusal(direction, g, config)
+        reason = geometry_refusal(direction, g, config, dtype.itemsize)
     for name, t, size in given:
         if reason is None and list(t.shape) != list(size):
             reason = f"{name} is {list(t.shape)}, not {list(size)}"
@@ -121,82 +123,9 @@ def _empty(like: Tensor, size: Ints, channels_last: bool) -> Tensor:
     return like.new_empty_strided(list(size), dense_strides(size, channels_last))
 
 
-def filters(w: Tensor) -> Tensor:
-    """w [K, C/groups, taps] as a dense [K, taps, C/groups]; a copy unless it lies so already."""
-    return w.movedim(1, -1).contiguous()
-
-
-def _merge(strides: Five, extents: Ints) -> Five | None:
-    """The spatial axes as one, if they lie in memory as one."""
-    n, c, *spatial = strides
-    merged, size = 0, 1
-    for s, extent in zip(reversed(spatial), reversed(list(extents)), strict=True):
-        if extent == 1:
-            continue
-        if size == 1:
-            merged, size = s, extent
-        elif s == merged * size:
-            size *= extent
-        else:
-            return None
-    return n, c, 0, 0, merged
-
-
-def _pixel_stride(strides: Five, images: int, extents: Ints) -> int | None:
-    """The distance of neighbouring pixels, over all images, if it is the same everywhere."""
-    merged, count = _merge(strides, extents), prod(extents)
-    if merged is None:
-        return None
-    if images == 1 or count == 1:
-        return merged[4] if images == 1 else merged[0]
-    return merged[4] if merged[0] == merged[4] * count else None
-
-
-class _Places(NamedTuple):
-    """How pixels map to memory: axes, their extents, and strides of each tensor."""
-
-    rank: int
-    ins: Ints
-    outs: Ints
-    strides: list[Five]
-
-
-def _places(g: ConvGeometry, strides: list[Five]) -> _Places:
-    """Of a pointwise problem the axes are merged into as few as they are in every tensor."""
-    if g.pointwise:
-        count = prod(g.outs)
-        flat = [_pixel_stride(s, g.N, g.outs) for s in strides]
-        if None not in flat:
-            single = (1, 1, g.N * count)
-            rows = [(0, s[1], 0, 0, v) for s, v in zip(strides, flat, strict=True)]
-            return _Places(0, single, single, rows)  # type: ignore[arg-type]
-        merged = [_merge(s, g.outs) for s in strides]
-        if None not in merged:
-            return _Places(1, (1, 1, count), (1, 1, count), merged)  # type: ignore[arg-type]
-    return _Places(g.rank, g.ins, g.outs, strides)
-
-
-def _vector_of(*tensors: Five) -> int:
-    """The unit that strides can be counted in, but those of channels."""
-    if any(s[1] != 1 for s in tensors):
-        return 1
-    return vector(*(v for s in tensors for v in (s[0], *s[2:])))
-
-
-def _units(s: Five, by: int) -> Five:
-    return s[0] // by, s[1], s[2] // by, s[3] // by, s[4] // by
-
-
-def _packed(depth: int, taps: int, block_k: int) -> bool:
-    """Whether several taps share a block: where blocks of one tap's channels would be part empty,
-    a quarter of the steps at least is worth the arithmetic that finds each product's tap."""
-    apart = taps * -(-depth // block_k)
-    return taps > 1 and 4 * -(-depth * taps // block_k) <= 3 * apart
-
-
 def _shape(config: Config, depth: int, taps: int) -> dict[str, Any]:
     """The constants of a configuration, for a sum over `depth` channels and up to `taps`."""
-    packed = _packed(depth, taps, config.block_k)
+    packed = shares_taps(depth, taps, config.block_k)
     return {
         "PACKED": packed,
         "WHOLE": not packed and depth % config.block_k == 0,
@@ -216,6 +145,11 @@ def _precision(dtype: torch.dtype, asked: str) -> str:
         return asked
     # Triton's interpreter multiplies bfloat16's bit patterns as integers.
     return "widened" if INTERPRETED and dtype == torch.bfloat16 else "ieee"
+
+
+def _matrix(t: Tensor, s: Five, pixels: int, channels: int, box: Ints) -> Any | None:
+    """t as a descriptor [pixels, channels], if it lies so; s of merged axes."""
+    return descriptor(t, (pixels, channels), (s[4], s[1]), box)
 
 
 def _grid(op: str, tiles: int, config: Config, device: torch.device) -> int:
@@ -320,6 +254,12 @@ def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
+def _filter_boxes(w: Tensor, g: ConvGeometry, box: Ints) -> tuple[Any, int]:
+    """w [K, taps, C/groups] as a descriptor, and 1; or itself, and 0."""
+    boxes = descriptor(w, (w.shape[0], g.taps, g.C), (g.taps * g.C, g.C, 1), box)
+    return (w, 0) if boxes is None else (boxes, 1)
+
+
 def _launch_fprop(
     op: str,
     x: Tensor,
@@ -337,25 +277,36 @@ def _launch_fprop(
     r_s = (0, 0, 0, 0, 0)
     if end.residual is not None:
         r_s = five(end.residual.stride(), end.residual.shape)
-    places = _places(g, [x_s, y_s, r_s])
+    places = places_of(g, [x_s, y_s, r_s])
     x_s, y_s, r_s = places.strides
     tensors = [t for t in (x, y, end.residual) if t is not None]
     wide = max(w.numel(), *(span(t.stride(), t.shape) for t in tensors)) > INT32
-    vec_x = _vector_of(x_s)
-    vec_y = _vector_of(y_s, *([r_s] if end.residual is not None else []))
+    vec_x = vector_of(x_s)
+    vec_y = vector_of(y_s, *([r_s] if end.residual is not None else []))
     vec = (vector(g.C), vector(g.K), vec_x, vec_y)
     tiles = -(-g.pixels // config.block_m) * g.groups * -(-g.K // config.block_n)
-    args = (
-        x, w, _contiguous(bias), _contiguous(end.scale), _contiguous(end.shift), end.residual, y,
-        mean, m2, float(end.slope), tiles, g.pixels, g.C // vec[0], g.K // vec[1], *places.ins,
-        *_divisors(places.outs), *_units(x_s, vec_x), *_units(y_s, vec_y), *_units(r_s, vec_y),
-    )  # fmt: skip
+    source, taken, descriptors = x, w, 0
     constants = _shape(config, g.C, g.taps)
+    if config.descriptor:
+        box = (config.block_n, 1, config.block_k)
+        taken, descriptors = _filter_boxes(w, g, box)
+        whole = g.groups == 1 or constants["WHOLE"]  # else a block has another group's channels
+        if descriptors and places.rank == 0 and whole:
+            box = (config.block_m, config.block_k)
+            matrix = _matrix(x, x_s, g.pixels, x.shape[1], box)
+            source, descriptors = (x, 1) if matrix is None else (matrix, 2)
+    args = (
+        source, taken, _contiguous(bias), _contiguous(end.scale), _contiguous(end.shift),
+        end.residual, y, mean, m2, float(end.slope), tiles, g.pixels, g.C // vec[0],
+        g.K // vec[1], *places.ins, *_divisors(places.outs), *units(x_s, vec_x),
+        *units(y_s, vec_y), *units(r_s, vec_y),
+    )  # fmt: skip
     residual = 0 if end.residual is None else 1 + bool(end.residual_after)
     constants.update(RANK=places.rank, GROUPS=g.groups, KERNEL=g.kernel, STRIDE=g.stride)
     constants.update(PADDING=g.padding, DILATION=g.dilation, VEC=vec, WIDE=wide)
     constants.update(BORDER=tuple(p > 0 for p in g.padding), ACTIVATION=int(end.activation))
     constants.update(RESIDUAL=residual, PRECISION=_precision(x.dtype, precision))
+    constants.update(DESCRIPTORS=descriptors)
     name = "conv_fprop_implicit_gemm_kernel"
     launch(name, _grid(op, tiles, config, x.device), args, constants)
 
@@ -384,19 +335,27 @@ def conv_dgrad(
     if dy.numel() == 0:
         return dx.zero_()
     w = filters(w)
-    places = _places(g, [five(dx.stride(), dx.shape), five(dy.stride(), dy.shape)])
+    places = places_of(g, [five(dx.stride(), dx.shape), five(dy.stride(), dy.shape)])
     x_s, y_s = places.strides
     wide = max(w.numel(), *(span(t.stride(), t.shape) for t in (dx, dy))) > INT32
-    vec = (vector(g.C), vector(g.K), _vector_of(y_s), _vector_of(x_s))
+    vec = (vector(g.C), vector(g.K), vector_of(y_s), vector_of(x_s))
     extents = [-(-n // s) for n, s in zip(places.ins, g.stride, strict=True)]
     pixels = g.N * prod(g.class_extents)
     class_tiles = -(-pixels // config.block_m) * g.groups * -(-g.C // config.block_n)
     tiles = g.classes * class_tiles
-    args = (
-        dy, w, dx, tiles, class_tiles, pixels, g.C // vec[0], g.K // vec[1], *places.ins,
-        *places.outs, *_divisors(extents), *_units(y_s, vec[2]), *_units(x_s, vec[3]),
-    )  # fmt: skip
     constants = _shape(config, g.K, g.class_taps)
+    source, taken, descriptors = dy, w, 0
+    if config.descriptor:
+        taken, descriptors = _filter_boxes(w, g, (config.block_k, 1, config.block_n))
+        if descriptors and places.rank == 0:
+            box = (config.block_m, config.block_k)
+            matrix = _matrix(dy, y_s, g.pixels, dy.shape[1], box)
+            source, descriptors = (dy, 1) if matrix is None else (matrix, 2)
+    args = (
+        source, taken, dx, tiles, class_tiles, pixels, g.C // vec[0], g.K // vec[1], *places.ins,
+        *places.outs, *_divisors(extents), *units(y_s, vec[2]), *units(x_s, vec[3]),
+    )  # fmt: skip
+    constants.update(DESCRIPTORS=descriptors)
     constants.update(RANK=places.rank, GROUPS=g.groups, KERNEL=g.kernel, PADDING=g.padding)
     constants.update(zip(("CLASSES_D", "CLASSES_H", "CLASSES_W"), g.axis_classes, strict=True))
     border = tuple(r > 1 or p > 0 for r, p in zip(g.kernel, g.padding, strict=True))
@@ -432,21 +391,29 @@ def conv_wgrad(
     result = dw
     if split > 1:
         result = dw.new_empty(split * dw.numel(), dtype=torch.float32)
-    places = _places(g, [five(x.stride(), x.shape), five(dy.stride(), dy.shape)])
+    places = places_of(g, [five(x.stride(), x.shape), five(dy.stride(), dy.shape)])
     x_s, y_s = places.strides
-    pixel = _pixel_stride(y_s, 1 if places.rank == 0 else g.N, places.outs)
+    pixel = pixel_stride(y_s, 1 if places.rank == 0 else g.N, places.outs)
     if pixel is not None:
         y_s = (0, y_s[1], 0, 0, pixel)
     wide = max(span(t.stride(), t.shape) for t in (dy, x)) > INT32
     w_s = five(dw.stride(), dw.shape)
-    vec = (vector(g.C), vector(g.K), _vector_of(x_s), _vector_of(y_s), _vector_of(w_s))
-    columns = _packed(g.C, g.taps, config.block_n)
+    vec = (vector(g.C), vector(g.K), vector_of(x_s), vector_of(y_s))
+    vec = (*vec, vector(vector_of(w_s), dw.numel()))
+    columns = shares_taps(g.C, g.taps, config.block_n)
     tiles_c = -(-g.taps * g.C // config.block_n) if columns else g.taps * -(-g.C // config.block_n)
     tiles = g.groups * -(-g.K // config.block_m) * tiles_c
+    source, sent, descriptors = x, dy, 0
+    if config.descriptor and pixel is not None:
+        matrix = _matrix(dy, y_s, g.pixels, dy.shape[1], (config.block_k, config.block_m))
+        sent, descriptors = (dy, 0) if matrix is None else (matrix, 1)
+        if descriptors and places.rank == 0:
+            matrix = _matrix(x, x_s, g.pixels, x.shape[1], (config.block_k, config.block_n))
+            source, descriptors = (x, 1) if matrix is None else (matrix, 2)
     args = (
-        dy, x, result, dw.numel(), chunk, g.pixels, g.C // vec[0], g.K // vec[1], *places.ins,
-        *_divisors(places.outs), *_units(y_s, vec[3]), *_units(x_s, vec[2]),
-        *_units(w_s, vec[4]),
+        sent, source, result, dw.numel() // vec[4], chunk, g.pixels, g.C // vec[0], g.K // vec[1],
+        *places.ins, *_divisors(places.outs), *units(y_s, vec[3]), *units(x_s, vec[2]),
+        *units(w_s, vec[4]),
     )  # fmt: skip
     constants = _shape(config, g.C, g.taps)
     del constants["WHOLE"], constants["PERSISTENT"]
@@ -455,7 +422,7 @@ def conv_wgrad(
         PADDING=g.padding, DILATION=g.dilation, VEC=vec, WIDE=wide, LINEAR=pixel is not None
     )
     constants.update(BORDER=tuple(p > 0 for p in g.padding), PACKED=columns)
-    constants.update(PRECISION=_precision(dy.dtype, precision))
+    constants.update(PRECISION=_precision(dy.dtype, precision), DESCRIPTORS=descriptors)
     name = "conv_wgrad_implicit_gemm_kernel"
     launch(name, _grid(op, split * tiles, config, dy.device), args, constants)
     if split > 1:

@@ -205,7 +205,30 @@ def config_refusal(config: Config) -> str | None:
     return None
 
 
-def geometry_refusal(direction: str, g: ConvGeometry, config: Config) -> str | None:
+def shares_taps(depth: int, taps: int, block_k: int) -> bool:
+    """Whether several taps share a block: where blocks of one tap's channels would be part empty,
+    a quarter of the steps at least is worth the arithmetic that finds each product's tap."""
+    apart = taps * -(-depth // block_k)
+    return taps > 1 and 4 * -(-depth * taps // block_k) <= 3 * apart
+
+
+def _descriptor_refusal(
+    direction: str, g: ConvGeometry, config: Config, itemsize: int
+) -> str | None:
+    """Why boxes cannot be loaded by descriptor, as far as sizes tell: strides of 16 bytes, and
+    nothing of another tap or group in a box that counts."""
+    depth, taps = (g.K, g.class_taps) if direction == "dgrad" else (g.C, g.taps)
+    row = g.K * g.groups if direction == "wgrad" else g.C
+    if row * itemsize % 16 != 0:
+        return f"descriptor: rows of {row} elements of {itemsize} bytes are not whole 16 bytes"
+    if direction != "wgrad" and shares_taps(depth, taps, config.block_k):
+        return f"descriptor: blocks of {config.block_k} hold several taps of {depth} channels"
+    if direction == "dgrad" and g.groups > 1 and depth % config.block_k != 0:
+        return f"descriptor: blocks of {config.block_k} do not divide a group's {depth} channels"
+    return None
+
+
+def geometry_refusal(direction: str, g: ConvGeometry, config: Config, itemsize: int) -> str | None:
     """None if the kernels take this problem with this configuration, else why not."""
     reason = config_refusal(config)
     if reason is not None:
@@ -225,4 +248,4 @@ def geometry_refusal(direction: str, g: ConvGeometry, config: Config) -> str | N
     steps = g.taps * max(g.C, g.K)
     if steps > INT32:
         return f"{steps} products per result are over {INT32}"
-    return None
+    return _descriptor_refusal(direction, g, config, itemsize) if config.descriptor else None

@@ -53,7 +53,7 @@ def fprop_tile(
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
     PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
+    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     tiles_k = (K + BLOCK_N - 1) // BLOCK_N
@@ -61,7 +61,8 @@ def fprop_tile(
     tile_m, tile_n = tile_of(tile, tiles_m, GROUPS * tiles_k, GROUP_M)
     group = tile_n // tiles_k
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = tile_n % tiles_k * BLOCK_N + tl.arange(0, BLOCK_N)
+    k_start = tile_n % tiles_k * BLOCK_N
+    k = k_start + tl.arange(0, BLOCK_N)
     inside = m < pixels
     n, o, p, q = split_pixel(m, o_split, p_split, q_split, RANK)
     d = o * STRIDE[0] - PADDING[0]
@@ -70,11 +71,13 @@ def fprop_tile(
     first_c = group * C
     if WIDE:
         first_c = first_c.to(tl.int64)
+    if DESCRIPTORS < 2:
+        x += first_c * x_c
     rows = place(n, d, h, v, x_n, x_d, x_h, x_w, RANK, WIDE)
     sums = gather_sums(
-        x + first_c * x_c, w, rows, (d, h, v), inside, (D, H, W), (x_d, x_h, x_w), x_c, C, C,
-        group * K, k, k < K, KERNEL, DILATION, (0, 0, 0), (1, 1, 1), KERNEL, False, BORDER,
-        PACKED, WHOLE, PRECISION, WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
+        x, w, rows, (tile_m * BLOCK_M, group * C), (d, h, v), inside, (D, H, W), (x_d, x_h, x_w),
+        x_c, C, C, group * K, k_start, k < K, KERNEL, DILATION, (0, 0, 0), (1, 1, 1), KERNEL, False,
+        BORDER, PACKED, WHOLE, PRECISION, WIDE, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
     k_inside = k < K
@@ -110,7 +113,7 @@ def conv_fprop_implicit_gemm_kernel(
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
     PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
+    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
     VEC: tl.constexpr, PERSISTENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -118,6 +121,7 @@ def conv_fprop_implicit_gemm_kernel(
     shift [GROUPS K] or None. mean, m2 [tiles of pixels, GROUPS K]: of the results as stored.
 
     C, K, the strides of x and those of y and the residual (but of channels) count VEC elements.
+    DESCRIPTORS: w, or w and x, are tensor descriptors (conv_mainloop.py).
     """
     C *= VEC[0]
     K *= VEC[1]
@@ -131,7 +135,7 @@ def conv_fprop_implicit_gemm_kernel(
                 (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift),
                 x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
                 RANK, GROUPS, KERNEL, STRIDE, PADDING, DILATION, BORDER, ACTIVATION, RESIDUAL,
-                PRECISION, PACKED, WHOLE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                PRECISION, PACKED, WHOLE, WIDE, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
     else:
         fprop_tile(
@@ -139,7 +143,7 @@ def conv_fprop_implicit_gemm_kernel(
             D, H, W, (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift),
             x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
             RANK, GROUPS, KERNEL, STRIDE, PADDING, DILATION, BORDER, ACTIVATION, RESIDUAL,
-            PRECISION, PACKED, WHOLE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            PRECISION, PACKED, WHOLE, WIDE, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
         )  # fmt: skip
 
 
@@ -163,8 +167,8 @@ def dgrad_tile(
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
     CLASSES_D: tl.constexpr, CLASSES_H: tl.constexpr, CLASSES_W: tl.constexpr,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, WHOLE: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     number = tile // class_tiles
     d_first, t_tap, t_taps, o_start = class_of_axis(
@@ -182,7 +186,8 @@ def dgrad_tile(
     tile_m, tile_n = tile_of(tile % class_tiles, tiles_m, GROUPS * tiles_c, GROUP_M)
     group = tile_n // tiles_c
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tile_n % tiles_c * BLOCK_N + tl.arange(0, BLOCK_N)
+    c_start = tile_n % tiles_c * BLOCK_N
+    c = c_start + tl.arange(0, BLOCK_N)
     n, i, j, k = split_pixel(m, d_split, h_split, w_split, RANK)
     d = d_first + i * CLASSES_D[0]
     h = h_first + j * CLASSES_H[0]
@@ -193,13 +198,15 @@ def dgrad_tile(
     first_k = group * K
     if WIDE:
         first_k = first_k.to(tl.int64)
+    if DESCRIPTORS < 2:
+        dy += first_k * y_c
     rows = place(n, i, j, k, y_n, y_d, y_h, y_w, RANK, WIDE)
     sums = gather_sums(
-        dy + first_k * y_c, w, rows, (i, j, k), inside, (O, P, Q), (y_d, y_h, y_w), y_c, K, C,
-        group * K, c, c < C, (t_taps, r_taps, s_taps),
+        dy, w, rows, (tile_m * BLOCK_M, group * K), (i, j, k), inside, (O, P, Q), (y_d, y_h, y_w),
+        y_c, K, C, group * K, c_start, c < C, (t_taps, r_taps, s_taps),
         (-CLASSES_D[5], -CLASSES_H[5], -CLASSES_W[5]), (t_tap, r_tap, s_tap),
         (CLASSES_D[4], CLASSES_H[4], CLASSES_W[4]), KERNEL, True, BORDER, PACKED, WHOLE, PRECISION,
-        WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
+        WIDE, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     both = inside[:, None] & (c < C)[None, :]
     c += group * C
@@ -217,7 +224,7 @@ def conv_dgrad_implicit_gemm_kernel(
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
     CLASSES_D: tl.constexpr, CLASSES_H: tl.constexpr, CLASSES_W: tl.constexpr,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, WHOLE: tl.constexpr,
-    WIDE: tl.constexpr, VEC: tl.constexpr, PERSISTENT: tl.constexpr,
+    WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr, VEC: tl.constexpr, PERSISTENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """dy [N, GROUPS K, O, P, Q], w [GROUPS K, T, R, S, C] -> dx [N, GROUPS C, D, H, W].
@@ -238,13 +245,13 @@ def conv_dgrad_implicit_gemm_kernel(
                 (I, I_mul, I_shift), (J, J_mul, J_shift), (L, L_mul, L_shift),
                 y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w, RANK, GROUPS, KERNEL, PADDING,
                 CLASSES_D, CLASSES_H, CLASSES_W, BORDER, PRECISION, PACKED, WHOLE, WIDE,
-                BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
     else:
         dgrad_tile(
             tl.program_id(0), dy, w, dx, class_tiles, pixels, C, K, D, H, W, O, P, Q,
             (I, I_mul, I_shift), (J, J_mul, J_shift), (L, L_mul, L_shift),
             y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w, RANK, GROUPS, KERNEL, PADDING,
-            CLASSES_D, CLASSES_H, CLASSES_W, BORDER, PRECISION, PACKED, WHOLE, WIDE,
+            CLASSES_D, CLASSES_H, CLASSES_W, BORDER, PRECISION, PACKED, WHOLE, WIDE, DESCRIPTORS,
             BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
         )  # fmt: skip

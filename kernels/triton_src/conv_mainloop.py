@@ -28,10 +28,10 @@ def reaches(start, offset, extent, BORDER: tl.constexpr, PACKED: tl.constexpr):
 
 @triton.jit
 def gather_sums(
-    source, filters, rows, starts, inside, extents, strides, s_c, depth, channels, first_k, n,
-    n_inside, counts, step, first, HOP: tl.constexpr, KERNEL: tl.constexpr,
+    source, filters, rows, corner, starts, inside, extents, strides, s_c, depth, channels, first_k,
+    n_start, n_inside, counts, step, first, HOP: tl.constexpr, KERNEL: tl.constexpr,
     FILTER_BY_DEPTH: tl.constexpr, BORDER: tl.constexpr, PACKED: tl.constexpr,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_M, BLOCK_N] float32.
@@ -41,6 +41,9 @@ def gather_sums(
     axis or, FILTER_BY_DEPTH, over its first, `depth` elements in any case. counts: taps per axis;
     step: between their positions; first, HOP: the first tap and the distance of taps in the filter.
     PACKED: a block of products may hold several taps, for few channels. WHOLE: every block is full.
+    DESCRIPTORS: at 1 and 2 filters is a tensor descriptor, with boxes of BLOCK_N or BLOCK_K rows,
+    one tap, BLOCK_K or BLOCK_N channels; at 2 so is source [pixels, channels], of a product of
+    matrices, read from `corner` on. What is beyond the end of either reads as zero.
     """
     pitch = KERNEL[0] * KERNEL[1] * KERNEL[2] * channels
     sums = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32)
@@ -51,7 +54,9 @@ def gather_sums(
     steps = counts[0] * counts[1] * counts[2] * blocks
     if PACKED:
         steps = (all_products + BLOCK_K - 1) // BLOCK_K
-    block, t, r, s = 0, 0, 0, 0
+    zero = tl.program_id(0) * 0
+    block, t, r, s = zero, zero, zero, zero
+    n = n_start + tl.arange(0, BLOCK_N)
     if WIDE:
         n = n.to(tl.int64)
     for i in range(steps):
@@ -82,18 +87,28 @@ def gather_sums(
             first[0] + tap_t * HOP[0], first[1] + tap_r * HOP[1], first[2] + tap_s * HOP[2]
         )  # fmt: skip
         tap = (tap_t * KERNEL[1] + tap_r) * KERNEL[2] + tap_s
-        if FILTER_BY_DEPTH:
-            where = ((first_k + k) * pitch + tap * channels)[:, None] + n[None, :]
+        if DESCRIPTORS == 2:
+            a = source.load([corner[0], corner[1] + block * BLOCK_K])
         else:
-            where = (k + tap * channels)[:, None] + ((first_k + n) * pitch)[None, :]
-        if WHOLE:
+            if not WHOLE:
+                seen = seen & exists[None, :]
             a = tl.load(source + (rows[:, None] + columns[None, :]), seen, other=0.0)
-            b = tl.load(filters + where, n_inside[None, :], other=0.0)
+        if DESCRIPTORS >= 1:
+            if FILTER_BY_DEPTH:
+                b = filters.load([first_k + block * BLOCK_K, tap, n_start])
+                b = tl.reshape(b, [BLOCK_K, BLOCK_N])
+            else:
+                b = filters.load([first_k + n_start, tap, block * BLOCK_K])
+                b = tl.trans(tl.reshape(b, [BLOCK_N, BLOCK_K]))
         else:
-            a = tl.load(
-                source + (rows[:, None] + columns[None, :]), seen & exists[None, :], other=0.0
-            )
-            b = tl.load(filters + where, n_inside[None, :] & exists[:, None], other=0.0)
+            if FILTER_BY_DEPTH:
+                where = ((first_k + k) * pitch + tap * channels)[:, None] + n[None, :]
+            else:
+                where = (k + tap * channels)[:, None] + ((first_k + n) * pitch)[None, :]
+            taken = n_inside[None, :]
+            if not WHOLE:
+                taken = taken & exists[:, None]
+            b = tl.load(filters + where, taken, other=0.0)
         sums, rests = multiply(a, b, sums, rests, PRECISION)
         # The next block, and after the last block of channels the next tap.
         block += 1

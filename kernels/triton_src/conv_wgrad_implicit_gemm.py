@@ -43,19 +43,22 @@ def conv_wgrad_implicit_gemm_kernel(
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
     PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr, LINEAR: tl.constexpr,
     PRECISION: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, VEC: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """dy [N, GROUPS K, O, P, Q], x [N, GROUPS C, D, H, W] -> dw [ranges, GROUPS K, C, T, R, S],
     `size` elements of each range of `chunk` pixels.
 
-    LINEAR: dy's pixels lie y_w apart. C, K and the strides of x, dy and dw (but of channels) count
-    VEC elements.
+    LINEAR: dy's pixels lie y_w apart. DESCRIPTORS: at 1 and 2 dy is a tensor descriptor [pixels,
+    GROUPS K], with boxes of BLOCK_K, BLOCK_M; at 2 so is x, BLOCK_K, BLOCK_N. C, K, size and
+    the strides of x, dy and dw (but of channels) count VEC elements.
     """
     C *= VEC[0]
     K *= VEC[1]
     x_n, x_d, x_h, x_w = x_n * VEC[2], x_d * VEC[2], x_h * VEC[2], x_w * VEC[2]
     y_n, y_d, y_h, y_w = y_n * VEC[3], y_d * VEC[3], y_h * VEC[3], y_w * VEC[3]
     w_k, w_t, w_r, w_s = w_k * VEC[4], w_t * VEC[4], w_r * VEC[4], w_s * VEC[4]
+    size *= VEC[4]
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     tiles_k = (K + BLOCK_M - 1) // BLOCK_M
     if PACKED:
@@ -67,7 +70,8 @@ def conv_wgrad_implicit_gemm_kernel(
     # Groups are rows of tiles: a tile has output channels of one.
     tile_m, tile_n = tile_of(tl.program_id(0) % tiles, GROUPS * tiles_k, tiles_c, GROUP_M)
     group = tile_m // tiles_k
-    k = tile_m % tiles_k * BLOCK_M + tl.arange(0, BLOCK_M)
+    k_start = tile_m % tiles_k * BLOCK_M
+    k = k_start + tl.arange(0, BLOCK_M)
     if PACKED:
         flat = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         tap = flat // C
@@ -89,7 +93,8 @@ def conv_wgrad_implicit_gemm_kernel(
         columns = far_c * x_c + (d.to(tl.int64) * x_d + h.to(tl.int64) * x_h + v.to(tl.int64) * x_w)
     else:
         columns = far_c * x_c + (d * x_d + h * x_h + v * x_w)
-    from_dy = dy + far_k * y_c
+    if DESCRIPTORS == 0:
+        from_dy = dy + far_k * y_c
     sums = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32)
     rests = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32) if PRECISION == "tf32x3" else 0
     o_split, p_split, q_split = (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift)
@@ -99,13 +104,16 @@ def conv_wgrad_implicit_gemm_kernel(
         m = at + tl.arange(0, BLOCK_K)
         inside = m < end
         n, o, p, q = split_pixel(m, o_split, p_split, q_split, RANK)
-        if LINEAR:
-            pixel = place(n, o, p, m, 0, 0, 0, y_w, 0, WIDE)
+        if DESCRIPTORS >= 1:
+            a = tl.trans(dy.load([at, group * K + k_start]))
         else:
-            pixel = place(n, o, p, q, y_n, y_d, y_h, y_w, RANK, WIDE)
-        a = tl.load(
-            from_dy[:, None] + pixel[None, :], k_inside[:, None] & inside[None, :], other=0.0
-        )
+            if LINEAR:
+                pixel = place(n, o, p, m, 0, 0, 0, y_w, 0, WIDE)
+            else:
+                pixel = place(n, o, p, q, y_n, y_d, y_h, y_w, RANK, WIDE)
+            a = tl.load(
+                from_dy[:, None] + pixel[None, :], k_inside[:, None] & inside[None, :], other=0.0
+            )
         o = o * STRIDE[0] - PADDING[0]
         p = p * STRIDE[1] - PADDING[1]
         q = q * STRIDE[2] - PADDING[2]
@@ -117,7 +125,10 @@ def conv_wgrad_implicit_gemm_kernel(
             & reaches(p, h, H, BORDER[1], PACKED)
             & reaches(q, v, W, BORDER[2], PACKED)
         )
-        b = tl.load(x + (rows[:, None] + columns[None, :]), seen, other=0.0)
+        if DESCRIPTORS == 2:
+            b = x.load([at, group * C + tile_n * BLOCK_N])
+        else:
+            b = tl.load(x + (rows[:, None] + columns[None, :]), seen, other=0.0)
         sums, rests = multiply(a, b, sums, rests, PRECISION)
     sums = total(sums, rests, PRECISION)
 

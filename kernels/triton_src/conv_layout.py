@@ -1,0 +1,92 @@
+"""How the tensors of a convolution lie in memory, as its kernels are told."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .conv_geometry import ConvGeometry, Five, Ints, vector
+
+_BOX = 256  # elements per axis that one load by descriptor may have
+
+
+def filters(w: Tensor) -> Tensor:
+    """w [K, C/groups, taps] as a dense [K, taps, C/groups]; a copy unless it lies so already."""
+    return w.movedim(1, -1).contiguous()
+
+
+def merge(strides: Five, extents: Ints) -> Five | None:
+    """The spatial axes as one, if they lie in memory as one."""
+    n, c, *spatial = strides
+    merged, size = 0, 1
+    for s, extent in zip(reversed(spatial), reversed(list(extents)), strict=True):
+        if extent == 1:
+            continue
+        if size == 1:
+            merged, size = s, extent
+        elif s == merged * size:
+            size *= extent
+        else:
+            return None
+    return n, c, 0, 0, merged
+
+
+def pixel_stride(strides: Five, images: int, extents: Ints) -> int | None:
+    """The distance of neighbouring pixels, over all images, if it is the same everywhere."""
+    merged, count = merge(strides, extents), prod(extents)
+    if merged is None:
+        return None
+    if images == 1 or count == 1:
+        return merged[4] if images == 1 else merged[0]
+    return merged[4] if merged[0] == merged[4] * count else None
+
+
+class Places(NamedTuple):
+    """How pixels map to memory: axes, their extents, and strides of each tensor."""
+
+    rank: int
+    ins: Ints
+    outs: Ints
+    strides: list[Five]
+
+
+def places_of(g: ConvGeometry, strides: list[Five]) -> Places:
+    """Of a pointwise problem the axes are merged into as few as they are in every tensor."""
+    if g.pointwise:
+        count = prod(g.outs)
+        flat = [pixel_stride(s, g.N, g.outs) for s in strides]
+        if None not in flat:
+            single = (1, 1, g.N * count)
+            rows = [(0, s[1], 0, 0, v) for s, v in zip(strides, flat, strict=True)]
+            return Places(0, single, single, rows)  # type: ignore[arg-type]
+        merged = [merge(s, g.outs) for s in strides]
+        if None not in merged:
+            return Places(1, (1, 1, count), (1, 1, count), merged)  # type: ignore[arg-type]
+    return Places(g.rank, g.ins, g.outs, strides)
+
+
+def vector_of(*tensors: Five) -> int:
+    """The unit that strides can be counted in, but those of channels."""
+    if any(s[1] != 1 for s in tensors):
+        return 1
+    return vector(*(v for s in tensors for v in (s[0], *s[2:])))
+
+
+def units(s: Five, by: int) -> Five:
+    return s[0] // by, s[1], s[2] // by, s[3] // by, s[4] // by
+
+
+def descriptor(t: Tensor, shape: Ints, strides: Ints, box: Ints) -> Any | None:
+    """A tensor descriptor of t's memory from its first element on, last axis dense; None where the
+    hardware asks for more alignment than there is."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    size = t.element_size()
+    aligned = t.data_ptr() % 16 == 0 and all(s * size % 16 == 0 for s in strides[:-1])
+    if not aligned or strides[-1] != 1 or max(box) > _BOX:
+        return None
+    # An axis of one element has no stride of its own, but 0 is none.
+    strides = [s or strides[-2] or 16 for s in strides]
+    return TensorDescriptor(t, list(shape), list(strides), list(box))
