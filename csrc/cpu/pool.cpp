@@ -18,8 +18,17 @@ extern const PoolLines<double> pool_lines_fp64;
 
 namespace {
 
-// Below this many taps a second thread costs more than it saves.
-constexpr double kThreadedTaps = 1e5;
+// A second thread costs more than it saves below this work: taps where each is drawn from or raised
+// to a power, else elements that are read and, at less than half of their price, taps.
+constexpr double kThreadedTaps = 1e5, kThreadedWork = 2e5;
+bool threads_pay(const CpuPoolCall& call) {
+  const PoolProblem& p = call.p;
+  const double planes = double(p.N) * p.C, taps = planes * p.out_size() * p.kernel_size();
+  const bool plain = call.kind == PoolKind::kMax || call.kind == PoolKind::kSum ||
+                     (call.kind == PoolKind::kLp && (call.power == 1 || call.power == 2));
+  return plain && !call.backward ? planes * p.in_size() + 0.4 * taps > kThreadedWork
+                                 : taps > kThreadedTaps;
+}
 // Scratch of one thread that is not worth a tensor.
 constexpr int64_t kLocalBytes = 16 << 10;
 
@@ -64,9 +73,7 @@ bool integer_type(const Tensor& t, IntegerType* type) {
 
 template <class A>
 void run_passes(const CpuPoolCall& call, const PoolLines<A>& lines, const Tensor& like) {
-  const PoolProblem& p = call.p;
-  const double taps = double(p.N) * p.C * p.out_size() * p.kernel_size();
-  const int threads = taps > kThreadedTaps ? num_threads() : 1;
+  const int threads = threads_pay(call) ? num_threads() : 1;
   const bool separable = pool_separable_applies(call);
   const PoolWork work = call.backward ? pool_backward_work(call, lines)
                         : separable   ? pool_separable_work(call, lines)

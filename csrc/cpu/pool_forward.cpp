@@ -15,9 +15,8 @@
 // Layouts: dense NCDHW and NDHWC. Bytes: x and y once. FLOPs per output: T R stride + S (kTall),
 // S stride + T R (kBroad), T R S (kSlide, kWhole; drawing twice that and 20 for its number).
 // 8x64x112x112 fp32, 3x3/2, NHWC, two threads of an AMD EPYC (family 25, model 1): 1.06 (averages)
-// to 1.2 (norms) of the speed of a copy of as many bytes, in one run; with taps that are not
-// compiled in, a division per sum and no asking ahead it was 0.6 to 0.67. Drawing: 0.13 (NCHW),
-// bound by arithmetic.
+// to 1.2 (norms) of a copy's speed, in one run; with taps that are not compiled in, a division per
+// sum and no asking ahead 0.6 to 0.67. Drawing: 0.13 (NCHW), bound by arithmetic.
 // Deterministic: a row depends on no other.
 // Sources: separable (van Herk-like) reductions are folklore; drawing: pool_sample.h.
 #include <utility>
@@ -28,7 +27,7 @@
 namespace fastconv::cpu {
 namespace {
 
-constexpr int64_t kMostPixelRows = 3;
+constexpr int64_t kMostPixelRows = 3, kSplits = 8, kSplitElements = 1 << 15;
 
 enum class Way { kTall, kBroad, kWhole, kSlide };
 
@@ -44,14 +43,16 @@ struct Forward : PoolFrame<A> {
   Way way;
   Reduce kind;
   double raised;  // the power that rows are raised to before they are reduced; 1: none
-  bool index, deep, row_in_place, out_in_place, piecewise;
+  bool index, deep, row_in_place, out_in_place, piecewise, counted;
   LineRing ring;
   int64_t like_first, like_last;  // outputs whose windows have every tap inside
   int64_t ring_room;              // elements of one line of the ring
   A *parts, *ring_lines, *split, *tall, *buffer, *out, *count, *uniform;
   L *ring_taps, *taps, *first_tap, *row_tap, *tap;
-  int64_t *offset, *places;
+  int64_t *offset, *places, tap_room;
   const A** rows;
+  // Of few large windows of pixels, channels are tasks of their own; these are the current one's.
+  int64_t splits = 1, part_from = 0, part_to;
   int pixel_shape;  // of lines.pixels, or -1
   L* seen;
   const L** row_taps;
@@ -83,10 +84,8 @@ struct Forward : PoolFrame<A> {
       way = Way::kSlide;
     row_in_place = raised == 1 && Frame::in_place(columns ? p.in[2] : width);
     out_in_place = Frame::in_place(columns ? Q : width);
-
     piecewise = layout == PoolLayout::kPixels && width % lines.lanes == 0 &&
                 width >= 8 * lines.lanes && kind != Reduce::kDraw && kind != Reduce::kMean;
-
     ring = {reach(p, 0), way == Way::kBroad && deep ? p.in[1] : reach(p, 1)};
     const bool split_rows = way == Way::kWhole && columns;
     ring_room = (way == Way::kSlide   ? 2 * (Q + 2 * Frame::slack()) + p.kernel[2] + p.in[2]
@@ -105,38 +104,60 @@ struct Forward : PoolFrame<A> {
     ring.allocate(arena, p.in);
     if (columns) phases.allocate(arena);
     for (int axis = 0; axis < 3; ++axis) windows[axis] = take_windows(arena, p, axis);
+    like_first = like_last = 0;
     if (arena.base != nullptr) find_alike();
     const bool small = p.kernel[1] == p.kernel[2] && p.stride[1] == p.stride[2] &&
                        p.dilation[1] == 1 && p.dilation[2] == 1 && !deep;
     const bool plain = c.kind == PoolKind::kMax ? !index : sums && raised == 1;
-    pixel_shape = layout == PoolLayout::kPixels && width >= l.lanes && small && plain &&
-                          like_first < like_last
+    pixel_shape = layout == PoolLayout::kPixels && width >= l.lanes && small && plain
                       ? plane_shape(p.kernel[2], p.stride[2])
                       : -1;
+    const bool all_at_once = pixel_shape >= 0 && inside(p, 1) && inside(p, 2);
     seen = arena.take<L>(l.lanes);
+    part_to = width;
+    if (layout == PoolLayout::kPixels && row_in_place && out_in_place && !index &&
+        (sums || kind == Reduce::kMax) && p.out_size() == 1 &&
+        p.kernel_size() * width >= kSplitElements && Frame::groups < kSplits)
+      splits = most_splits();
     parts = arena.take<A>(columns ? 0 : 3 * (width + Frame::slack()));
     split = arena.take<A>(columns ? phases.size() + Frame::slack() : 0);
     tall = arena.take<A>(columns ? Frame::room(p.in) : 0);
     buffer = arena.take<A>(columns ? Frame::room(p.in) : 0);
     Frame::transposed = arena.take<A>(
         layout == PoolLayout::kPlanes ? (Frame::strips ? Q : p.in[2] + Q) * width : 0);
-    out = arena.take<A>(out_length + Frame::slack());
+    out = arena.take<A>(out_in_place ? 0 : out_length + Frame::slack());
     taps = arena.take<L>(placed ? out_length + Frame::slack() : 0);
-    count = arena.take<A>(sums ? out_length : 0);
+    counted = sums && !all_at_once;
+    count = arena.take<A>(counted ? out_length : 0);
     uniform = arena.take<A>(c.kind == PoolKind::kSample ? out_length + Frame::slack() : 0);
     first_tap = arena.take<L>(columns && placed ? Q + Frame::slack() : 0);
     const int64_t most = p.kernel[0] * p.kernel[1];
     rows = arena.take<const A*>(most);
     row_taps = arena.take<const L*>(most);
     row_tap = arena.take<L>(most);
-    offset = arena.take<int64_t>(p.kernel[2]);
-    tap = arena.take<L>(p.kernel[2]);
+    // As many as are reduced at once: a global window has thousands.
+    const bool whole = inside(p, 0) && inside(p, 1) && inside(p, 2);
+    tap_room = Frame::strips ? 0
+               : !columns && whole && p.kernel_size() > most_at_once() && may_be_pieces() &&
+                       p.kernel[2] > kPart
+                   ? kPart
+                   : p.kernel[2];
+    offset = arena.take<int64_t>(tap_room);
+    tap = arena.take<L>(tap_room);
     places = arena.take<int64_t>(c.index_kind == PoolIndex::kLong ? p.kernel_size() : 0);
     if (arena.base != nullptr) fill();
   }
 
+  int64_t most_splits() const {
+    const int64_t most = width / (4 * lines.lanes), wanted = kSplits / Frame::groups;
+    return most < 1 ? 1 : most < wanted ? most : wanted;
+  }
+  // Whether every window has all its taps.
+  static bool inside(const PoolProblem& p, int axis) {
+    return p.stride[axis] > 0 && p.padding[axis] == 0 &&
+           p.origin(axis, p.out[axis] - 1) + (p.kernel[axis] - 1) * p.dilation[axis] < p.in[axis];
+  }
   void find_alike() {
-    like_first = like_last = 0;
     if (p.stride[2] == 0) return;
     const auto whole = [&](int64_t q) {
       return windows[2][q].first == 0 && windows[2][q].last == p.kernel[2];
@@ -156,11 +177,11 @@ struct Forward : PoolFrame<A> {
       if (way == Way::kWhole || way == Way::kSlide)
         for (int64_t i = 0; i < ring.slots() * ring_room; ++i) ring_lines[i] = outside;
     }
-    for (int64_t s = 0; s < p.kernel[2]; ++s) {
+    for (int64_t s = 0; s < tap_room; ++s) {
       offset[s] = columns ? phases.place(s) : s * p.dilation[2] * width;
       tap[s] = static_cast<L>(s);
     }
-    if (call.kind == PoolKind::kSum || call.kind == PoolKind::kLp)
+    if (counted)
       for (int64_t q = 0; q < Q; ++q)
         for (int64_t c = 0; c < width; ++c) count[q * width + c] = static_cast<A>(call.count[2][q]);
     if (columns && (index || call.kind == PoolKind::kSample))
@@ -225,7 +246,16 @@ struct Forward : PoolFrame<A> {
     reduce(kind, in, to, to_taps, Q);
   }
 
-  void run(int64_t begin, int64_t end) const {
+  void run(int64_t begin, int64_t end) {
+    if (splits > 1) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t part = task % splits, vectors = width / lines.lanes;
+        part_from = part * vectors / splits * lines.lanes;
+        part_to = part + 1 == splits ? width : (part + 1) * vectors / splits * lines.lanes;
+        output_row(task / splits, 0, 0);
+      }
+      return;
+    }
     int64_t j = begin % p.out[1], o = begin / p.out[1] % p.out[0];
     int64_t group = begin / p.out[1] / p.out[0];
     for (int64_t task = begin; task < end; ++task) {
@@ -244,9 +274,10 @@ struct Forward : PoolFrame<A> {
       strip_row(group, t, r, y);
     else
       reduce_row(group, o, j, y);
-    if (pixel_shape < 0 || r.first > 0 || r.last < p.kernel[1]) finish(o, j, y, 0, Q);
+    if (pixel_shape < 0 || r.first > 0 || r.last < p.kernel[1] || like_first == like_last)
+      finish(o, j, y, 0, Q);
     if (!out_in_place) Frame::put(y, call.result, p.out, group, o, j);
-    if (index) put_index(group, o, j);
+    if (index) Frame::put_index(taps, places, windows, group, o, j);
   }
 
   // Sums of outputs [from, to) to what they stand for.
@@ -256,15 +287,14 @@ struct Forward : PoolFrame<A> {
       return;
     const A rows_counted = static_cast<A>(call.count[0][o] * call.count[1][j]);
     const double power = call.kind == PoolKind::kLp ? call.power : 1;
-    lines.finish(y + from * width, count + from * width, rows_counted, static_cast<A>(call.scale),
-                 power, y + from * width, (to - from) * width);
+    const int64_t at = from * width + part_from, n = (to - from - 1) * width + part_to - part_from;
+    lines.finish(y + at, count + at, rows_counted, static_cast<A>(call.scale), power, y + at, n);
   }
 
   // Small windows of pixels: those with all their taps at once, the others as ever.
   void pixel_row(int64_t n, int64_t o, int64_t j, A* y) const {
-    const Step step = kind == Reduce::kMax   ? Step::kMax
-                      : kind == Reduce::kSum ? Step::kSum
-                                             : Step::kLp;
+    const bool sums = kind == Reduce::kSum;
+    const Step step = kind == Reduce::kMax ? Step::kMax : sums ? Step::kSum : Step::kLp;
     const A* from[kMostPixelRows];
     for (int64_t i = 0; i < n; ++i) from[i] = rows[i] + windows[2][like_first].origin * width;
     const A size = call.kind == PoolKind::kLp
@@ -295,7 +325,7 @@ struct Forward : PoolFrame<A> {
       }
     const L first = static_cast<L>((t.first * p.kernel[1] + r.first) * S);
     if (call.kind == PoolKind::kSample) draw_numbers(group, o, j);
-    if (pixel_shape >= 0 && r.first == 0 && r.last == p.kernel[1])
+    if (pixel_shape >= 0 && r.first == 0 && r.last == p.kernel[1] && like_first < like_last)
       pixel_row(n, o, j, y);
     else if (way == Way::kSlide)
       slide_row(n, first, y);
@@ -378,41 +408,48 @@ struct Forward : PoolFrame<A> {
     }
     for (int64_t q = begin; q < end; q += in.times) {
       const Window& s = windows[2][q];
-      in.base = s.origin * width;
+      in.base = s.origin * width + part_from;
       in.offset = offset + s.first, in.tap = tap + s.first, in.taps = s.last - s.first;
       in.first_tap = first + static_cast<L>(s.first);
       in.uniform = uniform + q * width;
       in.times = 1;
-      const bool pieces = n * in.taps > (piecewise ? 4 * kPiece : kPart) &&
-                          (piecewise || kind == Reduce::kSum || kind == Reduce::kSquares);
+      const bool pieces = n * in.taps > most_at_once() && may_be_pieces();
       if (q == like_first && q < like_last && like_last <= end && !pieces)
         in.times = like_last - like_first, in.step = p.stride[2] * width, in.out_step = width;
+      const int64_t at = q * width + part_from;
       if (pieces)
-        in_pieces(in, y + q * width, taps + q * width);
+        in_pieces(in, s.first, y + at, taps + at, part_to - part_from);
       else
-        reduce(kind, in, y + q * width, taps + q * width, width);
+        reduce(kind, in, y + at, taps + at, part_to - part_from);
     }
   }
 
   // A large window in pieces: of few taps, where there are many channels, so that memory is read in
   // long runs; and of sums a part at a time, so that rounding errors do not add up over the whole.
   static constexpr int64_t kPiece = 8, kPart = 64;
-  void in_pieces(const Reads<A>& whole, A* y, L* to_taps) const {
+  bool may_be_pieces() const {
+    return piecewise || kind == Reduce::kSum || kind == Reduce::kSquares;
+  }
+  int64_t most_at_once() const { return piecewise ? 4 * kPiece : kPart; }
+  // whole: n channels of it, its taps counted from `first`.
+  void in_pieces(const Reads<A>& whole, int64_t first, A* y, L* to_taps, int64_t n) const {
     const bool sums = kind == Reduce::kSum || kind == Reduce::kSquares;
-    const int64_t piece = piecewise ? kPiece : kPart;
+    const int64_t piece = piecewise ? kPiece : kPart, pitch = p.dilation[2] * width;
     A *total = parts, *next = parts + width + Frame::slack();
     A* part = next + width + Frame::slack();
     Reads<A> in = whole;
-    in.rows = 1, in.times = 1;
+    L piece_tap;
+    in.rows = 1, in.times = 1, in.row_tap = &piece_tap, in.offset = offset, in.tap = tap;
     int64_t done = 0;  // taps of this part
     bool any = false;  // parts
     for (int64_t r = 0; r < whole.rows; ++r)
       for (int64_t k = 0; k < whole.taps; k += piece) {
-        in.row = rows + r, in.row_tap = row_tap + r;
-        in.offset = whole.offset + k, in.tap = whole.tap + k;
+        in.row = rows + r, piece_tap = row_tap[r] + static_cast<L>(first + k);
+        in.base = whole.base + (first + k) * pitch;
         in.taps = whole.taps - k < piece ? whole.taps - k : piece;
         in.more = done > 0;
-        reduce(kind, in, sums ? part : y, to_taps, width);
+        in.ahead = piece * pitch;
+        reduce(kind, in, sums ? part : y, to_taps, n);
         done += in.taps;
         const bool last = r + 1 == whole.rows && k + piece >= whole.taps;
         // Without pieces every reduction is a part: only those carry on from what is there.
@@ -421,7 +458,7 @@ struct Forward : PoolFrame<A> {
         const A* both[2] = {part, total};
         Reads<A> add{};
         add.row = both, add.rows = any ? 2 : 1, add.offset = kHere, add.taps = 1, add.times = 1;
-        reduce(Reduce::kSum, add, last ? y : next, nullptr, width);
+        reduce(Reduce::kSum, add, last ? y : next, nullptr, n);
         std::swap(total, next);
         any = true, done = 0;
       }
@@ -435,29 +472,6 @@ struct Forward : PoolFrame<A> {
     for (int64_t q = 0; q < Q; ++q)
       lines.uniform(*call.seed, group * width * size + row + q, size, uniform + q * width, width);
   }
-
-  void put_index(int64_t group, int64_t o, int64_t j) const {
-    const bool bytes = call.index_kind == PoolIndex::kByte;
-    const int64_t at = Frame::at(p.out, group, o, j);
-    uint8_t* byte = static_cast<uint8_t*>(call.index) + at;
-    int64_t* place = static_cast<int64_t*>(call.index) + at;
-    if (bytes && layout != PoolLayout::kPlanes) return lines.narrow(taps, byte, out_length);
-    const int64_t planes = layout == PoolLayout::kPlanes ? Frame::planes_of(group) : width;
-    const int64_t step = layout == PoolLayout::kPlanes ? p.out_size() : 1;
-    const int64_t step_q = layout == PoolLayout::kPlanes ? 1 : width;
-    const int64_t corner = (windows[0][o].origin * p.in[1] + windows[1][j].origin) * p.in[2];
-    for (int64_t q = 0; q < Q; ++q) {
-      const int64_t origin = corner + windows[2][q].origin;
-      for (int64_t c = 0; c < planes; ++c) {
-        const int64_t to = q * step_q + c * step;
-        const L chosen = taps[q * width + c];
-        if (bytes)
-          byte[to] = static_cast<uint8_t>(chosen);
-        else
-          place[to] = origin + places[chosen];
-      }
-    }
-  }
 };
 
 }  // namespace
@@ -466,13 +480,13 @@ template <class A>
 PoolWork pool_forward_work(const CpuPoolCall& call, const PoolLines<A>& lines) {
   Arena arena{nullptr};
   const Forward<A> forward(call, lines, arena);
-  return {forward.groups * call.p.out[0] * call.p.out[1], arena.bytes};
+  return {forward.groups * call.p.out[0] * call.p.out[1] * forward.splits, arena.bytes};
 }
 template <class A>
 void pool_forward(const CpuPoolCall& call, const PoolLines<A>& lines, int64_t begin, int64_t end,
                   char* scratch) {
   Arena arena{scratch};
-  const Forward<A> forward(call, lines, arena);
+  Forward<A> forward(call, lines, arena);
   forward.run(begin, end);
 }
 

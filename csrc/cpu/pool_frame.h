@@ -25,6 +25,11 @@ struct Arena {
   }
 };
 
+// The windows along one axis.
+struct Window {
+  int64_t origin, first, last;  // taps [first, last) lie in the input
+};
+
 template <class A>
 struct PoolFrame {
   const CpuPoolCall& call;
@@ -113,6 +118,31 @@ struct PoolFrame {
               reinterpret_cast<uint16_t*>(to));
     } else {
       scatter(line, plane, planes_of(group), extents[2], reinterpret_cast<A*>(to));
+    }
+  }
+
+  // What a row of outputs took, [Q, width]; places: of a tap, counted from its window's corner.
+  void put_index(const lane_t<A>* taps, const int64_t* places, const Window* const* windows,
+                 int64_t group, int64_t o, int64_t j) const {
+    const bool bytes = call.index_kind == PoolIndex::kByte;
+    const int64_t first = at(p.out, group, o, j), Q = p.out[2];
+    uint8_t* byte = static_cast<uint8_t*>(call.index) + first;
+    int64_t* place = static_cast<int64_t*>(call.index) + first;
+    if (bytes && layout != PoolLayout::kPlanes) return lines.narrow(taps, byte, Q * width);
+    const int64_t count = layout == PoolLayout::kPlanes ? planes_of(group) : width;
+    const int64_t step = layout == PoolLayout::kPlanes ? p.out_size() : 1;
+    const int64_t step_q = layout == PoolLayout::kPlanes ? 1 : width;
+    const int64_t corner = (windows[0][o].origin * p.in[1] + windows[1][j].origin) * p.in[2];
+    for (int64_t q = 0; q < Q; ++q) {
+      const int64_t origin = corner + windows[2][q].origin;
+      for (int64_t c = 0; c < count; ++c) {
+        const int64_t to = q * step_q + c * step;
+        const lane_t<A> chosen = taps[q * width + c];
+        if (bytes)
+          byte[to] = static_cast<uint8_t>(chosen);
+        else
+          place[to] = origin + places[chosen];
+      }
     }
   }
 
@@ -226,10 +256,6 @@ struct Phases {
   }
 };
 
-// The windows along one axis.
-struct Window {
-  int64_t origin, first, last;  // taps [first, last) lie in the input
-};
 inline Window* take_windows(Arena& arena, const PoolProblem& p, int axis) {
   Window* windows = arena.take<Window>(p.out[axis]);
   for (int64_t i = 0; arena.base != nullptr && i < p.out[axis]; ++i) {

@@ -50,7 +50,8 @@ struct Reads {
   lane_t<A> first_tap;
   const A* uniform;  // kDraw: the number drawn for element i
   int64_t times, step, out_step;
-  bool more;  // sums and maxima: carry on from what the result holds
+  bool more;      // sums and maxima: carry on from what the result holds
+  int64_t ahead;  // sums and maxima: what lies so much further is asked for, unless it is 0
 };
 
 // Windows of two or three taps along a row, one or two columns apart, take two steps: `across`

@@ -112,6 +112,9 @@ FC_INLINE void block(const Reads<A>& in, A* out, lane_t<A>* taps, int64_t i) {
     const lane_t<A> row_tap = kPlaced || kIndexed ? in.row_tap[r] : 0;
     for (int64_t k = 0; k < in.taps; ++k) {
       const A* x = row + in.offset[k];
+      if (in.ahead != 0)
+        for (int64_t b = 0; b < U * lanes; b += 64 / sizeof(A))
+          __builtin_prefetch(x + in.ahead + b);
       mask_t<A> tap{};
       if (kPlaced || kIndexed) tap = lanes_of<A>(row_tap + in.tap[k]);
 #pragma GCC unroll 4
@@ -264,6 +267,9 @@ FC_INLINE vec_t<A> load_rest(const A* x, int64_t i, int64_t n, A outside) {
   return vload(rest);
 }
 
+// How far ahead of its use memory is asked for: see pool_plane.h.
+constexpr int64_t kStripAhead = 4096;
+
 template <class A, Reduce R>
 void strip_sum(const A* const* row, const lane_t<A>*, int64_t rows, int64_t n, int64_t step,
                int64_t planes, A* out, lane_t<A>*) {
@@ -281,6 +287,8 @@ void strip_sum(const A* const* row, const lane_t<A>*, int64_t rows, int64_t n, i
         const A* x = row[r] + (from + g) * step;
         int64_t i = 0;
         for (; i + 4 * lanes <= n; i += 4 * lanes) {
+          for (int64_t b = 0; b < 4 * lanes; b += 64 / sizeof(A))
+            __builtin_prefetch(x + i + kStripAhead / sizeof(A) + b);
           a += term(vload(x + i)), b += term(vload(x + i + lanes));
           c += term(vload(x + i + 2 * lanes)), d += term(vload(x + i + 3 * lanes));
         }
