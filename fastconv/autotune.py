@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv import _C, autotune_cache, gpu, select, trust
+from fastconv import _C, autotune_cache, gpu, select, select_cuda, select_triton, trust
 from fastconv.ops import conv
 from fastconv.ops.conv_run import run_dgrad, run_fprop, run_wgrad
 from fastconv.problem import ConvSpec
@@ -28,6 +28,8 @@ _depth = 0
 
 def _runner(spec: ConvSpec, name: str, tensors: tuple[Any, ...]) -> Callable[[], Tensor]:
     geometry = (spec.stride, spec.padding, spec.dilation, spec.groups)
+    if select_triton.is_ours(name):
+        name = select_triton.at_precision(spec, name, None)
     if spec.direction == "fprop":
         return lambda: run_fprop(*tensors, *geometry, name)
     if spec.direction == "dgrad":
@@ -65,7 +67,7 @@ def measure(spec: ConvSpec, tensors: tuple[Any, ...], rounds: int = ROUNDS) -> d
         c.name: _runner(spec, c.name, tensors)
         for c in select.candidates(spec)
         if c.reason is None
-        and not (on_gpu and c.name != select.ATEN and not trust.admit(spec.device, c.name))
+        and not (on_gpu and c.name != select.ATEN and not select_cuda.admitted(spec, c.name))
     }
     with torch.no_grad():
         first = {}

@@ -11,11 +11,12 @@ import json
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from fastconv import _C, select, select_pool, select_pool_cuda
+from fastconv import _C, select, select_pool, select_pool_cuda, select_triton
 from fastconv.problem import NATIVE_DIRECTIONS, NATIVE_DTYPES, ConvSpec
 
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
@@ -54,9 +55,9 @@ def _applies(spec: ConvSpec, backend: str) -> dict[str, str | None]:
     """Algorithm name -> None if it runs `spec`, else the reason why not."""
     if backend == "cpu":
         return {c.name: c.reason for c in select.candidates(spec) if c.backend == "cpu"}
-    if backend != "cuda":
-        return {}
     # In either layout, and whatever device is present.
+    if backend == "triton":
+        return {name: _triton_reason(name, spec) for name in select_triton.ALGORITHMS}
     reasons: dict[str, str | None] = dict.fromkeys(_C.cuda_algorithms(), "no kernel")
     arguments = (spec.native, NATIVE_DTYPES[spec.dtype], NATIVE_DIRECTIONS[spec.direction])
     for layout in (_C.Layout.NCHW, _C.Layout.NHWC):
@@ -64,6 +65,18 @@ def _applies(spec: ConvSpec, backend: str) -> dict[str, str | None]:
             if reasons[name] is not None:
                 reasons[name] = reason or None
     return reasons
+
+
+def _triton_reason(algorithm: str, spec: ConvSpec) -> str | None:
+    """None if a configuration of the algorithm takes `spec`, else why the last one does not."""
+    reason = None
+    for last in (False, True):
+        laid_out = replace(spec, channels_last=last)
+        for config in select_triton.CONFIGS[algorithm].values():
+            reason = select_triton.config_refusal(algorithm, config, laid_out)
+            if reason is None:
+                return None
+    return reason
 
 
 def operations_table() -> str:
@@ -98,7 +111,8 @@ def _fused_rows() -> list[str]:
     ):
         cells = []
         for backend in BACKENDS:
-            known = backend != "triton" and has(f"fastconv::{op}", backend.upper())
+            # Triton's convolutions have the epilogues themselves; the passes are those of C++.
+            known = backend == "triton" or has(f"fastconv::{op}", backend.upper())
             names = [name for name, reason in _applies(spec, backend).items() if not reason]
             cells.append(", ".join(f"`{name}`" for name in names) if known else "—")
         rows.append(f"| `{operation}` | {direction} | {' | '.join(cells)} | composed |")
@@ -138,7 +152,7 @@ def algorithms_table() -> str:
         "| backend | algorithm | ranks | directions | dtypes | refuses |",
         "|---|---|---|---|---|---|",
     ]
-    for backend in ("cpu", "cuda"):
+    for backend in BACKENDS:
         for name in _applies(_spec("fprop", 2), backend):
             # An algorithm may be for depthwise problems alone.
             takes: dict = next(

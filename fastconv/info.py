@@ -74,7 +74,7 @@ def _cuda(native: Any) -> dict[str, Any]:
 def collect() -> dict[str, Any]:
     """Everything that ``python -m fastconv.info --json`` prints, as plain data."""
     native = _library.load()
-    from fastconv import _triton, autotune, select
+    from fastconv import _triton, autotune, select, select_triton
 
     wanted_isa = os.environ.get("FASTCONV_CPU_ISA")
     cuda, triton = _cuda(native), _triton.status()
@@ -114,12 +114,14 @@ def collect() -> dict[str, Any]:
             "cuda": {
                 "works": cuda["reason"] is None,
                 "reason": cuda["reason"],
-                "algorithms": [n for n in select.names("cuda") if n != "aten"],
+                "algorithms": [
+                    n for n in select.names("cuda") if n != "aten" and not select_triton.is_ours(n)
+                ],
             },
             "triton": {
                 "works": triton["reason"] is None,
                 "reason": triton["reason"],
-                "algorithms": list(_triton.OPERATIONS),
+                "algorithms": [*select_triton.ALGORITHMS, *_triton.OPERATIONS],
             },
             "aten": {"works": True, "reason": None, "algorithms": ["aten"]},
         },

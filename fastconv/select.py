@@ -1,12 +1,14 @@
 """The registry of algorithms and the choice among them.
 
 An entry is one of our CPU algorithms (`_C.cpu_algorithms()`), one of our CUDA kernel instances
-(`select_cuda`), `aten` (PyTorch's own convolution, never counted as ours), or the alias `winograd`
-(the cheaper of the Winograd tiles that apply). `auto` takes the measured winner when autotuning has
-recorded one, else the lowest estimated cost.
+(`select_cuda`), a configuration of a Triton kernel (`select_triton`), `aten` (PyTorch's own
+convolution, never counted as ours), or the alias `winograd` (the cheaper of the Winograd tiles that
+apply). `auto` takes the measured winner when autotuning has recorded one, else the lowest estimated
+cost.
 
 A request may carry a precision for float32 on CUDA: "<algo>+ieee", "+tf32" or "+tf32x3". The name
-that comes out keeps it only for `aten`, which otherwise follows PyTorch's own switch.
+that comes out has one for `aten`, which otherwise follows PyTorch's own switch, and for Triton
+kernels that are not to compute in IEEE arithmetic.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fastconv import _C, cost_aten, gpu, select_cuda
+from fastconv import _C, cost_aten, gpu, select_cuda, select_triton
 from fastconv.problem import NATIVE_DIRECTIONS, NATIVE_DTYPES, ConvSpec
 
 ATEN = "aten"
@@ -96,13 +98,17 @@ _C.set_cpu_isa = _wrap_set_cpu_isa(_C.set_cpu_isa)
 
 def names(device: str = "cpu") -> tuple[str, ...]:
     """Every name that `algo=` takes on this device, besides "auto" and single CUDA instances."""
-    ours = _CPU_NAMES if device == "cpu" else select_cuda.ALGORITHMS if gpu.is_cuda(device) else ()
+    ours: tuple[str, ...] = _CPU_NAMES if device == "cpu" else ()
+    if gpu.is_cuda(device):
+        ours = (*select_cuda.ALGORITHMS, *select_triton.ALGORITHMS)
     alias = (WINOGRAD,) if any(name.startswith(WINOGRAD) for name in ours) else ()
     return (*ours, *alias, ATEN)
 
 
 _KNOWN = frozenset((AUTO, *names("cpu"), *names("cuda")))
-_INSTANCES = frozenset(f"{algorithm}/{name}" for algorithm, name, *_ in _C.cuda_instances())
+_INSTANCES = frozenset(
+    (*(f"{algorithm}/{name}" for algorithm, name, *_ in _C.cuda_instances()), *select_triton.NAMES)
+)
 
 
 def check_name(algo: str, device: str = "cpu") -> None:
@@ -252,9 +258,18 @@ def resolve(spec: ConvSpec, algo: str, tensors: tuple[Any, ...] | None = None) -
     """
     name, precision = split_precision(algo)
     if precision is not None:
-        found = resolve(spec, name + (OR_AUTO if algo.endswith(OR_AUTO) else ""), tensors)
-        exact = found == ATEN and gpu.is_cuda(spec.device) and spec.dtype == torch.float32
-        return with_precision(found, precision) if exact else found
+        algo = name + (OR_AUTO if algo.endswith(OR_AUTO) else "")
+    found = _resolved(spec, algo, tensors)
+    if select_triton.is_ours(found):
+        return select_triton.at_precision(spec, found, precision)
+    if precision is None:
+        return found
+    exact = found == ATEN and gpu.is_cuda(spec.device) and spec.dtype == torch.float32
+    return with_precision(found, precision) if exact else found
+
+
+def _resolved(spec: ConvSpec, algo: str, tensors: tuple[Any, ...] | None) -> str:
+    """`resolve` of a request without a precision, to a name without one."""
     if algo == AUTO:
         return choose(spec, tensors)
     if algo == ATEN or spec.empty:  # with nothing to compute, PyTorch's rules for shapes hold
@@ -264,7 +279,7 @@ def resolve(spec: ConvSpec, algo: str, tensors: tuple[Any, ...] | None = None) -
         found = _decisions.get(key)
         if found is None:
             try:
-                found = _decisions[key] = resolve(spec, name)
+                found = _decisions[key] = _resolved(spec, algo.removesuffix(OR_AUTO), None)
             except RuntimeError:
                 return choose(spec, tensors)
         return found
@@ -282,7 +297,9 @@ def _forced(spec: ConvSpec, algo: str) -> str:
             return name.startswith(WINOGRAD)
         return name == algo or name.startswith(f"{algo}/")
 
-    entries = [c for c in candidates(spec) if meant(c.name)]
+    ours = select_triton.is_ours(algo)
+    every = select_triton.candidates(spec, "/" in algo) if ours else candidates(spec)
+    entries = [c for c in every if meant(c.name)]
     if not entries:
         known = f"it is no algorithm or kernel for {spec.direction} on {spec.device}"
         raise RuntimeError(f"algorithm {algo!r} does not apply to {spec}: {known}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastconv import _C, cost_aten_cuda, gpu, trust
+from fastconv import _C, cost_aten_cuda, gpu, select_triton, trust
 from fastconv.problem import NATIVE_DIRECTIONS, NATIVE_DTYPES, ConvSpec
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ def _refused_alike(spec: ConvSpec, reason: str) -> list[Candidate]:
 
 def candidates(spec: ConvSpec) -> list[Candidate]:
     """Every instance for the problem's direction, dtype and layout; of an algorithm that has none
-    that applies, one entry with the reason; PyTorch's last."""
+    that applies, one entry with the reason; Triton's, and PyTorch's last."""
     from fastconv.select import ATEN, Candidate
 
-    aten = Candidate(ATEN, ATEN, None, 0.0, None)
+    seconds = cost_aten_cuda.seconds(spec) if not spec.empty else 0.0
+    tail = [*select_triton.candidates(spec), Candidate(ATEN, ATEN, None, seconds, None)]
     refused = gpu.refusal(spec.device)
     dtype = NATIVE_DTYPES.get(spec.dtype)
     if refused is None and dtype is None:
@@ -43,15 +44,15 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
             f" {str(spec.dtype).removeprefix('torch.')}"
         )
     if refused is not None:
-        return [*_refused_alike(spec, refused), aten]
+        return [*_refused_alike(spec, refused), *tail]
     try:
         problem = spec.native
     except ValueError as error:
-        return [*_refused_alike(spec, str(error)), aten]
+        return [*_refused_alike(spec, str(error)), *tail]
     device = gpu.describe(spec.device)
     layout = _C.Layout.NHWC if spec.channels_last and spec.rank > 1 else _C.Layout.NCHW
     if spec.empty:
-        return [*(Candidate(name, "cuda", None, 0.0, 0) for name in ALGORITHMS), aten]
+        return [*(Candidate(name, "cuda", None, 0.0, 0) for name in ALGORITHMS), *tail]
     rows = _C.cuda_candidates(
         problem,
         dtype,
@@ -74,7 +75,14 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
         else:
             reason = own[0][2] if own else "no kernel for this direction, dtype and layout"
             entries.append(Candidate(name, "cuda", reason, float("inf"), 0))
-    return [*entries, Candidate(ATEN, ATEN, None, cost_aten_cuda.seconds(spec), None)]
+    return [*entries, *tail]
+
+
+def admitted(spec: ConvSpec, name: str) -> bool:
+    """Whether this candidate of ours may run without being named; checks it where nothing is known
+    of it."""
+    ours = select_triton.is_ours(name)
+    return trust.admit(spec.device, select_triton.trust_name(name, spec) if ours else name)
 
 
 def free_bytes(device: str) -> int:
@@ -87,15 +95,18 @@ def cheapest(spec: ConvSpec, entries: list[Candidate]) -> str:
     """The cheapest trusted instance where it is clearly below `aten`, else `aten`.
 
     An instance of which nothing is known is checked here, on the device, before it is taken; one
-    whose workspace does not fit into free memory is passed over.
+    whose workspace does not fit into free memory is passed over. Triton's come after those of C++,
+    which start without a compiler.
     """
     aten = entries[-1]
-    ours = sorted((c for c in entries[:-1] if c.reason is None), key=lambda c: c.cost)
+    ours = sorted(
+        (c for c in entries[:-1] if c.reason is None), key=lambda c: (c.backend == "triton", c.cost)
+    )
     for candidate in ours:
         if candidate.cost >= MARGIN * aten.cost:
-            break
+            continue
         if candidate.workspace and candidate.workspace > free_bytes(spec.device):
             continue
-        if trust.admit(spec.device, candidate.name):
+        if admitted(spec, candidate.name):
             return candidate.name
     return aten.name

@@ -6,6 +6,8 @@ Kernels are proven on the CPU by emulation, which knows nothing of a chip's memo
 rounding: `auto` uses an instance on a GPU only after it passed here (`fastconv.trust`). Prints a
 table, remembers the outcomes per device, driver and build, and exits with 1 if an instance failed.
 
+Those of Triton, which have to be compiled first, run with `--only triton`.
+
 An instance that takes the device down (an illegal access) alone is blamed: the process replaces
 itself by a fresh one, which goes on with the next instance.
 """
@@ -28,10 +30,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv import _C, gpu, reference, selftest_fused, selftest_pool, trust
+from fastconv import (
+    _C,
+    gpu,
+    reference,
+    select_triton,
+    selftest_fused,
+    selftest_pool,
+    selftest_triton,
+    trust,
+)
 from fastconv.problem import NATIVE_DTYPES, ConvSpec
 from fastconv.selftest_fused import NormInstance
 from fastconv.selftest_pool import PoolInstance
+from fastconv.selftest_triton import TritonInstance
 from fastconv.tolerances import UNDERFLOW, UNIT_ROUNDOFF, conv_tolerance
 
 _DTYPES = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
@@ -174,12 +186,27 @@ def instances() -> tuple[Instance, ...]:
     )
 
 
-AnyInstance = Instance | PoolInstance | NormInstance
+AnyInstance = Instance | PoolInstance | NormInstance | TritonInstance
 
 
 def all_instances() -> tuple[AnyInstance, ...]:
     """Those of convolution and of pooling, and the passes of normalisation."""
     return (*instances(), *selftest_pool.instances(), *selftest_fused.instances())
+
+
+def instance_named(name: str) -> AnyInstance:
+    """The instance behind a name of `fastconv.trust`."""
+    return selftest_triton.parsed(name) or next(i for i in all_instances() if i.name == name)
+
+
+def chosen(only: str, device: str) -> tuple[AnyInstance, ...]:
+    """Those whose name contains `only`."""
+    triton = only.startswith("triton")
+    return tuple(
+        i
+        for i in (selftest_triton.instances(device) if triton else all_instances())
+        if only in i.name
+    )
 
 
 def _sizes(problem: Problem, direction: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -229,10 +256,16 @@ def _as_format(t: Tensor, channels_last: bool) -> Tensor:
 
 
 def launch(
-    instance: Instance, problem: Problem, device: torch.device, a: Tensor, b: Tensor
+    instance: Instance | TritonInstance,
+    problem: Problem,
+    device: torch.device,
+    a: Tensor,
+    b: Tensor,
 ) -> Tensor:
     """The instance on tensors of the device: (x, w), (dy, w) or (dy, x) as its direction says."""
     a, b = (_as_format(t.to(device), instance.channels_last) for t in (a, b))
+    if isinstance(instance, TritonInstance):
+        return instance.launch(problem, a, b)
     args = (problem.stride, problem.padding, problem.dilation, problem.groups)
     if instance.direction == "fprop":
         # The format of the result follows x, where that says nothing (extents of 1) the weight.
@@ -243,8 +276,9 @@ def launch(
 
 
 def launch_epilogue(
-    instance: Instance, problem: Problem, device: torch.device, x: Tensor, w: Tensor, like: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    instance: Instance | TritonInstance, problem: Problem, device: torch.device, x: Tensor,
+    w: Tensor, like: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(result, bias, residual), on the CPU: the instance with a bias, a residual before ReLU."""
     generator = torch.Generator().manual_seed(_SEED + 1)
     bias, residual = (
@@ -252,6 +286,9 @@ def launch_epilogue(
         for size in (like.shape[1:2], like.shape)
     )
     x, w, r = (_as_format(t.to(device), instance.channels_last) for t in (x, w, residual))
+    if isinstance(instance, TritonInstance):
+        z = instance.launch_epilogue(problem, x, w, bias.to(device), r)
+        return z.cpu(), bias, residual
     args = (problem.stride, problem.padding, problem.dilation, problem.groups)
     z = OPS.conv_epilogue_fprop(x, w, bias.to(device), r, *args, 1, 0.0, False, instance.name)
     return z.cpu(), bias, residual
@@ -275,6 +312,8 @@ def check(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
         return Outcome(instance.name, *selftest_pool.check(instance, device, limit))
     if isinstance(instance, NormInstance):
         return Outcome(instance.name, *selftest_fused.check(instance, device, limit))
+    if isinstance(instance, TritonInstance):
+        limit = min(limit, selftest_triton.LIMIT)
     count, worst = 0, 0.0
     for problem in instance.problems():
         if count == limit:
@@ -343,8 +382,8 @@ def run(
         raise RuntimeError(f"{key} does not work: {lost}")
     outcomes: list[Outcome] = []
     try:
-        for instance in all_instances():
-            if only in instance.name and instance.name not in done:
+        for instance in chosen(only, key):
+            if instance.name not in done:
                 outcomes.append(check_and_probe(instance, device, limit))
                 yield outcomes[-1]
                 if outcomes[-1].device_lost:
@@ -384,7 +423,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="instances whose name contains this")
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if not all_instances():
+    triton = arguments.only.startswith("triton")
+    if not triton and not all_instances():
         print("this build has no CUDA kernels (FASTCONV_CUDA=0)", file=sys.stderr)
         return 2
     if not torch.cuda.is_available():
@@ -392,7 +432,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     key = gpu.device_key(torch.device(arguments.device))
     device = torch_device(key)
-    refused = gpu.refusal(key)
+    refused = select_triton.machine_refusal(key, torch.float32) if triton else gpu.refusal(key)
     if refused:
         print(refused, file=sys.stderr)
         return 2
@@ -408,9 +448,10 @@ def main(argv: list[str] | None = None) -> int:
         arguments.resume.unlink()
         outcomes, before = [Outcome(**o) for o in state["outcomes"]], state["seconds"]
     else:
-        print(f"{identity}: {len(all_instances())} kernel instances, build {_C.build_id}")
+        count = len(chosen(arguments.only, key))
+        print(f"{identity}: {count} kernel instances, build {_C.build_id}")
     start = time.perf_counter() - before
-    wanted = [i.name for i in all_instances() if arguments.only in i.name]
+    wanted = [i.name for i in chosen(arguments.only, key)]
 
     def write() -> None:
         if arguments.json:

@@ -1,4 +1,4 @@
-"""Which CUDA kernel instances `auto` may use on the present GPU.
+"""Which kernel instances `auto` may use on the present GPU, of CUDA C++ and of Triton.
 
 An instance is admitted if it passed the self-test on this device, driver and build (a quick check
 of that one instance runs at its first use and is remembered), or if `fastconv/vouched/*.json`, the
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fastconv import _C, gpu
+from fastconv import _C, _triton, gpu
 from fastconv._version import __version__
 from fastconv.json_store import JsonStore
 
@@ -31,6 +31,7 @@ def environment() -> dict[str, Any]:
         "fastconv": __version__,
         "build": _C.build_id,
         "torch": torch.__version__,
+        "triton": _triton.version(),
     }
 
 
@@ -87,7 +88,7 @@ def _quick_check(device: str, name: str) -> str | None:
     how it failed, recorded as well."""
     from fastconv import selftest  # it records here
 
-    instance = next(i for i in selftest.all_instances() if i.name == name)
+    instance = selftest.instance_named(name)
     on = selftest.torch_device(device)
     with torch.no_grad():
         lost = gpu.loss(on)

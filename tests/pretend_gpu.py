@@ -12,7 +12,16 @@ import pytest
 import torch
 from emulator.build_ops import build_ops
 
-from fastconv import gpu, select, select_cuda, selftest, selftest_fused, selftest_pool, trust
+from fastconv import (
+    gpu,
+    select,
+    select_cuda,
+    select_triton,
+    selftest,
+    selftest_fused,
+    selftest_pool,
+    trust,
+)
 from fastconv.ops import conv_run, fused_autograd, fused_run, pool_kernels
 
 # Where the fused ops are held, by name.
@@ -79,6 +88,7 @@ def pretend_gpu(
         patch.setattr(gpu, "describe", lambda key: device)
         patch.setattr(gpu, "refusal", lambda key: gpu.uncovered(device))
         patch.setattr(trust, "capturing", lambda: False)
+        patch.setattr(select_triton, "machine_refusal", lambda *_: "Triton is not emulated")
         patch.setattr(select_cuda, "free_bytes", lambda key: 1 << 37)
         autotune = sys.modules["fastconv.autotune"]  # the package's attribute is the class
         patch.setattr(autotune, "_device_seconds", autotune._host_seconds)

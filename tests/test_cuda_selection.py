@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pretend_gpu import H200, pretend_gpu
 
 import fastconv
-from fastconv import _C, cost_aten_cuda, gpu, select, select_cuda, selftest, trust
+from fastconv import _C, cost_aten_cuda, gpu, select, select_cuda, select_triton, selftest, trust
 from fastconv.ops import conv_run
 from fastconv.problem import ConvSpec
 
@@ -67,12 +67,14 @@ def test_candidates_name_their_instances():
     for direction in ("fprop", "dgrad", "wgrad"):
         entries = select.candidates(grouped_spec(direction))
         assert entries[-1].name == "aten" and entries[-1].cost > 0
-        for c in entries[:-1]:
+        ours = [c for c in entries[:-1] if c.backend == "cuda"]
+        assert {c.name for c in entries[:-1] if c not in ours} == set(select_triton.ALGORITHMS)
+        for c in ours:
             algorithm, slash, instance = c.name.partition("/")
             assert algorithm in _C.cuda_algorithms()
             assert bool(slash) == (c.reason is None), c
             assert c.reason is not None or (direction in instance and c.cost > 0)
-        assert {c.name.partition("/")[0] for c in entries[:-1]} == set(_C.cuda_algorithms())
+        assert {c.name.partition("/")[0] for c in ours} == set(_C.cuda_algorithms())
         refused = next(c for c in entries if c.name.startswith("depthwise"))
         assert "groups" in refused.reason
 
@@ -257,7 +259,8 @@ def test_a_device_that_no_build_covers(monkeypatch):
     torch.testing.assert_close(fastconv.conv2d(x, w), F.conv2d(x, w))
     with pytest.raises(RuntimeError, match=r"no built architecture .*sm_80.* covers .*sm_100"):
         fastconv.conv2d(x, w, algo="direct")
-    assert all("sm_100" in c.reason for c in select.candidates(grouped_spec())[:-1])
+    ours = [c for c in select.candidates(grouped_spec()) if c.backend == "cuda"]
+    assert ours and all("sm_100" in c.reason for c in ours)
     explanation = str(fastconv.explain(x, w))
     assert "none of ours applies" in explanation and "TORCH_CUDA_ARCH_LIST=10.0" in explanation
 

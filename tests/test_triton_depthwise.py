@@ -83,8 +83,9 @@ def test_three_directions(launchers, case: ConvCase, last: bool, dtype: torch.dt
     )
     config = config_of(launchers, last)
     y = launchers.conv_fprop(x, w, bias, *case.params, config=config)
-    dx = launchers.conv_dgrad(dy, w, case.input_size, *case.params, last, config=config)
-    dw = launchers.conv_wgrad(dy, x, case.weight_size, *case.params, last, config=config)
+    known = {"config": config, "channels_last": last}
+    dx = launchers.conv_dgrad(dy, w, case.input_size, *case.params, **known)
+    dw = launchers.conv_wgrad(dy, x, case.weight_size, *case.params, **known)
     for found, expected in (
         (y, reference.conv_fprop(x, w, bias, *case.params)),
         (dx, reference.conv_dgrad(dy, w, case.input_size, *case.params)),
@@ -99,7 +100,7 @@ def test_real_numbers(launchers) -> None:
     x, w, dy = (torch.randn(s) for s in (case.input_size, case.weight_size, case.output_size))
     config = config_of(launchers, False)
     y = launchers.conv_fprop(x, w, None, *case.params, config=config)
-    dw = launchers.conv_wgrad(dy, x, case.weight_size, *case.params, False, config=config)
+    dw = launchers.conv_wgrad(dy, x, case.weight_size, *case.params, config=config)
     for found, direction, compute, operands in (
         (y, "fprop", reference.conv_fprop, (x, w, None)),
         (dw, "wgrad", reference.conv_wgrad, (dy, x, case.weight_size)),
@@ -144,8 +145,9 @@ def test_wide_offsets_and_odd_strides(launchers, monkeypatch, last: bool) -> Non
         for s in (case.input_size, case.weight_size, case.output_size)
     )
     config = config_of(launchers, last)
-    dx = launchers.conv_dgrad(dy, w, case.input_size, *case.params, last, config=config)
-    dw = launchers.conv_wgrad(dy, x, case.weight_size, *case.params, last, config=config)
+    known = {"config": config, "channels_last": last}
+    dx = launchers.conv_dgrad(dy, w, case.input_size, *case.params, **known)
+    dw = launchers.conv_wgrad(dy, x, case.weight_size, *case.params, **known)
     if last:
         x = x.to(memory_format=torch.channels_last)
     y = launchers.conv_fprop(x, w, None, *case.params, config=config)
@@ -162,7 +164,7 @@ def test_padding_adds_nothing(launchers) -> None:
     config = config_of(launchers, False)
     y = launchers.conv_fprop(x, w, None, *lists, config=config)
     assert y.tolist() == [[[[2, 3, 3, 2]]]]
-    dx = launchers.conv_dgrad(torch.ones(1, 1, 1, 4), w, x.shape, *lists, False, config=config)
+    dx = launchers.conv_dgrad(torch.ones(1, 1, 1, 4), w, x.shape, *lists, config=config)
     assert dx.tolist() == [[[[2, 3, 3, 2]]]]
 
 
@@ -180,7 +182,7 @@ def test_many_slices_add_up(launchers, monkeypatch) -> None:
 
     monkeypatch.setattr(launchers.module, "launch", seen)
     config = config_of(launchers, False)
-    dw = launchers.conv_wgrad(dy, x, case.weight_size, *case.params, False, config=config)
+    dw = launchers.conv_wgrad(dy, x, case.weight_size, *case.params, config=config)
     assert sizes[0][1] is not None and sizes[0][1][0] >= 10
     assert torch.equal(dw.double(), reference.conv_wgrad(dy, x, case.weight_size, *case.params))
 

@@ -1,7 +1,7 @@
 """One direction of a convolution by one named algorithm: no autograd, no choice, real tensors.
 
-`aten` is PyTorch's own convolution ("aten+<precision>" sets its TF32 switch); every other name is
-a kernel behind `torch.ops.fastconv`.
+`aten` is PyTorch's own convolution ("aten+<precision>" sets its TF32 switch), names in `triton_`
+are Triton's (`triton_run`); every other is a kernel behind `torch.ops.fastconv`.
 Weights are (K, C/groups, *kernel), lists have one entry per spatial axis.
 """
 
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from fastconv import gpu
+from fastconv.ops import triton_run
 from fastconv.ops.conv_call import Call
 from fastconv.problem import dense_strides
 from fastconv.select import ATEN, split_precision
+from fastconv.select_triton import PREFIX as _TRITON
 
 _fprop = torch.ops.fastconv.conv_fprop.default
 _dgrad = torch.ops.fastconv.conv_dgrad.default
@@ -143,6 +145,8 @@ def run_fprop(
     if algo.startswith(_ATEN_AT):
         with _tf32(algo):
             return run_fprop(x, w, bias, stride, padding, dilation, groups, ATEN)
+    if algo.startswith(_TRITON):
+        return triton_run.fprop(x, w, bias, stride, padding, dilation, groups, algo)
     try:
         if packed is not None:
             return _fprop_packed(x, w, bias, *packed, groups, algo)
@@ -174,6 +178,9 @@ def run_dgrad(
             return run_dgrad(
                 dy, w, input_size, stride, padding, dilation, groups, channels_last, ATEN
             )
+    if algo.startswith(_TRITON):
+        geometry = (stride, padding, dilation, groups)
+        return triton_run.dgrad(dy, w, input_size, *geometry, channels_last, algo)
     try:
         if packed is not None:
             return _dgrad_packed(dy, w, *packed, groups, channels_last, algo)
@@ -206,6 +213,9 @@ def run_wgrad(
             return run_wgrad(
                 dy, x, weight_size, stride, padding, dilation, groups, channels_last, ATEN
             )
+    if algo.startswith(_TRITON):
+        geometry = (stride, padding, dilation, groups)
+        return triton_run.wgrad(dy, x, weight_size, *geometry, channels_last, algo)
     try:
         if packed is not None:
             return _wgrad_packed(dy, x, *packed, groups, channels_last, algo)

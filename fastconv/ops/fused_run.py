@@ -1,6 +1,7 @@
 """Convolution with an epilogue or with statistics, by one named algorithm, on real tensors.
 
-`aten` is PyTorch's own convolution followed by our pass over its result.
+`aten` is PyTorch's own convolution followed by our pass over its result. Triton's kernels have the
+same epilogues; the passes are those of C++ whatever the algorithm.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fastconv.activations import Activation
+from fastconv.ops import triton_run
 from fastconv.ops.conv_call import Call
 from fastconv.ops.conv_run import run_fprop
 from fastconv.select import ATEN, split_precision
+from fastconv.select_triton import is_ours as _is_triton
 
 _ops = torch.ops.fastconv
 _conv_epilogue = _ops.conv_epilogue_fprop.default._op
@@ -39,10 +42,16 @@ def is_aten(call: Call) -> bool:
     return split_precision(call.name)[0] == ATEN
 
 
+def _triton_end(residual: Tensor | None, end: Ending) -> tuple[object, ...]:
+    return (end.code, end.slope, residual, end.after, None, None)
+
+
 def conv_epilogue(
     x: Tensor, w: Tensor, bias: Tensor | None, residual: Tensor | None, call: Call, end: Ending
 ) -> Tensor:
     """act(conv(x, w) + bias), with the residual where `end` says."""
+    if _is_triton(call.name):
+        return triton_run.fprop(x, w, bias, *call.geometry, call.name, _triton_end(residual, end))
     if not is_aten(call):
         return _conv_epilogue(x, w, bias, residual, *call.geometry, *end, call.name)
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
@@ -61,6 +70,10 @@ def conv_epilogue_into(
     end: Ending,
 ) -> None:
     """`conv_epilogue` into `out`, a channel slice of a tensor that is dense in y's layout."""
+    if _is_triton(call.name):
+        epilogue = _triton_end(residual, end)
+        triton_run.fprop(x, w, bias, *call.geometry, call.name, epilogue, out)
+        return
     if not is_aten(call):
         _conv_epilogue_into(x, w, bias, residual, out, *call.geometry, *end, call.name)
         return
@@ -72,6 +85,8 @@ def conv_stats(
     x: Tensor, w: Tensor, bias: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, m2): the convolution, each channel's mean, and its sum of squares about it."""
+    if _is_triton(call.name):
+        return triton_run.stats(x, w, bias, call.geometry, call.name)
     if not is_aten(call):
         return _conv_stats(x, w, bias, *call.geometry, call.name)
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)

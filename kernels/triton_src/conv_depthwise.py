@@ -2,8 +2,8 @@
 
   conv_fprop_depthwise_kernel      y[n,k,o] = sum_t x[n, k/m, o*st - pad + t*dil] w[k,t]
   conv_dgrad_depthwise_kernel      dx[n,c,i] = sum_t,k/m=c dy[n, k, (i + pad - t*dil)/st] w[k,t]
-  conv_wgrad_depthwise_kernel      dw[k,t] = sum_n,o dy[n,k,o] x[n, k/m, o*st - pad + t*dil]: partial
-  conv_wgrad_depthwise_sum_kernel  adds the partial sums in order
+  conv_wgrad_depthwise_kernel      dw[k,t] = sum_n,o dy[n,k,o] x[n, k/m, o*st - pad + t*dil]
+  conv_wgrad_depthwise_sum_kernel  adds wgrad's partial sums in order
   conv_depthwise_filter_kernel     w [K, taps] -> [taps, K]
 with o, i, t standing for one to three axes and m = K/C.
 
@@ -173,19 +173,19 @@ def dgrad_step(
     DILATION: tl.constexpr,
 ):  # fmt: skip
     t, r, s = tap // (KERNEL[1] * KERNEL[2]), tap // KERNEL[2] % KERNEL[1], tap % KERNEL[2]
-    o, met_d = meets(rest[0], t, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0])
-    p, met_h = meets(rest[1], r, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1])
-    q, met_w = meets(rest[2], s, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2])
+    ahead_d, met_d = meets(rest[0], t, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0])
+    ahead_h, met_h = meets(rest[1], r, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1])
+    ahead_w, met_w = meets(rest[2], s, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2])
     if met_d & met_h & met_w:
-        o, p, q = i[0] + o, i[1] + p, i[2] + q
-        inside = inside & ((o >= 0) & (o < outs[0]) & (p >= 0) & (p < outs[1]))
-        inside = inside & ((q >= 0) & (q < outs[2]))
+        o, p, q = i[0] + ahead_d, i[1] + ahead_h, i[2] + ahead_w
+        read = inside & ((o >= 0) & (o < outs[0]) & (p >= 0) & (p < outs[1]))
+        read = read & ((q >= 0) & (q < outs[2]))
         place = (o * outs[1] + p) * outs[2] + q
         for j in range(MULTIPLIER):
             k = c * MULTIPLIER + j
-            v = tl.load(dy + (n * dy_n + place * dy_p + k * dy_c), inside, 0.0).to(tl.float32)
+            v = tl.load(dy + (n * dy_n + place * dy_p + k * dy_c), read, 0.0).to(tl.float32)
             f = tl.load(w + (k * w_k + tap * w_t), c < C, 0.0).to(tl.float32)
-            total = tl.where(inside, total + v * f, total)
+            total = tl.where(read, total + v * f, total)
     return total
 
 

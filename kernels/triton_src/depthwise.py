@@ -64,6 +64,7 @@ def kernels() -> dict[str, Any]:
 
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Runs kernel `name` on the device of its first argument."""
+    constants = {**constants, "enable_fp_fusion": True}
     kernel = kernels()[name][(grid,)]
     if args[0].device.type != "cuda" or args[0].device.index == torch.cuda.current_device():
         kernel(*args, **constants)
@@ -229,10 +230,10 @@ def conv_dgrad(
     padding: Ints,
     dilation: Ints,
     groups: int,
-    channels_last: bool,
     *,
     config: Config,
     precision: str = "ieee",
+    channels_last: bool = False,
 ) -> Tensor:
     """dx (N, C, *in) of dy (N, K, *out)."""
     channels_last = channels_last and dy.dim() > 3
@@ -267,10 +268,10 @@ def conv_wgrad(
     padding: Ints,
     dilation: Ints,
     groups: int,
-    channels_last: bool,
     *,
     config: Config,
     precision: str = "ieee",
+    channels_last: bool = False,
 ) -> Tensor:
     """dw (K, 1, *kernel) of dy (N, K, *out) and x (N, C, *in)."""
     channels_last = channels_last and dy.dim() > 3

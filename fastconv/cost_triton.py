@@ -1,0 +1,191 @@
+"""Configurations of the Triton convolutions, and the estimated seconds of each on a GPU.
+
+The tables are short: a configuration costs a compilation of some seconds when it is first used on a
+kind of problem. Between them a model decides, without running any: the time of a tile is what its
+products or its bytes from L2 take, tiles go over the multiprocessors in waves, and memory sets a
+floor. Rates are published peaks. Not measured on a GPU: only ratios between candidates are used.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+
+import torch
+
+from fastconv._triton.conv_geometry import Config
+from fastconv._triton.depthwise import Config as DepthwiseConfig
+from fastconv.problem import ConvSpec
+
+# Shared memory that a program may have, bytes; of other chips the smallest is taken.
+_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+_LEAST_SHARED = 99 * 1024
+# Per multiprocessor and second, from compute capability 9 and below it.
+_TENSOR_16 = (7.0e12, 2.3e12)
+_TENSOR_TF32 = (3.5e12, 1.15e12)
+_FMA = (4.3e11, 1.8e11)
+_L2_BYTES = (4.0e10, 3.5e10)
+_DRAM_BYTES = (4.0e12, 1.5e12)  # of the whole device
+_LAUNCH = 4e-6
+_PROGRAM = 1.5e-6  # until a program's first tiles have come from memory, and to store its results
+_SLICES = 264  # programs that wgrad's split aims at: two on each multiprocessor of a large GPU
+_LEAST_STEPS = 8  # of a slice
+_MOST_PARTIAL_BYTES = 1 << 28
+
+IMPLICIT_GEMM = {
+    "128x256x64_w8_s3": Config(128, 256, 64, 8, 3, 8),
+    "128x128x64_w8_s3": Config(128, 128, 64, 8, 3, 8),
+    "128x64x64_w4_s4": Config(128, 64, 64, 4, 4, 8),
+    "64x64x64_w4_s4": Config(64, 64, 64, 4, 4, 8),
+    "128x128x32_w8_s3": Config(128, 128, 32, 8, 3, 8),
+    "128x64x32_w4_s4": Config(128, 64, 32, 4, 4, 8),
+    "64x64x32_w4_s4": Config(64, 64, 32, 4, 4, 8),
+    "128x32x32_w4_s4": Config(128, 32, 32, 4, 4, 8),
+    "64x32x32_w4_s3_persistent": Config(64, 32, 32, 4, 3, 8, persistent=True),
+}
+_DEEP = tuple(name for name in IMPLICIT_GEMM if "x64_w" in name)
+_SHALLOW = tuple(name for name in IMPLICIT_GEMM if name not in _DEEP)
+# What is considered, by compute capability: without wgmma's asynchronous products, steps of 64
+# need more shared memory than they save synchronisation.
+PER_ARCHITECTURE = {
+    80: _SHALLOW,
+    90: (*_DEEP, "64x64x32_w4_s4", "128x32x32_w4_s4", "64x32x32_w4_s3_persistent"),
+}
+DEPTHWISE = {
+    config.name: config
+    for config in (
+        DepthwiseConfig(64, 64, 4),
+        DepthwiseConfig(16, 64, 2),
+        DepthwiseConfig(64, 8, 2),
+        DepthwiseConfig(512, 1, 4),
+        DepthwiseConfig(128, 1, 2),
+    )
+}
+
+
+def names_for(capability: int) -> tuple[str, ...]:
+    """The implicit-GEMM configurations that are considered on such a device."""
+    return PER_ARCHITECTURE[90 if capability == 90 else 80]
+
+
+def shared_bytes(config: Config, itemsize: int) -> int:
+    """What the stages of a configuration take."""
+    return (config.block_m + config.block_n) * config.block_k * itemsize * config.stages
+
+
+def resources_refusal(config: Config, dtype: torch.dtype, capability: int) -> str | None:
+    """Why a device cannot hold this configuration; None if it can."""
+    need, room = shared_bytes(config, dtype.itemsize), _SHARED.get(capability, _LEAST_SHARED)
+    if need > room:
+        return f"its tiles take {need} bytes of shared memory, sm_{capability} has {room}"
+    return None
+
+
+def _rate(spec: ConvSpec, config: Config, precision: str, new: bool) -> float:
+    """Products that a multiprocessor finishes per second, as FLOP."""
+    at = 0 if new else 1
+    if spec.dtype == torch.float32:
+        if precision == "ieee":
+            return _FMA[at] * 0.5  # operands of each product come from shared memory
+        rate = _TENSOR_TF32[at] / (3 if precision == "tf32x3" else 1)
+    else:
+        rate = _TENSOR_16[at]
+    # Small tiles leave the tensor cores waiting for operands.
+    return rate * min(0.75, 0.35 + 0.1 * (config.block_m * config.block_n) / 8192)
+
+
+def _gemm(spec: ConvSpec, config: Config) -> tuple[int, int, int]:
+    """(tiles, steps of each, classes or slices) of a direction's product."""
+    taps, groups = prod(spec.weight_size[2:]), spec.groups
+    C, K = spec.weight_size[1], spec.weight_size[0] // groups
+
+    def ceil(a: int, b: int) -> int:
+        return -(-a // b)
+
+    def steps(depth: int, count: int) -> int:
+        apart, packed = count * ceil(depth, config.block_k), ceil(depth * count, config.block_k)
+        return packed if 4 * packed <= 3 * apart else apart
+
+    if spec.direction == "fprop":
+        pixels = spec.output_size[0] * prod(spec.output_size[2:])
+        tiles = ceil(pixels, config.block_m) * groups * ceil(K, config.block_n)
+        return tiles, steps(C, taps), 1
+    if spec.direction == "dgrad":
+        classes = prod(spec.stride)
+        inputs = ceil(spec.input_size[0] * prod(spec.input_size[2:]), classes)
+        tiles = classes * ceil(inputs, config.block_m) * groups * ceil(C, config.block_n)
+        return tiles, steps(K, ceil(taps, classes)), classes
+    pixels = spec.output_size[0] * prod(spec.output_size[2:])
+    columns, packed = taps * ceil(C, config.block_n), ceil(taps * C, config.block_n)
+    columns = packed if 4 * packed <= 3 * columns else columns
+    tiles = groups * ceil(K, config.block_m) * columns
+    return tiles, ceil(pixels, config.block_k), 1
+
+
+@lru_cache(4096)
+def splits(spec: ConvSpec, config: Config) -> int:
+    """Slices of the pixels for wgrad: of the problem alone, so that no device adds up otherwise."""
+    tiles, steps, _ = _gemm(spec, config)
+    fitting = _MOST_PARTIAL_BYTES // (4 * max(prod(spec.weight_size), 1))
+    return max(1, min(-(-_SLICES // tiles), steps // _LEAST_STEPS, fitting))
+
+
+def workspace(spec: ConvSpec, config: Config | DepthwiseConfig) -> int:
+    """Bytes of scratch: partial sums, a filter in another order."""
+    filter_bytes = prod(spec.weight_size) * spec.dtype.itemsize
+    if spec.direction != "wgrad":
+        return filter_bytes
+    if isinstance(config, DepthwiseConfig):
+        return 4 * prod(spec.weight_size) * _SLICES * 2
+    return 4 * prod(spec.weight_size) * (splits(spec, config) + 1)
+
+
+def _moved(spec: ConvSpec) -> int:
+    """Bytes that have to come from memory or go there."""
+    sizes = (spec.input_size, spec.output_size, spec.weight_size)
+    return sum(prod(size) for size in sizes) * spec.dtype.itemsize
+
+
+def implicit_gemm_seconds(
+    spec: ConvSpec, config: Config, precision: str, capability: int, sm_count: int
+) -> float:
+    """Estimated seconds of a direction with this configuration."""
+    new = capability >= 90
+    tiles, steps, _ = _gemm(spec, config)
+    split = splits(spec, config) if spec.direction == "wgrad" else 1
+    tiles, steps = tiles * split, -(-steps // split)
+    flops = 2 * config.block_m * config.block_n * config.block_k
+    moved = (config.block_m + config.block_n) * config.block_k * spec.dtype.itemsize
+    if not (spec.channels_last and spec.rank > 1):
+        moved *= 1.5  # operands in vectors of pixels, which borders cut
+    l2 = _L2_BYTES[0 if new else 1]
+    tile = steps * max(flops / _rate(spec, config, precision, new), moved / l2)
+    # Programs that share a multiprocessor share its rates and hide each other's first loads.
+    resident = max(1, min(4, 16 // config.warps))
+    waves, rest = divmod(tiles, sm_count * resident)
+    seconds = waves * (resident * tile + _PROGRAM)
+    if rest:
+        seconds += -(-rest // sm_count) * tile + _PROGRAM
+    bytes_ = _moved(spec) + (8 * split * prod(spec.weight_size) if split > 1 else 0)
+    launches = _LAUNCH * (2 if spec.direction == "wgrad" else 1)
+    if prod(spec.weight_size[2:]) > 1 and not spec.channels_last:
+        launches += _LAUNCH  # the filter in another order
+    return max(seconds, bytes_ / _DRAM_BYTES[0 if new else 1]) + launches
+
+
+def depthwise_seconds(
+    spec: ConvSpec, config: DepthwiseConfig, capability: int, sm_count: int
+) -> float:
+    """Estimated seconds of a depthwise direction in these tiles."""
+    at = 0 if capability >= 90 else 1
+    size = spec.input_size if spec.direction == "dgrad" else spec.output_size
+    rows, channels, taps = size[0] * prod(size[2:]), size[1], prod(spec.weight_size[2:])
+    tiles = -(-rows // config.block_m) * -(-channels // config.block_c)
+    # What a tile has beyond the tensor costs its issue slots all the same.
+    elements = tiles * config.block_m * config.block_c
+    flops = 2 * elements * taps * (2 if spec.direction == "wgrad" else 1)
+    l2 = elements * taps * spec.dtype.itemsize
+    # Fewer programs than multiprocessors leave some idle.
+    busy = min(sm_count, tiles)
+    seconds = max(flops / (0.4 * _FMA[at] * busy), l2 / (3 * _L2_BYTES[at] * busy))
+    return max(seconds, _moved(spec) / (0.8 * _DRAM_BYTES[at])) + 2 * _LAUNCH
