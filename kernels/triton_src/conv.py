@@ -28,10 +28,9 @@ from .conv_geometry import (
     magic,
     make_geometry,
     shares_taps,
-    span,
     vector,
 )
-from .conv_layout import descriptor, filters, pixel_stride, places_of, units, vector_of
+from .conv_layout import descriptor, far, filters, pixel_stride, places_of, units, vector_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MERGED_PARTS = 128
@@ -280,7 +279,7 @@ def _launch_fprop(
     places = places_of(g, [x_s, y_s, r_s])
     x_s, y_s, r_s = places.strides
     tensors = [t for t in (x, y, end.residual) if t is not None]
-    wide = max(w.numel(), *(span(t.stride(), t.shape) for t in tensors)) > INT32
+    wide = far(w, *tensors)
     vec_x = vector_of(x_s)
     vec_y = vector_of(y_s, *([r_s] if end.residual is not None else []))
     vec = (vector(g.C), vector(g.K), vec_x, vec_y)
@@ -337,7 +336,7 @@ def conv_dgrad(
     w = filters(w)
     places = places_of(g, [five(dx.stride(), dx.shape), five(dy.stride(), dy.shape)])
     x_s, y_s = places.strides
-    wide = max(w.numel(), *(span(t.stride(), t.shape) for t in (dx, dy))) > INT32
+    wide = far(w, dx, dy)
     vec = (vector(g.C), vector(g.K), vector_of(y_s), vector_of(x_s))
     extents = [-(-n // s) for n, s in zip(places.ins, g.stride, strict=True)]
     pixels = g.N * prod(g.class_extents)
@@ -396,7 +395,7 @@ def conv_wgrad(
     pixel = pixel_stride(y_s, 1 if places.rank == 0 else g.N, places.outs)
     if pixel is not None:
         y_s = (0, y_s[1], 0, 0, pixel)
-    wide = max(span(t.stride(), t.shape) for t in (dy, x)) > INT32
+    wide = far(dy, x, dw)
     w_s = five(dw.stride(), dw.shape)
     vec = (vector(g.C), vector(g.K), vector_of(x_s), vector_of(y_s))
     vec = (*vec, vector(vector_of(w_s), dw.numel()))

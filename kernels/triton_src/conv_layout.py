@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .conv_geometry import ConvGeometry, Five, Ints, vector
+from .conv_geometry import INT32, ConvGeometry, Five, Ints, span, vector
 
 _BOX = 256  # elements per axis that one load by descriptor may have
+
+
+def far(*tensors: Tensor) -> bool:
+    """Whether an offset into one of them needs 64 bits."""
+    return max(span(t.stride(), t.shape) for t in tensors) > INT32
 
 
 def filters(w: Tensor) -> Tensor:

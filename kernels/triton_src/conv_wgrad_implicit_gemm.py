@@ -133,8 +133,10 @@ def conv_wgrad_implicit_gemm_kernel(
     sums = total(sums, rests, PRECISION)
 
     # dw has c channels per group, and rows of every group.
-    k, t, r, s = group * K + k, t * w_t, r * w_r, s * w_s
-    to = (k * w_k)[:, None] + (c * w_c + (t + r + s))[None, :]
+    k += group * K
+    if WIDE:
+        k, c = k.to(tl.int64), c.to(tl.int64)
+    to = (k * w_k)[:, None] + (c * w_c + (t * w_t + r * w_r + s * w_s))[None, :]
     to = to + part.to(tl.int64) * size
     tl.store(dw + to, sums.to(dw.dtype.element_ty), k_inside[:, None] & c_inside[None, :])
 
