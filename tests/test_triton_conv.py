@@ -5,6 +5,7 @@ Blocks are small, so that every loop runs more than once on small problems.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -119,15 +120,9 @@ def test_wgrad(conv: Any, case: ConvCase, layout: str, dtype: torch.dtype) -> No
     x, _, dy = operands(case, layout, dtype)
     last = layout == "channels_last" and case.rank > 1
     for split in (1, 3):
+        named = {"config": config(conv, split=split), "channels_last": last}
         dw = interpreted_triton.quietly(
-            lambda split=split: conv.conv_wgrad(
-                dy,
-                x,
-                case.weight_size,
-                *case.params,
-                config=config(conv, split=split),
-                channels_last=last,
-            )  # fmt: skip
+            partial(conv.conv_wgrad, dy, x, case.weight_size, *case.params, **named)
         )
         expected = reference.conv_wgrad(dy, x, case.weight_size, *case.params)
         magnitude = reference.conv_wgrad(dy, x, case.weight_size, *case.params, magnitude=True)

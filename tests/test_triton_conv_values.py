@@ -213,7 +213,8 @@ def test_variants_give_the_same_bits(
     assert same(plain, directions(*given, config=box))
     level = 1 if name == "3x3" else 2
     assert [c["DESCRIPTORS"] for _, c in seen if "DESCRIPTORS" in c] == [level] * 3
-    assert all(grid == 3 for grid, c in seen if c.get("PERSISTENT"))
+    grids = [grid for grid, c in seen if c.get("PERSISTENT")]
+    assert len(grids) == 2 and max(grids) == 3  # more tiles than programs
     # Memory that no descriptor takes: pointers again.
     seen.clear()
     store = torch.zeros(x.numel() + 1)
