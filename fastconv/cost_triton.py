@@ -20,6 +20,7 @@ from fastconv.problem import ConvSpec
 # Shared memory that a program may have, bytes; of other chips the smallest is taken.
 _SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 _LEAST_SHARED = 99 * 1024
+_MOST_FLOAT32 = 32  # elements of a step: with more, addresses and rounded operands spill
 # Per multiprocessor and second, from compute capability 9 and below it.
 _TENSOR_16 = (7.0e12, 2.3e12)
 _TENSOR_TF32 = (3.5e12, 1.15e12)
@@ -35,6 +36,7 @@ _MOST_PARTIAL_BYTES = 1 << 28
 IMPLICIT_GEMM = {
     "128x256x64_w8_s3": Config(128, 256, 64, 8, 3, 8),
     "128x128x64_w8_s3": Config(128, 128, 64, 8, 3, 8),
+    "128x128x64_w8_s3_descriptor": Config(128, 128, 64, 8, 3, 8, descriptor=True),
     "128x64x64_w4_s4": Config(128, 64, 64, 4, 4, 8),
     "64x64x64_w4_s4": Config(64, 64, 64, 4, 4, 8),
     "128x128x32_w8_s3": Config(128, 128, 32, 8, 3, 8),
@@ -43,13 +45,19 @@ IMPLICIT_GEMM = {
     "128x32x32_w4_s4": Config(128, 32, 32, 4, 4, 8),
     "64x32x32_w4_s3_persistent": Config(64, 32, 32, 4, 3, 8, persistent=True),
 }
-_DEEP = tuple(name for name in IMPLICIT_GEMM if "x64_w" in name)
+_DEEP = tuple(name for name in IMPLICIT_GEMM if "x64_w" in name)  # of 16 bits
 _SHALLOW = tuple(name for name in IMPLICIT_GEMM if name not in _DEEP)
 # What is considered, by compute capability: without wgmma's asynchronous products, steps of 64
 # need more shared memory than they save synchronisation.
 PER_ARCHITECTURE = {
     80: _SHALLOW,
-    90: (*_DEEP, "64x64x32_w4_s4", "128x32x32_w4_s4", "64x32x32_w4_s3_persistent"),
+    90: (
+        *_DEEP,
+        "128x128x32_w8_s3",
+        "64x64x32_w4_s4",
+        "128x32x32_w4_s4",
+        "64x32x32_w4_s3_persistent",
+    ),
 }
 DEPTHWISE = {
     config.name: config
@@ -68,6 +76,14 @@ def names_for(capability: int) -> tuple[str, ...]:
     return PER_ARCHITECTURE[90 if capability == 90 else 80]
 
 
+def with_residual(config: Config) -> Config:
+    """What takes this configuration's place where an epilogue adds a residual: tiles of 128 results
+    per thread leave no registers for it."""
+    if config.block_m * config.block_n < 128 * 32 * config.warps:
+        return config
+    return config._replace(block_n=config.block_n // 2)
+
+
 def shared_bytes(config: Config, itemsize: int) -> int:
     """What the stages of a configuration take."""
     return (config.block_m + config.block_n) * config.block_k * itemsize * config.stages
@@ -75,6 +91,10 @@ def shared_bytes(config: Config, itemsize: int) -> int:
 
 def resources_refusal(config: Config, dtype: torch.dtype, capability: int) -> str | None:
     """Why a device cannot hold this configuration; None if it can."""
+    if config.descriptor and capability < 90:
+        return f"tensor descriptors need sm_90, the device is sm_{capability}"
+    if dtype.itemsize == 4 and config.block_k > _MOST_FLOAT32:
+        return f"its steps of {config.block_k} float32 elements do not fit into registers"
     need, room = shared_bytes(config, dtype.itemsize), _SHARED.get(capability, _LEAST_SHARED)
     if need > room:
         return f"its tiles take {need} bytes of shared memory, sm_{capability} has {room}"
@@ -156,6 +176,8 @@ def implicit_gemm_seconds(
     tiles, steps = tiles * split, -(-steps // split)
     flops = 2 * config.block_m * config.block_n * config.block_k
     moved = (config.block_m + config.block_n) * config.block_k * spec.dtype.itemsize
+    if config.descriptor:
+        moved *= 0.9  # no addresses to work out, which the products would wait for
     if not (spec.channels_last and spec.rank > 1):
         moved *= 1.5  # operands in vectors of pixels, which borders cut
     l2 = _L2_BYTES[0 if new else 1]

@@ -72,10 +72,14 @@ def test_reasons_carry_values(interpreted) -> None:
         fastconv.conv2d(x.double(), w.double(), algo=GEMM)
     with pytest.raises(RuntimeError, match="got 4 channels in 1 groups of 4"):
         fastconv.conv2d(x, w, algo=DEPTHWISE)
-    with pytest.raises(RuntimeError, match=r"294912 bytes of shared memory, sm_90 has 232448"):
+    with pytest.raises(RuntimeError, match="steps of 64 float32 elements"):
         fastconv.conv2d(x, w, algo=f"{GEMM}/128x256x64_w8_s3")
     with pytest.raises(RuntimeError, match="64 channels are not for the contiguous"):
         fastconv.conv2d(x, torch.randn(4, 1, 3, 3), groups=4, algo=f"{DEPTHWISE}/m64_c64_w4")
+    config = cost_triton.IMPLICIT_GEMM["128x128x64_w8_s3"]
+    assert cost_triton.resources_refusal(config, torch.bfloat16, 90) is None
+    reason = cost_triton.resources_refusal(config._replace(stages=8), torch.bfloat16, 90)
+    assert reason == "its tiles take 262144 bytes of shared memory, sm_90 has 232448"
 
 
 def test_without_triton_or_with_an_old_device(monkeypatch) -> None:
@@ -131,7 +135,7 @@ def test_derivatives_of_two_orders(interpreted, monkeypatch, algo, sizes, moves,
 def test_every_configuration_can_be_forced(interpreted, name: str) -> None:
     """In the dtype and layout that it is for, each direction that it has."""
     last = not name.endswith(("c1_w4", "c1_w2"))
-    C = 8 if last else 2
+    C = 64 if name.endswith("descriptor") else 8 if last else 2
     groups = C if name.startswith(DEPTHWISE) else 1
     sizes = ((1, C, 4, 3), (C, C // groups, 3, 3), (1, C, 4, 3))
     x, w, dy = (
@@ -153,7 +157,9 @@ def test_every_configuration_can_be_forced(interpreted, name: str) -> None:
     y = F.conv2d(x.float(), w.float(), None, *geometry)
     for found, exact in results.values():
         exact = y if exact is None else exact
-        torch.testing.assert_close(found.float(), exact, rtol=2e-2, atol=6e-2)
+        # Of the largest, since the interpreter cuts bfloat16 off instead of rounding it.
+        worst = float(exact.abs().max())
+        torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=2e-2 * worst)
 
 
 def bn(K: int) -> list[Tensor]:

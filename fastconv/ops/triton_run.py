@@ -40,6 +40,8 @@ def fprop(
     """y (N, K, *out). epilogue: (activation's number, slope, residual, residual_after, None, None).
     out: where to put y, a channel slice of a dense tensor."""
     module, config, precision = _parsed(name)
+    if module is conv and epilogue is not None and epilogue[2] is not None:
+        config = cost_triton.with_residual(config)
     return module.conv_fprop(
         x, w, bias, stride, padding, dilation, groups, config=config, precision=precision,
         epilogue=epilogue, out=out,

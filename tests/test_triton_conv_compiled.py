@@ -1,0 +1,102 @@
+"""What Triton's compiler makes of every committed configuration for sm_80 and sm_90, without a GPU:
+registers, shared memory and spills as in tests/triton_budgets.json, none of them in a loop, and the
+instructions that each configuration is for."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fastconv import _triton
+
+if _triton.INTERPRETED:
+    pytest.skip("TRITON_INTERPRET is on: nothing is compiled here", allow_module_level=True)
+
+import triton
+import triton_budgets
+from triton_budgets import BUILDS, TABLE, Build, Built, compile_build
+
+from fastconv import cost_triton, select_triton
+
+FACTS = json.loads(TABLE.read_text())
+SAME_COMPILER = FACTS["triton"] == triton.__version__
+# Other compilers may need somewhat more registers, never more shared memory.
+SLACK = 0 if SAME_COMPILER else 32
+# One value waits in local memory while the loop runs: it is stored before it and loaded behind.
+SPILLING = {"sm_80 triton_implicit_gemm/64x64x32_w4_s4 fprop tf32": 3}
+# Of sm_90, a warpgroup's products; of sm_80, a warp's.
+PRODUCTS = {90: "HGMMA", 80: "HMMA"}
+
+
+def names(built: Built) -> set[str]:
+    return set(re.findall(r"\b([A-Z][A-Z0-9_]{2,})\b", built.sass))
+
+
+def judge(build: Build, built: Built, row: dict[str, int]) -> None:
+    assert built.registers <= row["registers"] + SLACK, (built.row(), row)
+    assert built.shared <= row["shared"], (built.row(), row)
+    assert built.spills <= SPILLING.get(build.key, 0)
+    if built.spills:
+        assert built.spills_in_loops == 0
+    found = names(built)
+    assert "EXIT" in found and not found & {"ATOM", "ATOMG", "RED"}
+    if build.algorithm == select_triton.DEPTHWISE:
+        assert not found & {"HMMA", "HGMMA"} and "FFMA" in found
+        wide = len(re.findall(r"LDG\.E\.128", built.sass))
+        config = select_triton.CONFIGS[build.algorithm][build.config]
+        assert (wide > 0) == (config.block_c > 1)
+        return
+    if build.rounds == "ieee" and build.dtype == torch.float32:
+        assert not found & {"HMMA", "HGMMA"} and "FFMA" in found
+        return
+    assert PRODUCTS[build.arch] in found
+    if select_triton.config_of(f"{build.algorithm}/{build.config}").descriptor:
+        assert "UTMALDG" in found
+    else:
+        assert "LDGSTS" in found and re.search(r"LDGSTS\.E(\.\w+)*\.128", built.sass)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.key.replace(" ", "-"))
+def test_budget(build: Build) -> None:
+    judge(build, compile_build(build), FACTS["kernels"][build.key])
+
+
+def test_the_table_has_every_configuration() -> None:
+    assert set(FACTS["kernels"]) == {build.key for build in BUILDS}
+    for arch in triton_budgets.ARCHITECTURES:
+        found = {b.config for b in BUILDS if b.arch == arch and b.direction == "fprop"}
+        assert set(cost_triton.names_for(arch)) <= found
+    spilling = {key: row["spills"] for key, row in FACTS["kernels"].items() if row["spills"]}
+    assert spilling == SPILLING
+    assert set(cost_triton.DEPTHWISE) <= {b.config for b in BUILDS}
+
+
+def test_spills_in_a_loop_are_told_from_others() -> None:
+    code = "/*0010*/ {} ;\n/*0020*/ @P0 FFMA R1, R2 ;\n/*0030*/ {} ;\n/*0040*/ @!P1 BRA 0x20 ;\n"
+    outside, inside = (
+        Built(code.format(*names), 8, 8, 0)
+        for names in (("STL [R1], R2", "FFMA R1, R2"), ("FFMA R1, R2", "LDL R2, [R1]"))
+    )
+    assert (outside.spills, outside.spills_in_loops) == (1, 0)
+    assert (inside.spills, inside.spills_in_loops) == (1, 1)
+
+
+def test_what_is_over_its_budget_is_seen() -> None:
+    build = Build(80, select_triton.IMPLICIT_GEMM, "128x32x32_w4_s4", "fprop", torch.bfloat16)
+    built, row = compile_build(build), FACTS["kernels"][build.key]
+    judge(build, built, row)
+    for worse in (
+        built._replace(registers=built.registers + 1 + SLACK),
+        built._replace(shared=built.shared + 1),
+        built._replace(sass=built.sass + " STL [R1], R2 ;"),
+        built._replace(sass=built.sass + " LDL R2, [R1] ;"),
+        built._replace(sass=built.sass.replace("HMMA", "FFMA")),
+        built._replace(sass=built.sass + " RED.E.ADD.F32 ;"),
+    ):
+        with pytest.raises(AssertionError):
+            judge(build, worse, row)
