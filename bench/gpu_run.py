@@ -113,6 +113,7 @@ class GpuRun:
             ("pooling", "pool"),
             ("pooling functions", "pool_ops"),
             ("fused operations", "fused"),
+            ("Triton convolutions", "triton"),
         ):
             stages.append(self._on_device(f"tests: {name}", tests(*files), 130, 60))
         return stages
@@ -133,6 +134,17 @@ class GpuRun:
     def selftest(self) -> list[Stage]:
         command = (PYTHON, "-m", "fastconv.selftest", "--json", str(self.work / "selftest.json"))
         return [self._on_device("selftest", command, 80, 40)]
+
+    def triton(self) -> list[Stage]:
+        """What is compiled on the device first: the check of each configuration that `auto` is
+        likely to meet. It writes no file: what is vouched for are kernels of a build."""
+        command = (PYTHON, "-m", "fastconv.selftest", "--only", "triton")
+        return [self._on_device("selftest: Triton", command, 150, 30, False)]
+
+    def triton_benchmark(self) -> list[Stage]:
+        words = "--device cuda --lists gpu --dtype bfloat16 --layout channels_last"
+        words += " --providers triton_implicit_gemm,triton_depthwise --seconds 0.03"
+        return [self._on_device("benchmark: Triton", self._bench(words, "triton"), 150, 30, False)]
 
     def benchmark(self) -> list[Stage]:
         """Every algorithm on the list of convolutions, and every instance on its first layer."""
@@ -227,6 +239,8 @@ class GpuRun:
             self.benchmark,
             self.suite,
             self.against_compile,
+            self.triton,
+            self.triton_benchmark,
         ]
         if not self.dry:
             return [self.build, self.look, *on_device]
@@ -287,9 +301,10 @@ class GpuRun:
         return self.folder
 
     def _benchmarks(self) -> list[dict]:
-        """Of the second only what it is for: PyTorch was timed in the first as well."""
+        """Of the others only what they are for: PyTorch was timed in the first as well."""
         found = []
-        for name, only in (("benchmark", ""), ("compiled", "compile@")):
+        parts = (("benchmark", ""), ("compiled", "compile@"), ("triton", "triton_"))
+        for name, only in parts:
             result = self._json(name)
             if result is not None:
                 part = gpu_report.benchmark(result)

@@ -37,7 +37,7 @@ from bench.measure import Timer, host_timer, measure
 from bench.problem import DTYPES, LAYOUTS, Problem
 from bench.providers import COPY, PYTORCH, Provider
 from bench.timing import Timing, quantile, rate_samples
-from fastconv import select
+from fastconv import select, select_triton
 
 RESULTS = Path(__file__).parent / "results"
 DIRECTIONS = tuple(dict.fromkeys((*conv_problem.DIRECTIONS, *pool_problem.DIRECTIONS)))
@@ -50,7 +50,9 @@ INTERRUPTED = 130
 STAGE_SECONDS = "FASTCONV_STAGE_SECONDS"  # what a stage of the GPU command is given
 MARGIN_SECONDS = 15.0
 SLOW_SECONDS = 0.05  # a call on the GPU that takes longer is sampled once, and not captured
-OURS = "ours"  # as a provider: every algorithm of ours on the device
+# As a provider: every algorithm of ours on the device but Triton's, which each kind of problem
+# compiles for seconds.
+OURS = "ours"
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def _options(args: argparse.Namespace, work: list[Work]) -> Options:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no CUDA device")
     others = (select.ATEN, select.WINOGRAD)  # the latter stands for one of two
+    others += select_triton.ALGORITHMS
     ours = [name for name in select.names(args.device) if name not in others]
     named = [n for name in args.providers for n in (ours if name == OURS else [name])]
     names = list(dict.fromkeys((PYTORCH, *named, COPY)))

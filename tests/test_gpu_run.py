@@ -30,6 +30,9 @@ ON_DEVICE = (
     "selftest",
     "benchmark",
     "benchmark: suite",
+    "tests: Triton convolutions",
+    "selftest: Triton",
+    "benchmark: Triton",
     *(f"compute-sanitizer: {tool}" for tool in gpu_sanitize.TOOLS),
 )
 
