@@ -293,8 +293,8 @@ def test_magic_divides() -> None:
 )
 def test_classes_hold_every_tap_once(stride: int, dilation: int) -> None:
     g = conv_geometry.make_geometry("test", (1, 1, 40), (1, 1, 5), (stride,), (2,), (dilation,), 1)
-    _, _, common, inverse, hop, distance = g.axis_classes[2]
-    assert common == gcd(stride, dilation) and distance * stride == hop * dilation
+    _, _, common, inverse, hop = g.axis_classes[2]
+    assert common == gcd(stride, dilation) and hop * common == stride
     found = []
     for residue in range(stride):
         expected = [r for r in range(5) if r * dilation % stride == residue]

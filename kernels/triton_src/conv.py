@@ -356,7 +356,11 @@ def conv_dgrad(
     )  # fmt: skip
     constants.update(DESCRIPTORS=descriptors)
     constants.update(RANK=places.rank, GROUPS=g.groups, KERNEL=g.kernel, PADDING=g.padding)
-    constants.update(zip(("CLASSES_D", "CLASSES_H", "CLASSES_W"), g.axis_classes, strict=True))
+    classes = g.axis_classes
+    constants.update(zip(("CLASSES_D", "CLASSES_H", "CLASSES_W"), classes, strict=True))
+    constants.update(HOP=tuple(c[4] for c in classes))
+    # Of its taps, the next one reached from the output before it.
+    constants.update(STEP=tuple(-d // c[2] for d, c in zip(g.dilation, classes, strict=True)))
     border = tuple(r > 1 or p > 0 for r, p in zip(g.kernel, g.padding, strict=True))
     constants.update(BORDER=border, PRECISION=_precision(dy.dtype, precision), WIDE=wide, VEC=vec)
     name = "conv_dgrad_implicit_gemm_kernel"

@@ -89,12 +89,12 @@ class ConvGeometry:
     @property
     def axis_classes(self) -> list[tuple[int, ...]]:
         """Per axis (stride, dilation, gcd, the inverse of dilation / gcd modulo stride / gcd, the
-        distance of the taps that one class takes, that of the outputs which they lead to)."""
+        distance of the taps that one class takes)."""
         classes = []
         for s, d in zip(self.stride, self.dilation, strict=True):
             common = gcd(s, d)
             hop = s // common
-            classes.append((s, d, common, pow(d // common, -1, hop), hop, d // common))
+            classes.append((s, d, common, pow(d // common, -1, hop), hop))
         return classes
 
     @property

@@ -166,6 +166,7 @@ def dgrad_tile(
     y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w,
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
     CLASSES_D: tl.constexpr, CLASSES_H: tl.constexpr, CLASSES_W: tl.constexpr,
+    HOP: tl.constexpr, STEP: tl.constexpr,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, WHOLE: tl.constexpr,
     WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
@@ -204,8 +205,7 @@ def dgrad_tile(
     sums = gather_sums(
         dy, w, rows, (tile_m * BLOCK_M, group * K), (i, j, k), inside, (O, P, Q), (y_d, y_h, y_w),
         y_c, K, C, group * K, c_start, c < C, (t_taps, r_taps, s_taps),
-        (-CLASSES_D[5], -CLASSES_H[5], -CLASSES_W[5]), (t_tap, r_tap, s_tap),
-        (CLASSES_D[4], CLASSES_H[4], CLASSES_W[4]), KERNEL, True, BORDER, PACKED, WHOLE, PRECISION,
+        STEP, (t_tap, r_tap, s_tap), HOP, KERNEL, True, BORDER, PACKED, WHOLE, PRECISION,
         WIDE, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     both = inside[:, None] & (c < C)[None, :]
@@ -223,6 +223,7 @@ def conv_dgrad_implicit_gemm_kernel(
     y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w,
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, PADDING: tl.constexpr,
     CLASSES_D: tl.constexpr, CLASSES_H: tl.constexpr, CLASSES_W: tl.constexpr,
+    HOP: tl.constexpr, STEP: tl.constexpr,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, WHOLE: tl.constexpr,
     WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr, VEC: tl.constexpr, PERSISTENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
@@ -231,7 +232,8 @@ def conv_dgrad_implicit_gemm_kernel(
 
     pixels: N times (I, J, L), the inputs per axis of the largest class; class_tiles: tiles of one.
     CLASSES_D, _H, _W: (stride, dilation, their gcd, the inverse of dilation / gcd modulo stride /
-    gcd, the distance of a class's taps, that of the outputs which they lead to).
+    gcd, the distance of a class's taps). HOP: that of each axis; STEP: between the outputs which
+    they lead to.
     C, K, the strides of dy and those of dx (but of channels) count VEC elements.
     """
     C *= VEC[0]
@@ -244,7 +246,7 @@ def conv_dgrad_implicit_gemm_kernel(
                 tile, dy, w, dx, class_tiles, pixels, C, K, D, H, W, O, P, Q,
                 (I, I_mul, I_shift), (J, J_mul, J_shift), (L, L_mul, L_shift),
                 y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w, RANK, GROUPS, KERNEL, PADDING,
-                CLASSES_D, CLASSES_H, CLASSES_W, BORDER, PRECISION, PACKED, WHOLE, WIDE,
+                CLASSES_D, CLASSES_H, CLASSES_W, HOP, STEP, BORDER, PRECISION, PACKED, WHOLE, WIDE,
                 DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
     else:
@@ -252,6 +254,6 @@ def conv_dgrad_implicit_gemm_kernel(
             tl.program_id(0), dy, w, dx, class_tiles, pixels, C, K, D, H, W, O, P, Q,
             (I, I_mul, I_shift), (J, J_mul, J_shift), (L, L_mul, L_shift),
             y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w, RANK, GROUPS, KERNEL, PADDING,
-            CLASSES_D, CLASSES_H, CLASSES_W, BORDER, PRECISION, PACKED, WHOLE, WIDE, DESCRIPTORS,
-            BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            CLASSES_D, CLASSES_H, CLASSES_W, HOP, STEP, BORDER, PRECISION, PACKED, WHOLE, WIDE,
+            DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
         )  # fmt: skip
