@@ -133,6 +133,16 @@ PYBIND11_MODULE(_C, m) {
       },
       "Every kernel instance: (algorithm, instance, direction, dtype, layout, tf32).");
   m.def(
+      "cuda_stats_instances",
+      [] {
+        std::vector<std::string> names;
+        each_cuda_instance([&](const auto& a, const auto& i) {
+          if (i.stats_workspace != nullptr) names.push_back(std::string(a.name) + "/" + i.name);
+        });
+        return names;
+      },
+      "Those, as \"algorithm/instance\", that form the statistics of y's channels along with y.");
+  m.def(
       "cuda_refusal",
       [](const std::string& algorithm, const std::string& instance, const ConvProblem& p) {
         return cuda_instance(algorithm, instance).applicable(p);

@@ -1,7 +1,10 @@
 """The activations that a fused operation can end in, by name.
 
-Numbers are those of csrc/common/epilogue.h; `apply` is the same in PyTorch's own operations, for
+Numbers are those of csrc/common/epilogue.h; a call is the same in PyTorch's own operations, for
 the paths that are composed, and for references.
+
+Gradients at corners are PyTorch's. Where it has two it is its scalar code's: of ReLU6 at NaN the
+vectors of its CPU kernel say 0, the tails of these and its CUDA kernel let dz pass, as ours do.
 """
 
 from __future__ import annotations

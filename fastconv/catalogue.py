@@ -222,11 +222,15 @@ def emulated_line() -> str:
     tests/test_emulated_pool.py run each."""
     names = [algorithm for algorithm, *_ in _C.cuda_instances()]
     counts = ", ".join(f"{names.count(name)} of `{name}`" for name in _C.cuda_algorithms())
+    taking = Counter(name.partition("/")[0] for name in _C.cuda_stats_instances())
+    stats = ", ".join(f"{count} of `{name}`" for name, count in taking.items())
     ways = Counter(way.name for _, way, *_ in _C.cuda_pool_instances())
     pools = ", ".join(f"{count} {way}" for way, count in ways.items())
     return (
         f"{len(names)} CUDA convolution kernel instances run in the emulation: {counts}. So do"
-        f" {sum(ways.values())} pooling kernel instances: {pools}."
+        f" {sum(ways.values())} pooling kernel instances: {pools}. Training with batch"
+        f" normalisation takes the statistics in the convolution where its instance forms them"
+        f" along with y: {stats}."
     )
 
 

@@ -133,6 +133,11 @@ class Instance:
         return f"{self.algorithm}/{self.kernel}"
 
     @property
+    def takes_stats(self) -> bool:
+        """Whether it forms the statistics of y's channels along with y."""
+        return self.name in _C.cuda_stats_instances()
+
+    @property
     def tolerance(self) -> str:
         """As `conv_tolerance` takes it."""
         if self.algorithm.startswith("winograd"):  # 16-bit kernels may use TF32 products as well
@@ -275,6 +280,15 @@ def launch(
     return op(a, b, size, *args, instance.channels_last, instance.name)
 
 
+def launch_stats(
+    instance: Instance, problem: Problem, device: torch.device, x: Tensor, w: Tensor
+) -> tuple[Tensor, ...]:
+    """(y, mean, m2) on the CPU, of a launch that takes statistics along."""
+    x, w = (_as_format(t.to(device), instance.channels_last) for t in (x, w))
+    args = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    return tuple(t.cpu() for t in OPS.conv_stats_fprop(x, w, None, *args, instance.name))
+
+
 def launch_epilogue(
     instance: Instance | TritonInstance, problem: Problem, device: torch.device, x: Tensor,
     w: Tensor, like: Tensor,
@@ -325,6 +339,8 @@ def check(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
         try:
             first = launch(instance, problem, device, a, b).cpu()
             again = launch(instance, problem, device, a, b).cpu()
+            if instance.takes_stats:
+                stats = launch_stats(instance, problem, device, a, b)
             if instance.direction == "fprop":
                 fused = launch_epilogue(instance, problem, device, a, b, expected)
         except RuntimeError as error:
@@ -347,6 +363,9 @@ def check(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
             return Outcome(instance.name, count, text, worst)
         if instance.direction == "fprop" and not _epilogue_fits(*fused, first, bound):
             text = f"{problem.name}: the epilogue's result is not that of its parts"
+            return Outcome(instance.name, count, text, worst)
+        if instance.takes_stats and not selftest_fused.statistics_fit(first, *stats):
+            text = f"{problem.name}: the statistics are not those of the result"
             return Outcome(instance.name, count, text, worst)
         if not torch.equal(first, again):
             return Outcome(

@@ -115,6 +115,21 @@ def _results(
         yield "dresidual", dresidual, g
 
 
+def statistics_fit(y: Tensor, with_stats: Tensor, mean: Tensor, m2: Tensor) -> bool:
+    """Whether a convolution that took statistics along stored y, to the bit, and they are y's."""
+    values = y.double().transpose(0, 1).flatten(1)  # [K, count]
+    exact = values.mean(1)
+    off = values - exact[:, None]
+    squares, spread = off.square().sum(1), off.abs().mean(1)
+    unit = UNIT_ROUNDOFF[mean.dtype]
+    of_mean = 4 * unit * exact.abs()
+    mean_off, m2_off = (mean.double() - exact).abs(), (m2.double() - squares).abs()
+    fits = (mean_off <= of_mean + _TOLERANCE * unit * spread).all() and (
+        m2_off <= 8 * _TOLERANCE * unit * squares + values.shape[1] * of_mean.square()
+    ).all()
+    return bool(fits) and torch.equal(y, with_stats)
+
+
 def check(instance: NormInstance, device: torch.device, limit: int) -> tuple[int, str, float, bool]:
     """(problems, error, worst, inconclusive) as `fastconv.selftest` reports them."""
     from fastconv import gpu

@@ -94,6 +94,11 @@ class Instance:
         return self.native.cost(native_problem(case), _device())
 
     @property
+    def takes_stats(self) -> bool:
+        """Whether fprop forms mean and sum of squares of y's channels along with y."""
+        return self.native.takes_stats
+
+    @property
     def arithmetic(self) -> str:
         """The name under which `tolerances.conv_tolerance` knows how it rounds."""
         if self.algorithm.startswith("winograd"):
@@ -153,6 +158,7 @@ def run_instance(
     statistics: dict[str, int] | None = None,
     epilogue: Epilogue | None = None,
     residual: Tensor | None = None,
+    moments: list[Tensor] | None = None,
 ) -> Tensor:
     """One convolution through a kernel instance.
 
@@ -166,6 +172,8 @@ def run_instance(
         check_accesses: look for races and bounds at every access (three times slower).
         statistics: receives launches, blocks, threads, switches, shared_bytes, workspace.
         epilogue, residual: of fprop.
+        moments: receives mean and sum of squares about it of every channel, of fprop by an instance
+            that takes statistics along.
 
     Returns:
         y (the whole tensor that it is a slice of), dx or dw, contiguous. What the kernel left
@@ -180,7 +188,7 @@ def run_instance(
     module = emulation()
     a, b = (operand_bytes(t, found) for t in operands)
     with source_lines(module):
-        result, counted, workspace = module.run_conv(
+        result, counted, workspace, *more = module.run_conv(
             algorithm,
             instance,
             native_problem(case),
@@ -194,7 +202,10 @@ def run_instance(
             check_accesses=check_accesses,
             epilogue=None if epilogue is None else epilogue.native(),
             residual=None if residual is None else operand_bytes(residual, found),
+            stats=moments is not None,
         )
+    if moments is not None:
+        moments += [torch.from_numpy(part).view(torch.float32) for part in more]
     if statistics is not None:
         names = ("launches", "blocks", "threads", "switches", "shared_bytes")
         statistics.update({name: getattr(counted, name) for name in names}, workspace=workspace)

@@ -22,7 +22,7 @@ from fastconv import (
     selftest_pool,
     trust,
 )
-from fastconv.ops import conv_run, fused_autograd, fused_run, pool_kernels
+from fastconv.ops import conv_run, fused_autograd, fused_recipe, fused_run, pool_kernels
 
 # Where the fused ops are held, by name.
 FUSED = {
@@ -38,6 +38,7 @@ FUSED = {
         "_sums": "norm_act_sums",
         "_dgrad": "norm_act_dgrad",
     },
+    fused_recipe: {"_fprop": "norm_act_fprop"},
 }
 H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
 

@@ -14,6 +14,7 @@ from torch import nn
 import fastconv
 from fastconv import fused, select, selftest_fused, trust
 from fastconv.nn import ConvBNReLU2d, Inception
+from fastconv.ops.fused_recipe import Recipe
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,38 @@ def test_training_and_evaluation(algo, last):
         torch.testing.assert_close(
             layer(x, residual), reference(plain, x, residual), rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("algo, passes", [("im2col", 0), ("direct", 1)])
+def test_launches(algo, passes):
+    """Training: the convolution, which takes the statistics of its tiles along where it can (else a
+    pass over y does), their merging, one pass over y. Evaluation: one in all."""
+    layer, _ = layers(algo=algo)
+    x = torch.randn(2, 5, 7, 6)
+
+    def launches() -> int:
+        before = torch.ops.fastconv_emulated.launches()
+        layer(x)
+        return torch.ops.fastconv_emulated.launches() - before
+
+    assert launches() == 3 + passes
+    layer.eval()
+    with torch.no_grad():
+        layer(x)
+        assert launches() == 1
+
+
+def test_chain_makes_its_inputs_anew():
+    chain = nn.Sequential(*[ConvBNReLU2d(5, 5, 3, padding=1, algo="im2col") for _ in range(3)])
+    plain = nn.Sequential(*[nn.Sequential(*copy.deepcopy(list(layer))) for layer in chain])
+    x = torch.randn(2, 5, 7, 6)
+    z = chain(x)
+    kept = [z.grad_fn._raw_saved_tensors[0].data, z.grad_fn._raw_saved_tensors[6].data]
+    assert isinstance(kept[0], Recipe) and kept[1].shape == z.shape
+    z.square().sum().backward()
+    plain(x).square().sum().backward()
+    for a, b in zip(chain.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=2e-3, atol=1e-3)
 
 
 def test_passes_are_checked_before_auto_uses_them(monkeypatch):

@@ -198,6 +198,12 @@ def same(a: Tensor, b: Tensor, rtol: float, atol: float = 0.0) -> None:
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True)
 
 
+def slope(activation: str, value: Tensor) -> Tensor:
+    """PyTorch's, at one value."""
+    at = value.clone().requires_grad_()
+    return torch.autograd.grad(ACTIVATIONS[activation](at), at)[0]
+
+
 @by_dtype
 @by_activation
 def test_special_values_as_pytorch(activation: str, dtype: torch.dtype, isa: str) -> None:
@@ -214,12 +220,10 @@ def test_special_values_as_pytorch(activation: str, dtype: torch.dtype, isa: str
         same(out, ACTIVATIONS[activation](y), rtol, atol)
         one, zero = (torch.full((1,), v, dtype=accumulator(dtype)) for v in (1.0, 0.0))
         dz = torch.linspace(-3, 3, y.numel(), dtype=torch.float64).to(dtype).reshape(y.shape)
-        if activation == "relu6":
-            # Of NaN PyTorch says dz in a tensor's tail, else 0.
-            keep = ~y.isnan()
-            y, dz = y[keep][None, None], dz[keep][None, None]
-        wide = y.to(accumulator(dtype)).requires_grad_()
-        (want,) = torch.autograd.grad(ACTIVATIONS[activation](wide), wide, dz.to(wide.dtype))
+        wide = y.to(accumulator(dtype))
+        # One by one: of ReLU6 at NaN PyTorch's vectors say 0, its scalars (the tail of a tensor,
+        # and CUDA) dz.
+        want = torch.stack([slope(activation, v) for v in wide.flatten()]).view_as(y) * dz
         act = NUMBER[activation], SLOPE, False
         got, _ = ops.norm_act_dgrad(
             dz, y, zero, one, None, None, None, None, None, 1.0, *act, False

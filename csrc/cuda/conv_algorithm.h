@@ -27,7 +27,10 @@ struct ConvCall {
   void *x, *w, *y;
   const void* bias;   // K elements of the dtype, or null; fprop only
   Epilogue epilogue;  // fprop only; its residual is aligned to the element only, too
-  void* workspace;    // 256-byte aligned, as many bytes as the instance's workspace() says
+  // Statistics of y as it is stored, [K] each in float, or both null; fprop of an instance that has
+  // stats_workspace, and then without anything in the epilogue.
+  void *mean, *m2;  // m2: the sum of squares about the mean
+  void* workspace;  // 256-byte aligned, as many bytes as the instance's workspace() says
   Device device;
   void* stream;  // cudaStream_t; its device is current
 
@@ -52,6 +55,8 @@ struct ConvInstance {
   // Launches on the stream; returns the cudaError_t. Never synchronises, allocates or asks the
   // driver. Nothing in the problem is zero-sized.
   int (*launch)(const ConvCall&);
+  // Bytes of scratch where the launch forms y's statistics, too; null: it cannot.
+  int64_t (*stats_workspace)(const ConvProblem&, const Device&) = nullptr;
 };
 
 struct ConvAlgorithm {

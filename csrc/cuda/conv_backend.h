@@ -33,6 +33,12 @@ inline bool slice_fits(const ConvOperands& o) {
 template <class Gpu>
 struct ConvBackend {
   static void run(const char* op, ConvOperands& o, const std::string& algo) {
+    run(op, o, algo, nullptr, nullptr);
+  }
+
+ protected:
+  // Fills mean and m2 ([K] each, or null), too, where the instance can; false: it cannot.
+  static bool run(const char* op, ConvOperands& o, const std::string& algo, void* mean, void* m2) {
     const size_t slash = algo.find('/');
     const std::string name = algo.substr(0, slash);
     const ConvAlgorithm* algorithm = find_conv_algorithm(name.c_str());
@@ -75,7 +81,10 @@ struct ConvBackend {
     call.epilogue = o.epilogue;
     call.device = gpu.device;
     call.stream = gpu.stream;
-    const int64_t bytes = instance->workspace(o.problem, gpu.device);
+    const bool stats = mean != nullptr && instance->stats_workspace != nullptr;
+    if (stats) call.mean = mean, call.m2 = m2;
+    const int64_t bytes = stats ? instance->stats_workspace(o.problem, gpu.device)
+                                : instance->workspace(o.problem, gpu.device);
     std::optional<Tensor> workspace;
     if (bytes > 0) {
       workspace = empty_bytes(o.x, bytes);
@@ -84,6 +93,7 @@ struct ConvBackend {
     const int error = gpu.launch(*instance, call);
     STD_TORCH_CHECK(error == 0, op, " (", name, "/", instance->name, "): ", error_text(error),
                     " (built for ", built_architectures(), ")");
+    return stats;
   }
 };
 

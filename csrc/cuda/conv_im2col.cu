@@ -181,6 +181,11 @@ int64_t im2col_workspace(const Im2colShape& s, const ConvProblem& p, const Devic
   return splits > 1 ? splits * weight_elements(p) * 4 : 0;
 }
 
+// Of the smallest tile: alignment of the bases decides which it is.
+int64_t im2col_stats_workspace(const ConvProblem& p, const Device&) {
+  return p.K * tiles(p.N * p.out_size(), 64) * static_cast<int64_t>(sizeof(TileMoment));
+}
+
 double im2col_cost(const Im2colShape& s, const ConvProblem& p, const Device& device) {
   const DeviceRates rates = device_rates(device);
   double blocks, k_tiles, reduction = 0;
@@ -265,6 +270,7 @@ ConvGatherParams im2col_gather_params(const Im2colShape& s, const ConvCall& call
   if (!dgrad) {
     p.epilogue = store_epilogue<float>(call.epilogue);
     p.residual_vec4 = vec4(call.epilogue.residual, c.K);
+    if (call.mean != nullptr) p.partial = static_cast<TileMoment*>(call.workspace);
   }
   p.channels = divisor(p.src_channels);
   for (int axis = 0; axis < 3; ++axis) {
@@ -308,16 +314,18 @@ double cost(const ConvProblem& p, const Device& device) {
   return im2col_cost(Config::shape, p, device);
 }
 
-#define FC_IM2COL_ROW(name, dtype, tf32, config) \
-  {name,                                         \
-   FC_IM2COL_CONFIG(config)::shape.direction,    \
-   dtype,                                        \
-   FC_IM2COL_CONFIG(config)::shape.layout,       \
-   tf32,                                         \
-   refusal<FC_IM2COL_CONFIG(config)>,            \
-   workspace<FC_IM2COL_CONFIG(config)>,          \
-   cost<FC_IM2COL_CONFIG(config)>,               \
-   launch_conv_im2col<FC_IM2COL_CONFIG(config)>},
+#define FC_IM2COL_ROW(name, dtype, tf32, config)                                           \
+  {name,                                                                                   \
+   FC_IM2COL_CONFIG(config)::shape.direction,                                              \
+   dtype,                                                                                  \
+   FC_IM2COL_CONFIG(config)::shape.layout,                                                 \
+   tf32,                                                                                   \
+   refusal<FC_IM2COL_CONFIG(config)>,                                                      \
+   workspace<FC_IM2COL_CONFIG(config)>,                                                    \
+   cost<FC_IM2COL_CONFIG(config)>,                                                         \
+   launch_conv_im2col<FC_IM2COL_CONFIG(config)>,                                           \
+   FC_IM2COL_CONFIG(config)::shape.direction == Direction::kFprop ? im2col_stats_workspace \
+                                                                  : nullptr},
 
 const ConvInstance kInstances[] = {
     FC_IM2COL_INSTANCES(FC_IM2COL_ROW, Direction::kFprop, "fprop")

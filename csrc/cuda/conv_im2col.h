@@ -25,6 +25,7 @@ struct Im2colShape {
 
 std::string im2col_refusal(const Im2colShape&, const ConvProblem&);
 int64_t im2col_workspace(const Im2colShape&, const ConvProblem&, const Device&);
+int64_t im2col_stats_workspace(const ConvProblem&, const Device&);  // fprop
 double im2col_cost(const Im2colShape&, const ConvProblem&, const Device&);
 // fprop and dgrad, less the bias; also the grid's x.
 ConvGatherParams im2col_gather_params(const Im2colShape&, const ConvCall&, int64_t* blocks);

@@ -9,11 +9,10 @@ namespace fastconv::cuda {
 
 template <class Gpu>
 struct FusedBackend : ConvBackend<Gpu> {
-  // No algorithm forms statistics in its epilogue: the pass over y does.
-  static bool run_stats(const char* op, ConvOperands& o, const std::string& algo, Tensor&,
-                        Tensor&) {
-    ConvBackend<Gpu>::run(op, o, algo);
-    return false;
+  // Where the instance takes no statistics along, the pass over y does.
+  static bool run_stats(const char* op, ConvOperands& o, const std::string& algo, Tensor& mean,
+                        Tensor& m2) {
+    return ConvBackend<Gpu>::run(op, o, algo, mean.mutable_data_ptr(), m2.mutable_data_ptr());
   }
 
   static void norm(const char* op, NormPass pass, NormCall& call, const Tensor& on) {

@@ -6,6 +6,7 @@
 #include "norm_dgrad.cuh"
 #include "norm_fprop.cuh"
 #include "norm_launch.h"
+#include "norm_merge_tiles.cuh"
 #include "norm_stats.cuh"
 #include "norm_sums.cuh"
 
@@ -189,6 +190,19 @@ int64_t norm_workspace(NormPass pass, const NormCall& c) {
                                   plan_norm(pass, c, 16 / element_bytes(c.dtype)).splits);
   const int64_t each = pass == NormPass::kStats ? 3 : 2;
   return c.K * splits * each * (c.dtype == DType::kFloat64 ? 8 : 4);
+}
+
+int launch_merge_tiles(const TileStats& t, void* stream) {
+  if (t.K > kMaxBlocks || t.tiles > INT32_MAX) return cudaErrorInvalidConfiguration;
+  MergeTilesArguments a{};
+  a.partial = static_cast<const float*>(t.partial);
+  a.pixels = t.pixels;
+  a.tiles = static_cast<int>(t.tiles);
+  a.tile_pixels = static_cast<int>(t.tile_pixels);
+  a.mean = static_cast<float*>(t.mean);
+  a.m2 = static_cast<float*>(t.m2);
+  const LaunchConfig config{dim3(static_cast<unsigned>(t.K)), dim3(kMergeTilesThreads), 0, stream};
+  return launch_kernel(norm_merge_tiles_kernel, config, a);
 }
 
 int launch_norm(NormPass pass, const NormCall& c, void* stream) {

@@ -9,6 +9,12 @@ rest only vectors: z is not needed, since the activation's slope follows from y.
 another such layer, its recipe is kept instead (fused_recipe.py), which leaves y alone; with
 `recompute` y is not kept but computed once more, which leaves x alone.
 
+dy is written once and read by both of the convolution's gradients; neither works it out as it
+loads. They read every element some times over, once per tap and tile of channels that meets it,
+and would read y and dz in dy's place, and apply the activation's slope, each time; and a gathered
+element of a tile comes to shared memory without passing a register. What that would save, one pass
+over dy, is the smaller part. Not measured on a GPU.
+
 A gradient that is itself to be differentiated, functorch, forward mode and graphs take the composed
 path: fastconv's convolution and PyTorch's batch_norm, derivatives of any order.
 """

@@ -36,12 +36,12 @@ struct SlicedEpilogue {
 };
 
 // a and b: the operands in the order of the direction, (x, w), (dy, w) or (dy, x). Returns (result
-// or the peeked places of it, statistics, bytes of workspace).
+// or the peeked places of it, counts of the run, bytes of workspace, and with `stats` mean and m2).
 py::tuple run_conv(const std::string& algorithm, const std::string& name,
                    const ConvProblem& problem, const py::object& a, const py::object& b,
                    const py::object& bias, const cuda::Device& device,
                    const std::optional<emu::Peeks>& peeks, const SlicedEpilogue& with,
-                   const py::object& residual, const emu::RunOptions& options) {
+                   const py::object& residual, bool stats, const emu::RunOptions& options) {
   const cuda::ConvInstance& instance = find_instance(algorithm, name);
   const std::string full_name = algorithm + " / " + name + ": ";
   const std::string refused = instance.applicable(problem);
@@ -84,9 +84,15 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
                                     : w_bytes,
                             options.placement == emu::Placement::kOffset ? element : 16, element,
                             options.placement, sparse);
-  const auto scratch = static_cast<size_t>(instance.workspace(problem, device));
-  const OutputBuffer workspace("workspace", scratch, 256, element, emu::Placement::kEndAligned,
-                               sparse);
+  if (stats && instance.stats_workspace == nullptr)
+    throw std::invalid_argument(full_name + "takes no statistics along");
+  const auto scratch = static_cast<size_t>(stats ? instance.stats_workspace(problem, device)
+                                                 : instance.workspace(problem, device));
+  const OutputBuffer workspace("workspace", scratch, 256, stats ? 4 : element,
+                               emu::Placement::kEndAligned, sparse);
+  const auto channels = static_cast<size_t>(stats ? problem.K : 0);
+  const OutputBuffer mean("mean", channels * 4, 4, 4, options.placement, sparse);
+  const OutputBuffer m2("m2", channels * 4, 4, 4, options.placement, sparse);
 
   cuda::ConvCall call{};
   call.problem = problem;
@@ -101,6 +107,8 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
     call.y = result.data() + bytes(with.first * (nhwc ? 1 : problem.out_size()));
   }
   call.workspace = scratch > 0 ? workspace.data() : nullptr;
+  call.mean = stats ? mean.data() : nullptr;
+  call.m2 = stats ? m2.data() : nullptr;
   call.device = device;
 
   emu::Statistics statistics;
@@ -115,6 +123,8 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
   if (wrong.empty() && fourth) wrong = fourth->changed();
   if (wrong.empty()) wrong = result.damage();
   if (wrong.empty()) wrong = workspace.damage();
+  if (wrong.empty()) wrong = mean.damage();
+  if (wrong.empty()) wrong = m2.damage();
   if (!wrong.empty()) throw std::runtime_error(full_name + wrong);
 
   py::object out;
@@ -125,6 +135,7 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
   } else {
     out = result.read();
   }
+  if (stats && !sparse) return py::make_tuple(out, statistics, scratch, mean.read(), m2.read());
   return py::make_tuple(out, statistics, scratch);
 }
 
@@ -173,6 +184,8 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
       .def("refusal", [](const ConvInstance& i, const ConvProblem& p) { return i.applicable(p); })
       .def("workspace", [](const ConvInstance& i, const ConvProblem& p,
                            const cuda::Device& device) { return i.workspace(p, device); })
+      .def_property_readonly("takes_stats",
+                             [](const ConvInstance& i) { return i.stats_workspace != nullptr; })
       .def("cost", [](const ConvInstance& i, const ConvProblem& p, const cuda::Device& device) {
         return i.cost(p, device);
       });
@@ -192,14 +205,15 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
       [](const std::string& algorithm, const std::string& instance, const ConvProblem& problem,
          const py::object& a, const py::object& b, const py::object& bias,
          const cuda::Device& device, const std::optional<emu::Peeks>& peeks,
-         const std::optional<SlicedEpilogue>& epilogue, const py::object& residual,
+         const std::optional<SlicedEpilogue>& epilogue, const py::object& residual, bool stats,
          const py::kwargs& options) {
         return run_conv(algorithm, instance, problem, a, b, bias, device, peeks,
-                        epilogue.value_or(SlicedEpilogue{}), residual, emu::run_options(options));
+                        epilogue.value_or(SlicedEpilogue{}), residual, stats,
+                        emu::run_options(options));
       },
       py::arg("algorithm"), py::arg("instance"), py::arg("problem"), py::arg("a"), py::arg("b"),
       py::arg("bias"), py::arg("device"), py::arg("peeks") = py::none(),
-      py::arg("epilogue") = py::none(), py::arg("residual") = py::none());
+      py::arg("epilogue") = py::none(), py::arg("residual") = py::none(), py::arg("stats") = false);
   m.def(
       "run_probe",
       [](const py::object& x, const py::kwargs& options) {

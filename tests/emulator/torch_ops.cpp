@@ -1,6 +1,7 @@
 // The ops of the CUDA key, on CPU tensors: the package's own op layer and launchers over emulated
 // kernels, as torch.ops.fastconv_emulated.conv_fprop, max_pool_fprop, ... With it the whole way of
 // a call, choice and trust included, is tested where there is no GPU.
+#include <atomic>
 #include <cstring>
 #include <list>
 #include <string>
@@ -20,6 +21,11 @@ namespace {
 size_t element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
+
+std::atomic<int64_t> launched{0};
+
+// Kernels that were launched in this process so far.
+int64_t launches() { return launched; }
 
 // Copies of tensors in guarded memory: the emulation knows no other.
 class GuardedOperands {
@@ -46,6 +52,7 @@ class GuardedOperands {
     emu::begin_run({/*seed=*/1, /*workers=*/2});
     const int error = launch();
     const std::string wrong = emu::end_run(&statistics);
+    launched += static_cast<int64_t>(statistics.launches);
     STD_TORCH_CHECK(wrong.empty(), name, ": ", wrong);
     for (Operand& o : operands_)
       if (o.role == emu::Role::kOutput && o.tensor != nullptr)
@@ -97,8 +104,12 @@ struct EmulatedGpu {
     guarded.epilogue.residual = operands.add("residual", call.epilogue.residual,
                                              p.N * p.K * p.out_size(), element, emu::Role::kInput);
     guarded.bias = operands.add("bias", call.bias, p.K, element, emu::Role::kInput);
-    guarded.workspace =
-        operands.workspace(static_cast<size_t>(instance.workspace(p, device)), element);
+    guarded.mean = operands.add("mean", call.mean, p.K, 4, emu::Role::kOutput);
+    guarded.m2 = operands.add("m2", call.m2, p.K, 4, emu::Role::kOutput);
+    const int64_t scratch =
+        call.mean != nullptr ? instance.stats_workspace(p, device) : instance.workspace(p, device);
+    guarded.workspace = operands.workspace(static_cast<size_t>(scratch),
+                                           call.mean != nullptr ? size_t{4} : element);
     return operands.run(instance.name, [&] { return instance.launch(guarded); });
   }
 
@@ -169,6 +180,11 @@ STABLE_TORCH_LIBRARY(fastconv_emulated, m) {
   FC_DEFINE_CONV_OPS(m);
   FC_DEFINE_POOL_OPS(m);
   FC_DEFINE_FUSED_OPS(m);
+  m.def("launches() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CompositeExplicitAutograd, m) {
+  m.impl("launches", TORCH_BOX(&fastconv::cuda::launches));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CPU, m) {

@@ -20,6 +20,8 @@ from gpu_runner import (
 from torch import Tensor
 from torch.nn import functional
 
+from fastconv import selftest_fused
+
 pytestmark = marks()
 INSTANCES = tuple(i for i in instances() if i.direction == "fprop")
 RESIDUALS = ("", "before", "after")
@@ -80,6 +82,24 @@ def test_epilogue(instance: Instance) -> None:
             assert_close(whole[:, first : first + channels].cpu(), expected, *judged)
             rest_of_it = (whole[:, :first], whole[:, first + channels :])
             assert all((t == 7).all() for t in rest_of_it), f"{note}: wrote beside its slice"
+
+
+@pytest.mark.parametrize("instance", INSTANCES, ids=str)
+def test_statistics_along_with_the_convolution(instance: Instance) -> None:
+    """By the instance itself or by a pass behind it: of the very y that it stored without them."""
+    cases = [c for c in applicable_cases(instance) if c.input_size[0] > 1] or applicable_cases(
+        instance
+    )
+    for case in sorted(cases, key=lambda c: hash_of(c.id + instance.name))[:2]:
+        x, w, bias = random_operands(case, "fprop", instance.dtype)
+        args = (on_device(x, instance), on_device(w, instance), on_device(bias, instance))
+        rest = (*case.params, instance.algo)
+        stats = device_ops().conv_stats_fprop(*args, *rest)
+        y = device_ops().conv_fprop(*args, *rest)
+        parts = tuple(t.cpu() for t in (y, *stats))
+        assert selftest_fused.statistics_fit(*parts), f"{instance} {case.id}"
+        again = device_ops().conv_stats_fprop(*args, *rest)
+        assert all(map(torch.equal, again, stats)), "other bits the second time"
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])

@@ -194,23 +194,27 @@ struct GemmStore {
   }
 };
 
-// Gives every four columns of C to `store`. `shared`: the block's, the ring and what follows it.
+// Where the epilogue has C's element (m, n) in shared memory: [BLOCK_M, BLOCK_N], 16-byte chunks
+// permuted so that the rows of a fragment use all banks.
+template <class Tile>
+__device__ __forceinline__ int gemm_place(int m, int n) {
+  return m * Tile::BLOCK_N + (((n / 4) ^ ((m & 3) * 2)) * 4) + n % 4;
+}
+
+// Gives every four columns of C to `store`. C itself stays in shared memory. `shared`: the block's,
+// the ring and what follows it.
 template <class Tile, class Warp, class Store>
 __device__ __forceinline__ void gemm_epilogue(const Warp& warp, const Store& store,
                                               unsigned char* shared) {
   float* const tile = reinterpret_cast<float*>(shared);
   int* const offsets = reinterpret_cast<int*>(shared + Tile::RING_BYTES);
   store.template fill<Tile>(offsets);
-  // [BLOCK_M, BLOCK_N], 16-byte chunks permuted so that the rows of a fragment use all banks.
-  const auto place = [](int m, int n) {
-    return m * Tile::BLOCK_N + (((n / 4) ^ ((m & 3) * 2)) * 4) + n % 4;
-  };
   if constexpr (Warp::PAIRS) {
     warp.visit([&](int m, int n, float v0, float v1) {
-      *reinterpret_cast<float2*>(tile + place(m, n)) = make_float2(v0, v1);
+      *reinterpret_cast<float2*>(tile + gemm_place<Tile>(m, n)) = make_float2(v0, v1);
     });
   } else {
-    warp.visit([&](int m, int n, float v) { tile[place(m, n)] = v; });
+    warp.visit([&](int m, int n, float v) { tile[gemm_place<Tile>(m, n)] = v; });
   }
   __syncthreads();
   constexpr int COLUMNS4 = Tile::BLOCK_N / 4, ROW_STEP = Tile::NUM_THREADS / COLUMNS4;
@@ -220,7 +224,7 @@ __device__ __forceinline__ void gemm_epilogue(const Warp& warp, const Store& sto
 #pragma unroll 1
   for (int m = threadIdx.x / COLUMNS4; m < Tile::BLOCK_M; m += ROW_STEP)
     store.template store<Tile>(m, offsets, columns,
-                               *reinterpret_cast<const float4*>(tile + place(m, n)));
+                               *reinterpret_cast<const float4*>(tile + gemm_place<Tile>(m, n)));
 }
 
 // The block's dynamic shared memory: the ring, then tables of coordinates (of the loaders, then of

@@ -13,6 +13,7 @@
 #pragma once
 #include "gemm.cuh"
 #include "gemm_conv_maps.cuh"
+#include "gemm_moments.cuh"
 
 namespace fastconv::cuda {
 
@@ -26,6 +27,7 @@ struct ConvGatherParams {
   bool vec4, residual_vec4;        // see GemmStore
   int dst_pitch;                   // channels from one pixel (image) of dst to the next
   StoreEpilogue<float> epilogue;   // fprop
+  TileMoment* partial;             // fprop: moments of dst, [channels][pixel tiles], or null
   FastDivmod channels;             // by src_channels
   // Of the block's index: by channel tiles and pixel tiles (of the largest class, of one group) and
   // groups; dgrad: by the residues that have a pixel, at most stride, of each axis.
@@ -280,18 +282,30 @@ __device__ __forceinline__ void conv_gather(const ConvGatherParams& p) {
   load_src.start();
   load_w.start();
   const int k_tiles = (gemm_k + BLOCK_K - 1) / BLOCK_K;
+  const auto put_moments = [&] {
+    if constexpr (!DGRAD) {
+      if (p.partial == nullptr) return;
+      const int64_t pitch = p.pixel_tiles.divisor;
+      const int64_t channel = static_cast<int64_t>(group) * p.dst_channels + channel0;
+      const GemmMoments moments{p.partial + channel * pitch + pixel_tile, pitch,
+                                p.dst_channels - channel0, count};
+      gemm_moments<Tile, NHWC>(moments, bias, shared);
+    }
+  };
   if constexpr (NHWC) {
     GemmWarp<Tile, SrcTile::K_CONTIGUOUS, WTile::K_CONTIGUOUS> warp;
     gemm_mainloop<Tile>(warp, load_src, load_w, k_tiles, shared);
     const GemmStore<scalar_t, DstPixels, StrideMap, GemmBias::kPerColumn, Epilogue> store{
         dst, dst_pixels, dst_channels, p.vec4, bias, epilogue};
     gemm_epilogue<Tile>(warp, store, shared);
+    put_moments();
   } else {
     GemmWarp<Tile, WTile::K_CONTIGUOUS, SrcTile::K_CONTIGUOUS> warp;
     gemm_mainloop<Tile>(warp, load_w, load_src, k_tiles, shared);
     const GemmStore<scalar_t, StrideMap, DstPixels, GemmBias::kPerRow, Epilogue> store{
         dst, dst_channels, dst_pixels, p.vec4, bias, epilogue};
     gemm_epilogue<Tile>(warp, store, shared);
+    put_moments();
   }
 }
 
