@@ -220,10 +220,15 @@ def run_instance(
 
 
 def planned_launches(
-    instance: Instance, case: ConvCase, placement: str = "start", capability: int = CAPABILITY
+    instance: Instance,
+    case: ConvCase,
+    placement: str = "start",
+    capability: int = CAPABILITY,
+    stats: bool = False,
 ) -> list[Any]:
     """What the instance launches for a problem of any size: (kernel, blocks, threads per block,
-    dynamic_bytes) each. Nothing is run, and no memory is touched."""
+    dynamic_bytes) each; with `stats`, where it takes statistics along. Nothing is run, and no
+    memory is touched."""
     module, element = emulation(), instance.dtype.itemsize
     first, second = {
         "fprop": (case.input_size, case.weight_size),
@@ -241,6 +246,7 @@ def planned_launches(
         [],
         block_limit=0,
         placement=getattr(module.Placement, placement),
+        stats=stats,
     )
     return counted.records
 

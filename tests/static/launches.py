@@ -90,7 +90,8 @@ def typical_launches() -> dict[str, set[Launch]]:
             if instance.refusal(case):
                 continue
             for placement, capability in WAYS:
-                for record in planned_launches(instance, case, placement, capability):
+                way = (placement, capability, instance.takes_stats)
+                for record in planned_launches(instance, case, *way):
                     launch = Launch(record.threads, record.dynamic_bytes)
                     found.setdefault(readable(record.kernel), set()).add(launch)
     for instance in pool_instances():
