@@ -44,7 +44,7 @@ from fastconv.problem import NATIVE_DTYPES, ConvSpec
 from fastconv.selftest_fused import NormInstance
 from fastconv.selftest_pool import PoolInstance
 from fastconv.selftest_triton import TritonInstance
-from fastconv.tolerances import UNDERFLOW, UNIT_ROUNDOFF, conv_tolerance
+from fastconv.tolerances import conv_tolerance
 
 _DTYPES = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
 _SEED = 20
@@ -131,11 +131,6 @@ class Instance:
     def name(self) -> str:
         """As `algo=` takes it."""
         return f"{self.algorithm}/{self.kernel}"
-
-    @property
-    def takes_stats(self) -> bool:
-        """Whether it forms the statistics of y's channels along with y."""
-        return self.name in _C.cuda_stats_instances()
 
     @property
     def tolerance(self) -> str:
@@ -281,9 +276,11 @@ def launch(
 
 
 def launch_stats(
-    instance: Instance, problem: Problem, device: torch.device, x: Tensor, w: Tensor
-) -> tuple[Tensor, ...]:
-    """(y, mean, m2) on the CPU, of a launch that takes statistics along."""
+    instance: AnyInstance, problem: Problem, device: torch.device, x: Tensor, w: Tensor
+) -> tuple[Tensor, ...] | None:
+    """(y, mean, m2) on the CPU, where the instance takes statistics along."""
+    if instance.name not in _C.cuda_stats_instances():
+        return None
     x, w = (_as_format(t.to(device), instance.channels_last) for t in (x, w))
     args = (problem.stride, problem.padding, problem.dilation, problem.groups)
     return tuple(t.cpu() for t in OPS.conv_stats_fprop(x, w, None, *args, instance.name))
@@ -308,18 +305,6 @@ def launch_epilogue(
     return z.cpu(), bias, residual
 
 
-def _epilogue_fits(
-    z: Tensor, bias: Tensor, residual: Tensor, y: Tensor, bound_of_y: Tensor
-) -> bool:
-    """Whether z is relu(y + bias + residual), but for what y and z may be off by, and roundings."""
-    along = bias.double().reshape(1, -1, *[1] * (y.dim() - 2))
-    parts = (y.double(), along, residual.double())
-    expected = sum(parts).clamp(min=0)
-    scale = sum(t.abs() for t in parts)
-    bound = 2 * bound_of_y + 4 * UNIT_ROUNDOFF[y.dtype] * scale + UNDERFLOW[y.dtype]
-    return bool(((z.double() - expected).abs() <= bound).all())
-
-
 def check(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
     """Runs the instance on its first `limit` problems: within tolerance, twice the same bits."""
     if isinstance(instance, PoolInstance):
@@ -339,8 +324,7 @@ def check(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
         try:
             first = launch(instance, problem, device, a, b).cpu()
             again = launch(instance, problem, device, a, b).cpu()
-            if instance.takes_stats:
-                stats = launch_stats(instance, problem, device, a, b)
+            stats = launch_stats(instance, problem, device, a, b)
             if instance.direction == "fprop":
                 fused = launch_epilogue(instance, problem, device, a, b, expected)
         except RuntimeError as error:
@@ -361,10 +345,10 @@ def check(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
         if not ratio <= 1:
             text = f"{problem.name}: off by {float(error.max()):.3g}, {ratio:.3g} times the bound"
             return Outcome(instance.name, count, text, worst)
-        if instance.direction == "fprop" and not _epilogue_fits(*fused, first, bound):
+        if instance.direction == "fprop" and not selftest_fused.epilogue_fits(*fused, first, bound):
             text = f"{problem.name}: the epilogue's result is not that of its parts"
             return Outcome(instance.name, count, text, worst)
-        if instance.takes_stats and not selftest_fused.statistics_fit(first, *stats):
+        if stats is not None and not selftest_fused.statistics_fit(first, *stats):
             text = f"{problem.name}: the statistics are not those of the result"
             return Outcome(instance.name, count, text, worst)
         if not torch.equal(first, again):

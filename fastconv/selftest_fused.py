@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastconv.activations import NAMES, Activation
 from fastconv.problem import NATIVE_DTYPES, dense_strides
-from fastconv.tolerances import UNIT_ROUNDOFF
+from fastconv.tolerances import UNDERFLOW, UNIT_ROUNDOFF
 
 OPS: Any = torch.ops.fastconv
 PREFIX = "norm/"
@@ -113,6 +113,16 @@ def _results(
     yield "dy", dy, expected
     if not after:  # there it is dz itself
         yield "dresidual", dresidual, g
+
+
+def epilogue_fits(z: Tensor, bias: Tensor, residual: Tensor, y: Tensor, bound_of_y: Tensor) -> bool:
+    """Whether z is relu(y + bias + residual), but for what y and z may be off by, and roundings."""
+    along = bias.double().reshape(1, -1, *[1] * (y.dim() - 2))
+    parts = (y.double(), along, residual.double())
+    expected = sum(parts).clamp(min=0)
+    scale = sum(t.abs() for t in parts)
+    bound = 2 * bound_of_y + 4 * UNIT_ROUNDOFF[y.dtype] * scale + UNDERFLOW[y.dtype]
+    return bool(((z.double() - expected).abs() <= bound).all())
 
 
 def statistics_fit(y: Tensor, with_stats: Tensor, mean: Tensor, m2: Tensor) -> bool:

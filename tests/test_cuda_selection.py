@@ -396,6 +396,16 @@ def test_selftest_sees_a_wrong_kernel(monkeypatch):
     assert not selftest.check(instance, torch.device("cpu"), 1).passed
 
 
+def test_selftest_sees_wrong_statistics(monkeypatch):
+    taking = _C.cuda_stats_instances()
+    instance = next(i for i in selftest.instances() if i.name in taking)
+    real = selftest.launch_stats
+    for wrong in (lambda y, a, b: (y, a, 1.01 * b), lambda y, a, b: (y + 1e-6, a, b)):
+        monkeypatch.setattr(selftest, "launch_stats", lambda *a, wrong=wrong: wrong(*real(*a)))
+        outcome = selftest.check(instance, torch.device("cpu"), 1)
+        assert "the statistics are not those of the result" in outcome.error
+
+
 def test_selftest_has_problems_for_every_instance():
     without = [i.name for i in selftest.instances() if not any(True for _ in i.problems())]
     assert not without
