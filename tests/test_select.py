@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastconv
-from fastconv import _C, cost_aten, explain, select
+from fastconv import _C, cost_aten, explain, select, select_triton
 from fastconv.problem import DIRECTIONS, ConvSpec, conv_output_size
 
 
@@ -75,7 +75,8 @@ def test_candidates_are_the_kernels_and_pytorch():
             assert c.name == "aten" or c.reason is not None or c.workspace >= 0
     assert set(select.names()) - {"winograd"} == {c.name for c in entries}
     for device in ("cuda", "cuda:0"):
-        assert set(select.names(device)) - {"winograd"} == {*_C.cuda_algorithms(), "aten"}
+        ours = {*_C.cuda_algorithms(), *select_triton.ALGORITHMS}
+        assert set(select.names(device)) - {"winograd"} == {*ours, "aten"}
     assert select.names("meta") == ("aten",)
 
 

@@ -114,12 +114,12 @@ def test_real_numbers(launchers) -> None:
 @pytest.mark.parametrize("last", (False, True), ids=("nchw", "nhwc"))
 def test_epilogue(launchers, code: int, last: bool) -> None:
     """Into a channel slice, with all that an epilogue may have, the residual on either side."""
-    case = conv_case("epilogue", (1, 3, 4, 3), (3, 1, 3, 3), padding=1, groups=3)
+    case = conv_case("epilogue", (2, 3, 3, 2), (3, 1, 3, 3), padding=1, groups=3)
     x, w = (integers(s, torch.float32, last) for s in (case.input_size, case.weight_size))
     bias, scale, shift = (integers((3,), torch.float32, False, n) for n in (5, 6, 7))
     residual = integers(case.output_size, torch.float32, last, 8)
     after = bool(code % 2)
-    whole = torch.full((1, 8, 4, 3), -77.0)
+    whole = torch.full((2, 8, 3, 2), -77.0)
     if last:
         whole = whole.to(memory_format=torch.channels_last)
     epilogue = (code, 0.25, residual, after, scale, shift)
