@@ -7,9 +7,9 @@ any other is checked when it is first wanted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -70,12 +70,12 @@ class TritonInstance:
         """On tensors of the device, laid out: (x, w), (dy, w) or (dy, x) as the direction says."""
         geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
         if self.direction == "fprop":
-            return triton_run.fprop(a, b, None, *geometry, self.algo)
+            return _compiled(triton_run.fprop, a, b, None, *geometry, self.algo)
         if self.direction == "dgrad":
             rest = (problem.input_size, *geometry, self.channels_last, self.algo)
-            return triton_run.dgrad(a, b, *rest)
+            return _compiled(triton_run.dgrad, a, b, *rest)
         rest = (problem.weight_size, *geometry, self.channels_last, self.algo)
-        return triton_run.wgrad(a, b, *rest)
+        return _compiled(triton_run.wgrad, a, b, *rest)
 
     def launch_epilogue(
         self, problem: Problem, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor
@@ -83,7 +83,17 @@ class TritonInstance:
         """relu(conv(x, w) + bias + residual)."""
         geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
         end = (1, 0.0, residual, False, None, None)
-        return triton_run.fprop(x, w, bias, *geometry, self.algo, end)
+        return _compiled(triton_run.fprop, x, w, bias, *geometry, self.algo, end)
+
+
+def _compiled(run: Callable[..., Tensor], *args: Any) -> Tensor:
+    """run(*args); what Triton's compiler raises, of whatever type, says that it cannot."""
+    try:
+        return run(*args)
+    except RuntimeError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {str(error).strip()[-300:]}") from error
 
 
 def parsed(name: str) -> TritonInstance | None:

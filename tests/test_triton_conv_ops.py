@@ -325,5 +325,16 @@ def test_selftest_of_a_configuration(interpreted, monkeypatch) -> None:
     launch = selftest.launch
     monkeypatch.setattr(selftest, "launch", lambda *a: launch(*a) + 0.1)
     assert not check(instance, torch.device("cpu"), 1).passed
+    monkeypatch.setattr(selftest, "launch", launch)
+
+    class OutOfResources(Exception):
+        """As Triton's, which is no RuntimeError."""
+
+    def fails(*_: Any) -> None:
+        raise OutOfResources("shared memory")
+
+    monkeypatch.setattr(conv, "launch", fails)
+    outcome = check(instance, torch.device("cpu"), 1)
+    assert outcome.error == "3x3: OutOfResources: shared memory" and not outcome.passed
     assert selftest_triton.parsed("im2col/x") is None
     assert {i.direction for i in selftest_triton.instances("cpu")} == {"fprop", "dgrad", "wgrad"}
