@@ -34,12 +34,20 @@ using fastconv::cuda::PoolInstance;
 using fastconv::cuda::PoolPass;
 #if defined(FC_WITH_CUDA)
 fastconv::cuda::AlgorithmList cuda_algorithms() { return fastconv::cuda::conv_algorithms(); }
+std::string cuda_device_refusal(const fastconv::cuda::ConvInstance& instance,
+                                const fastconv::cuda::Device& device) {
+  return fastconv::cuda::capability_refusal(instance, device);
+}
 fastconv::cuda::PoolInstanceList cuda_pools() { return fastconv::cuda::pool_instances(); }
 const PoolInstance* choose_pool(const fastconv::PoolCall& call, PoolPass pass) {
   return fastconv::cuda::choose_pool_instance(call, pass, nullptr);
 }
 #else
 fastconv::cuda::AlgorithmList cuda_algorithms() { return {nullptr, 0}; }
+std::string cuda_device_refusal(const fastconv::cuda::ConvInstance&,
+                                const fastconv::cuda::Device&) {
+  return {};
+}
 fastconv::cuda::PoolInstanceList cuda_pools() { return {nullptr, 0}; }
 const PoolInstance* choose_pool(const fastconv::PoolCall&, PoolPass) { return nullptr; }
 #endif
@@ -149,6 +157,12 @@ PYBIND11_MODULE(_C, m) {
       },
       "Empty when the instance can run the problem, else the reason why not.");
   m.def(
+      "cuda_capability",
+      [](const std::string& algorithm, const std::string& instance) {
+        return cuda_instance(algorithm, instance).capability;
+      },
+      "The only compute capability that the instance's code is for; 0: all.");
+  m.def(
       "cuda_candidates",
       [](const ConvProblem& p, DType dtype, Direction direction, fastconv::cuda::Layout layout,
          bool tf32, int capability, int sm_count) {
@@ -158,7 +172,8 @@ PYBIND11_MODULE(_C, m) {
           if (i.dtype != dtype || i.direction != direction || i.layout != layout ||
               (i.tf32 && !tf32))
             return;
-          const std::string reason = i.applicable(p);
+          std::string reason = cuda_device_refusal(i, device);
+          if (reason.empty()) reason = i.applicable(p);
           const bool runs = reason.empty();
           all.append(py::make_tuple(a.name, i.name, reason, runs ? i.cost(p, device) : 0.0,
                                     runs ? i.workspace(p, device) : 0));

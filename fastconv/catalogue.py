@@ -154,15 +154,19 @@ def algorithms_table() -> str:
     ]
     for backend in BACKENDS:
         for name in _applies(_spec("fprop", 2), backend):
-            # An algorithm may be for depthwise problems alone.
-            takes: dict = next(
-                change
-                for change in variations.values()
-                if _applies(_spec("fprop", 2, **change), backend)[name] is None
+            # An algorithm may be for depthwise problems alone, or for one dtype.
+            takes: dict
+            usual, takes = next(
+                (dtype, change)
+                for dtype in DTYPES
+                for change in ({}, *variations.values())
+                if _applies(_spec("fprop", 2, dtype, **change), backend)[name] is None
             )
 
-            def runs(name=name, backend=backend, takes=takes, direction="fprop", rank=2, **change):
-                dtype = change.pop("dtype", torch.float32)
+            def runs(
+                name=name, backend=backend, takes=takes, dtype=usual, direction="fprop", rank=2,
+                **change,
+            ):  # fmt: skip
                 spec = _spec(direction, rank, dtype, **{**takes, **change})
                 return _applies(spec, backend)[name] is None
 

@@ -139,6 +139,11 @@ class Instance:
             return self.algorithm + ("_tf32" if self.kernel.endswith("_tf32") else "")
         return "tf32" if self.tf32 else self.algorithm
 
+    @property
+    def capability(self) -> int:
+        """The only one that its code is for; 0: all."""
+        return _C.cuda_capability(self.algorithm, self.kernel)
+
     def problems(self) -> Iterator[Problem]:
         """Those it can run."""
         for problem in PROBLEMS:
@@ -200,12 +205,13 @@ def instance_named(name: str) -> AnyInstance:
 
 
 def chosen(only: str, device: str) -> tuple[AnyInstance, ...]:
-    """Those whose name contains `only`."""
+    """Those whose name contains `only`, and whose code is for the device."""
     triton = only.startswith("triton")
+    capability = gpu.describe(device).capability
     return tuple(
         i
         for i in (selftest_triton.instances(device) if triton else all_instances())
-        if only in i.name
+        if only in i.name and getattr(i, "capability", 0) in (0, capability)
     )
 
 

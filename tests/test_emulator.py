@@ -93,7 +93,13 @@ def identity(x: Floats) -> Floats:
     return x
 
 
+def product_of_rows(x: Floats) -> Floats:
+    a, b = x[:2048].reshape(2, 64, 16)
+    return (a @ b.T).reshape(-1)
+
+
 RACE = r"race: (read|write) .*, with no barrier between"
+LOAD_IN_FLIGHT = f"which a bulk tensor load of thread .* in flight will write|{RACE}"
 IN_ONE_LAUNCH = "race: .* in the same launch"
 PLANTED = {
     # Barriers.
@@ -187,6 +193,49 @@ PLANTED = {
     "ldmatrix_not_transposed": Planted(product_of_matrices, None, 384),
     "mma_in_half_a_warp": Planted(
         product_of_matrices, "thread exits, but lane .* waits for it in mma.sync|that have", 384
+    ),
+    # mbarrier, TMA, wgmma.
+    "tma_no_full_wait": Planted(reversed_blocks(128), LOAD_IN_FLIGHT, 1024),
+    "tma_wrong_phase": Planted(reversed_blocks(128), LOAD_IN_FLIGHT, 1024),
+    "tma_too_many_bytes": Planted(
+        reversed_blocks(128),
+        r"deadlock: .* mbarrier.try_wait .* lacks 0 of 1 .* and 16 bytes",
+        1024,
+    ),
+    "tma_too_few_bytes": Planted(
+        reversed_blocks(128), "deadlock: .* mbarrier.try_wait .* lacks 0 of 1 .* -16 bytes", 1024
+    ),
+    "mbarrier_no_init_fence": Planted(
+        reversed_blocks(128), "is used before its init was made visible", 1024
+    ),
+    "tma_slot_too_early": Planted(
+        reversed_blocks(128), f"{RACE}|another one in flight|more arrivals at", 1024
+    ),
+    "mbarrier_never_released": Planted(
+        reversed_blocks(128), r"deadlock: .* mbarrier.try_wait .* lacks 128 of 128 arrivals", 1024
+    ),
+    "mbarrier_arrives_twice": Planted(
+        reversed_blocks(128), f"{LOAD_IN_FLIGHT}|more arrivals at", 1024
+    ),
+    "tma_misaligned": Planted(reversed_blocks(128), "not aligned to 128 bytes", 1024),
+    "wgmma_no_proxy_fence": Planted(
+        product_of_rows, "wgmma reads .* wrote without a fence.proxy.async since", 4096, False
+    ),
+    "wgmma_no_barrier": Planted(product_of_rows, RACE, 4096),
+    "wgmma_no_wait": Planted(product_of_rows, None, 4096),
+    "wgmma_no_fence": Planted(product_of_rows, "wgmma without wgmma.fence", 4096),
+    "wgmma_accumulator_touched": Planted(product_of_rows, "an accumulator was written", 4096),
+    "wgmma_operand_changed": Planted(product_of_rows, f"{RACE}|wrote without", 4096),
+    "wgmma_wrong_stride": Planted(product_of_rows, "no multiple of the swizzle pattern", 4096),
+    "wgmma_wrong_start": Planted(product_of_rows, "not in the first row of a swizzle", 4096),
+    "wgmma_half_a_warpgroup": Planted(product_of_rows, "issued different numbers of wgmma", 4096),
+    "wgmma_not_committed": Planted(product_of_rows, "thread exits with wgmma", 4096),
+    "tma_store_no_proxy_fence": Planted(
+        reversed_blocks(128), "store reads .* wrote without a fence.proxy.async since", 1024, False
+    ),
+    "tma_store_no_wait": Planted(reversed_blocks(128), "exits with bulk tensor stores", 1024),
+    "tma_store_reused_early": Planted(
+        reversed_blocks(128), "written while a bulk tensor store was reading", 1024
     ),
     # Launches.
     "too_many_threads": Planted(identity, "invalid launch configuration: block of 1025 x 1 x 1"),

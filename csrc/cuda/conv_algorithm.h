@@ -57,6 +57,12 @@ struct ConvInstance {
   int (*launch)(const ConvCall&);
   // Bytes of scratch where the launch forms y's statistics, too; null: it cannot.
   int64_t (*stats_workspace)(const ConvProblem&, const Device&) = nullptr;
+  // The only compute capability (10 * major + minor) that its code is for; 0: all.
+  int capability = 0;
+
+  bool runs_on(const Device& device) const {
+    return capability == 0 || capability == device.capability;
+  }
 };
 
 struct ConvAlgorithm {
@@ -65,7 +71,7 @@ struct ConvAlgorithm {
   int size;
 };
 
-extern const ConvAlgorithm conv_depthwise, conv_direct, conv_direct_plain, conv_im2col;
+extern const ConvAlgorithm conv_depthwise, conv_direct, conv_direct_plain, conv_im2col, conv_tma;
 extern const ConvAlgorithm conv_winograd_f2x2_3x3, conv_winograd_f4x4_3x3;
 
 // The registry, in order of preference at equal cost.
@@ -75,6 +81,9 @@ struct AlgorithmList {
 };
 FC_API AlgorithmList conv_algorithms();
 FC_API const ConvAlgorithm* find_conv_algorithm(const char* name);  // null when unknown
+
+// Why its code cannot run on the device; empty when it can.
+FC_API std::string capability_refusal(const ConvInstance&, const Device&);
 
 // The cheapest instance that runs the problem, or null; then `reason` (if given) says why not.
 // `tf32`: whether the caller allows TF32 instances.

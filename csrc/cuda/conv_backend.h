@@ -57,7 +57,8 @@ struct ConvBackend {
           instance->layout != layout)
         reason = "it is for another direction, dtype or layout";
       else
-        reason = instance->applicable(o.problem);
+        reason = capability_refusal(*instance, gpu.device);
+      if (reason.empty()) reason = instance->applicable(o.problem);
       if (!reason.empty()) instance = nullptr;
     }
     STD_TORCH_CHECK(instance != nullptr, op, ": algorithm '", algo, "' does not apply: ", reason);

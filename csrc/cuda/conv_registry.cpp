@@ -12,6 +12,7 @@ const ConvAlgorithm* const kAlgorithms[] = {
     &conv_direct,
     &conv_winograd_f2x2_3x3,
     &conv_winograd_f4x4_3x3,
+    &conv_tma,
     &conv_im2col,
     &conv_direct_plain,
 };
@@ -27,6 +28,15 @@ const ConvAlgorithm* find_conv_algorithm(const char* name) {
   return nullptr;
 }
 
+std::string capability_refusal(const ConvInstance& instance, const Device& device) {
+  const auto text = [](int capability) {
+    return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
+  };
+  return instance.runs_on(device) ? std::string()
+                                  : "it is for compute capability " + text(instance.capability) +
+                                        ", the device has " + text(device.capability);
+}
+
 const ConvInstance* choose_instance(const ConvAlgorithm& algorithm, const ConvProblem& problem,
                                     Direction direction, DType dtype, Layout layout, bool tf32,
                                     const Device& device, std::string* reason) {
@@ -38,7 +48,8 @@ const ConvInstance* choose_instance(const ConvAlgorithm& algorithm, const ConvPr
     if (instance.direction != direction || instance.dtype != dtype || instance.layout != layout ||
         (instance.tf32 && !tf32))
       continue;
-    std::string refused = instance.applicable(problem);
+    std::string refused = capability_refusal(instance, device);
+    if (refused.empty()) refused = instance.applicable(problem);
     if (!refused.empty()) {
       why = std::move(refused);
       continue;

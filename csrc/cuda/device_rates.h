@@ -11,7 +11,8 @@ struct DeviceRates {
   double fp64_flops;       // without tensor cores
   double tensor_16_flops;  // bf16 / fp16 through mma.sync
   double tensor_tf32_flops;
-  double launch_s;  // per kernel, back to back on one stream
+  double warpgroup_16_flops;  // bf16 / fp16 through wgmma; sm_90 alone
+  double launch_s;            // per kernel, back to back on one stream
 };
 
 inline DeviceRates device_rates(const Device& device) {
@@ -20,8 +21,10 @@ inline DeviceRates device_rates(const Device& device) {
   // load.
   const double sms = device.sm_count;
   if (device.capability >= 90)
-    return {4.0e12, sms * 128 * 2 * 1.7e9, sms * 64 * 2 * 1.7e9, sms * 2.6e12, sms * 1.3e12, 3e-6};
-  return {1.5e12, sms * 64 * 2 * 1.4e9, sms * 32 * 2 * 1.4e9, sms * 2.5e12, sms * 1.25e12, 3e-6};
+    return {4.0e12,       sms * 128 * 2 * 1.7e9, sms * 64 * 2 * 1.7e9,
+            sms * 2.6e12, sms * 1.3e12,          sms * 6.5e12,
+            3e-6};
+  return {1.5e12, sms * 64 * 2 * 1.4e9, sms * 32 * 2 * 1.4e9, sms * 2.5e12, sms * 1.25e12, 0, 3e-6};
 }
 
 }  // namespace fastconv::cuda

@@ -16,6 +16,7 @@ namespace {
 // An entry for shared memory:  generation 26 | epoch 16 | syncs of the warp 10 | thread 10 | flags
 // 2 and for global memory:       launch 8 | block 24 | epoch 9 | syncs 10 | thread 10 | flags 3
 constexpr uint64_t kPending = 1;  // of a write: a copy that has not landed
+constexpr uint64_t kBulk = 2;     // which is a bulk tensor copy
 // Of a read: others have read it as well.
 constexpr uint64_t kManyLanes = 1, kManyWarps = 2, kManyBlocks = 4;
 
@@ -54,9 +55,9 @@ template <bool kWrite>
 __attribute__((noinline)) void judge_write_before(Fiber& f, uint64_t before, uint64_t mine,
                                                   const unsigned char* p, const void* pc) {
   if (before & kPending)
-    fail(std::string(kWrite ? "write to " : "read of ") + name_of(p) +
-         ", which a cp.async of thread " + thread_name(f, before) + " in flight will write" +
-         code_address(pc));
+    fail(std::string(kWrite ? "write to " : "read of ") + name_of(p) + ", which a " +
+         (before & kBulk ? "bulk tensor load" : "cp.async") + " of thread " +
+         thread_name(f, before) + " in flight will write" + code_address(pc));
   if (!ordered(before, mine))
     race(f, kWrite ? "write to" : "read of", "wrote", before, name_of(p), pc);
 }
@@ -233,6 +234,50 @@ void note_landing(Fiber& f, const void* shared, size_t bytes) {
   for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i)
     worker.shadow.places[i].write = shared_entry(worker, f);
 }
+
+// --- the asynchronous proxy -------------------------------------------------------------------
+
+namespace {
+// Of an entry or of now: the epoch and the warp's count of __syncwarp, in which order is known.
+// One more, so that 0 means never.
+uint64_t moment(uint64_t entry) { return (entry >> 12 & 0x3FFFFFFu) + 1; }
+}  // namespace
+
+void note_bulk_copy(Fiber& f, const void* shared, size_t bytes) {
+  Worker& worker = *f.block->worker;
+  if (worker.check_accesses)
+    check_shared<true>(worker, f, static_cast<const unsigned char*>(shared), bytes, nullptr,
+                       kPending | kBulk);
+}
+
+void note_bulk_landing(Worker& worker, const void* shared, size_t bytes) {
+  if (!worker.check_accesses) return;
+  const auto offset =
+      static_cast<size_t>(static_cast<const unsigned char*>(shared) - worker.shared.base());
+  for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) worker.shadow.places[i].write = 0;
+}
+
+void note_proxy_fence(Fiber& f) { f.proxy_fence = moment(shared_entry(*f.block->worker, f)); }
+
+void note_async_read(Fiber& f, const void* shared, size_t bytes, const char* what) {
+  Worker& worker = *f.block->worker;
+  if (!worker.check_accesses) return;
+  const uint64_t mine = shared_entry(worker, f);
+  const auto* const p = static_cast<const unsigned char*>(shared);
+  const auto offset = static_cast<size_t>(p - worker.shared.base());
+  for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
+    const uint64_t write = worker.shadow.places[i].write;
+    if (!same_block(write, mine)) continue;
+    const unsigned char* const at = worker.shared.base() + 2 * i;
+    if (same_epoch(write, mine) || write & kPending)
+      judge_write_before<false>(f, write, mine, at, nullptr);
+    if (f.block->fibers[thread_of(write)].proxy_fence < moment(write))
+      fail(std::string(what) + " reads " + name_of(at) + ", which thread " + thread_name(f, write) +
+           " wrote without a fence.proxy.async since");
+  }
+}
+
+void note_write(Fiber& f, const void* p, size_t bytes) { check<true>(f, p, bytes, nullptr); }
 
 // --- what the compiler calls ------------------------------------------------------------------
 

@@ -11,7 +11,8 @@
 //
 // Not seen: races between atomics and plain accesses; those past a named barrier by threads that
 // take no part in it (all barriers of a block count as one sequence); the second of two readers in
-// one warp when a third thread writes.
+// one warp when a third thread writes; a fence.proxy.async that comes before the write that it is
+// for, with no barrier between the two.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +21,7 @@
 namespace emu {
 
 struct Fiber;
+struct Worker;
 
 // The last write and the last read of one place, see access_checks.cpp for the bits.
 struct Access {
@@ -38,5 +40,13 @@ void note_read(Fiber& fiber, const void* p, size_t bytes);
 // A copy into shared memory is in flight: until it lands, any access to the place is an error.
 void note_copy(Fiber& fiber, const void* shared, size_t bytes);
 void note_landing(Fiber& fiber, const void* shared, size_t bytes);
+// The same of a bulk tensor copy, which lands on no thread's account.
+void note_bulk_copy(Fiber& fiber, const void* shared, size_t bytes);
+void note_bulk_landing(Worker& worker, const void* shared, size_t bytes);
+// TMA or wgmma reads shared memory on the fiber's behalf: what threads have written there has to be
+// ordered before it, and its writers have to have run fence.proxy.async since.
+void note_async_read(Fiber& fiber, const void* shared, size_t bytes, const char* what);
+void note_proxy_fence(Fiber& fiber);
+void note_write(Fiber& fiber, const void* p, size_t bytes);
 
 }  // namespace emu

@@ -17,10 +17,9 @@
 // Engines that work asynchronously keep their state beside the fiber (cp.async: Fiber::copies) or
 // in the block (named barriers), and follow three rules: what they will write reads as NaN from the
 // issue until the program has waited for it; they finish as late as the program's waits allow; what
-// they read or write must not change under them. To add mbarrier, TMA or wgmma: give Block a list
-// of operations in flight, a Wait value for mbarrier phases, and complete a randomly chosen
-// operation in Worker::run_block where no fiber is ready (and never earlier, except at random:
-// completion at once hides a missing wait). Errors go through `fail`, which names kernel, block and
+// they read or write must not change under them. Bulk tensor copies (sm90_state.h) finish one at a
+// time, chosen at random, where no fiber is ready; in some blocks now and then earlier, but never
+// at once, which would hide a missing wait. Errors go through `fail`, which names kernel, block and
 // thread and gives up the launch; fibers are then abandoned where they stand, so nothing that lives
 // on a fiber's stack may own memory.
 #pragma once
@@ -46,7 +45,7 @@ struct Worker;
 
 // --- what a fiber is ----------------------------------------------------------------------------
 
-enum class Wait : uint8_t { kNone, kBlockBarrier, kNamedBarrier, kWarp, kDone };
+enum class Wait : uint8_t { kNone, kBlockBarrier, kNamedBarrier, kWarp, kMbarrier, kDone };
 
 struct PendingCopy {
   unsigned char* shared;
@@ -81,7 +80,10 @@ struct Fiber {
   Exchange exchange;
   uint32_t mask;
   void* argument;
-  unsigned barrier;  // the named barrier waited at
+  unsigned barrier;      // the named barrier waited at
+  const void* mbarrier;  // the one waited at, and for which phase
+  unsigned parity;
+  uint64_t proxy_fence;  // when it last ran fence.proxy.async (access_checks.cpp)
   CopyQueue copies;
 };
 

@@ -49,6 +49,8 @@ class SharedMemory {
   }
   const char* describe(const void* p, char (&text)[96]) const;
   unsigned char* base() const { return statics_; }
+  // A multiple of 1024; the dynamic part starts somewhere behind it.
+  unsigned char* dynamic_base() const { return dynamics_; }
   size_t most_used() const { return most_used_; }
 
  private:

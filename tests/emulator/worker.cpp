@@ -92,6 +92,7 @@ void Worker::finish(Fiber& self) {
   if (!self.copies.empty())
     fail("thread exits with " + std::to_string(self.copies.copies.size()) +
          " cp.async copies that nothing waited for");
+  check_exit(self);
   Warp& warp = *self.warp;
   for (uint32_t rest = warp.exists & ~warp.done; rest != 0; rest &= rest - 1) {
     const Fiber& other = warp.lanes[__builtin_ctz(rest)];
@@ -127,9 +128,13 @@ std::string Worker::describe_stuck() const {
     ++shown;
     const char* what = f.wait == Wait::kWarp           ? f.collective
                        : f.wait == Wait::kBlockBarrier ? block.barrier.kind
+                       : f.wait == Wait::kMbarrier     ? "mbarrier.try_wait"
                                                        : "named barrier";
     text += " " + std::to_string(count) + " threads wait in " + what + " at " + place(f.site) +
-            " (first: thread " + coordinates(f.thread) + ");";
+            " (first: thread " + coordinates(f.thread) + ")";
+    if (f.wait == Wait::kMbarrier)
+      text += " for parity " + std::to_string(f.parity) + describe_mbarrier(*this, f.mbarrier);
+    text += ";";
   }
   const unsigned exited = block.threads - block.live;
   text += " " + std::to_string(exited) + " of " + std::to_string(block.threads) + " have exited";
@@ -157,14 +162,20 @@ void Worker::run_block(Launch& launch, uint64_t linear) {
     warps[w].syncs = 0;
     block.ready_warps |= 1u << w;
   }
-  for (unsigned i = 0; i < block.threads; ++i) fibers[i].wait = Wait::kNone;
+  for (unsigned i = 0; i < block.threads; ++i) {
+    fibers[i].wait = Wait::kNone;
+    fibers[i].proxy_fence = 0;
+  }
   shared.open(launch.dynamic_bytes);
+  sm90.reset(random_state);
   // Two ways to order warps: at random, or by a random priority, which lets one warp run far ahead
   // of the others and so finds missing waits that an even progress hides.
   const bool by_priority = random() & 1u;
   uint32_t favourite = random() % 32;
+  const bool lands_early = (mix(random_state) & 1u) != 0;
   while (block.live != 0) {
     if (block.ready_warps == 0) {
+      if (sm90.land_one(block)) continue;
       record(block, nullptr, describe_stuck());
       abandoned = true;
       break;
@@ -179,6 +190,11 @@ void Worker::run_block(Launch& launch, uint64_t linear) {
     switch_context(home, next.context);
     current = nullptr;
     if (abandoned) break;
+    if (lands_early && sm90.lands_now()) sm90.land_one(block);
+  }
+  if (!abandoned && sm90.used) {
+    const std::string left = sm90.leftovers();
+    if (!left.empty()) record(block, nullptr, left);
   }
   const std::string damage = shared.close();
   if (!abandoned && !damage.empty()) record(block, nullptr, damage);

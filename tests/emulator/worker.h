@@ -3,6 +3,7 @@
 #include "access_checks.h"
 #include "scheduler.h"
 #include "shared_memory.h"
+#include "sm90_state.h"
 
 namespace emu {
 
@@ -39,6 +40,7 @@ struct Worker {
   Block block{};
   SharedMemory shared;
   SharedShadow shadow;
+  Sm90State sm90;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   char* stacks;

@@ -95,7 +95,9 @@ def make_table(kernels: dict[Key, Resources], launches: dict[str, Any], release:
                     used.shared + launch.dynamic_shared,
                 )
 
-            ways = launches.get(kernel, ())
+            claimed = family_of(kernel)
+            runs = claimed is None or claimed.has_code_for(arch)
+            ways = launches.get(kernel, ()) if runs else ()
             if ways:
                 worst = min(ways, key=lambda way: (resident(way), way.threads, way.dynamic_shared))
                 row[arch]["threads"] = worst.threads

@@ -29,16 +29,27 @@ BY_WINDOW = "floating-point, by a window's size, once per window"
 class Family:
     """`pattern` matches the kernel's whole readable name; `claims` are keys of
     machine_code.EVIDENCE; `occupancy` is the least that is acceptable, on either architecture;
-    `divides`: why there is a division in its main loop."""
+    `divides`: why there is a division in its main loop; `arch`: the only one that has its code, in
+    the others it is empty."""
 
     pattern: str
     claims: frozenset[str] = frozenset()
     occupancy: float = BLOCKED
     divides: str = ""
+    arch: str = ""
+
+    def has_code_for(self, arch: str) -> bool:
+        return self.arch in ("", arch)
 
 
-def family(pattern: str, claims: str = "", occupancy: float = BLOCKED, divides: str = "") -> Family:
-    return Family(pattern, frozenset(claims.split()), occupancy, divides)
+def family(
+    pattern: str,
+    claims: str = "",
+    occupancy: float = BLOCKED,
+    divides: str = "",
+    arch: str = "",
+) -> Family:
+    return Family(pattern, frozenset(claims.split()), occupancy, divides, arch)
 
 
 # (scalar type, GemmMath, what its main loop shows)
@@ -79,6 +90,14 @@ FAMILIES: tuple[Family, ...] = (
         GEMM_ENGINES,
     ),
     family(r"conv_wgrad_im2col_reduce_kernel<.*>", occupancy=STREAMING),
+    *(
+        family(
+            rf"conv_(fprop|dgrad)_tma_kernel<WgmmaTile<{scalar}, .*>",
+            f"{engine} tma_im2col tma_tile shared128 store128",
+            arch="sm_90a",
+        )
+        for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
+    ),
     # The Winograd matrices' rows are padded to vectors, so that no product of theirs loads scalars.
     family(
         r"gemm_batched_kernel<GemmTile<float, \(GemmMath\)0, .*, 4, 4>", "async_copy128 shared128"

@@ -11,6 +11,8 @@ from emulated import instances, planned_launches
 from emulated_norm import RESULTS, NormProblem, norm_launches
 from emulated_pool import PlannedPool, planned_pool_launches, pool_instances
 
+from fastconv import _C
+
 from . import occupancy
 from .toolchain import readable
 
@@ -89,7 +91,10 @@ def typical_launches() -> dict[str, set[Launch]]:
         for case in TYPICAL:
             if instance.refusal(case):
                 continue
+            only = _C.cuda_capability(instance.algorithm, instance.name)
             for placement, capability in WAYS:
+                if only not in (0, capability):
+                    continue
                 way = (placement, capability, instance.takes_stats)
                 for record in planned_launches(instance, case, *way):
                     launch = Launch(record.threads, record.dynamic_bytes)

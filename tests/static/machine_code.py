@@ -134,16 +134,24 @@ class Code:
         return found
 
     def main_loops(self) -> list[list[int]]:
-        """Instructions of the innermost loops that multiply and add: where the time goes."""
+        """Instructions of the innermost loops that multiply and add: where the time goes. One that
+        only waits for an mbarrier is none of its own."""
         found = []
-        for loop in self.loops:
-            if any(other < loop for other in self.loops):
+        working = [loop for loop in self.loops if not self._waits(loop)]
+        for loop in working:
+            if any(other < loop for other in working):
                 continue
             places = [i for b in sorted(loop) for i in self.blocks[b]]
-            if sum(re.match(r"(FFMA|HMMA|HGMMA|DFMA|DMMA)\b", self.opcodes[i]) is not None
-                   for i in places) >= 4:  # fmt: skip
+            if self._products(places) >= 4:
                 found.append(places)
         return found
+
+    def _waits(self, loop: frozenset[int]) -> bool:
+        places = [i for b in loop for i in self.blocks[b]]
+        return bool(self.matching(r"SYNCS\.PHASECHK", places)) and not self._products(places)
+
+    def _products(self, places: Iterable[int]) -> int:
+        return len(self.matching(r"(FFMA|HMMA|HGMMA|DFMA|DMMA)\b", places))
 
 
 # --- what must hold -------------------------------------------------------------------------------
@@ -162,6 +170,10 @@ EVIDENCE = {
     "tensor_tf32": (r"HMMA\.\d+\.F32\.TF32", "a main loop"),
     "tensor_f16": (r"HMMA\.\d+\.F32$", "a main loop"),
     "tensor_bf16": (r"HMMA\.\d+\.F32\.BF16", "a main loop"),
+    "wgmma_f16": (r"HGMMA\.64x\d+x16\.F32$", "a main loop"),
+    "wgmma_bf16": (r"HGMMA\.64x\d+x16\.F32\.BF16", "a main loop"),
+    "tma_im2col": (r"UTMALDG\.[45]D\.IM2COL", "a loop"),
+    "tma_tile": (r"UTMALDG\.3D$", "a loop"),
 }
 
 

@@ -1,0 +1,241 @@
+// Table of tma, and what the host computes for it: limits, costs, arguments.
+#include "conv_tma.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "device_rates.h"
+#include "tensor_map.h"
+
+namespace fastconv::cuda {
+namespace {
+
+int64_t tiles(int64_t extent, int64_t block) { return (extent + block - 1) / block; }
+
+// The product as the kernel does it: the tensor read pixel by pixel, and where a pixel of the
+// result starts in it.
+struct TmaProduct {
+  int64_t src_channels, dst_channels, pixels, taps;
+  int64_t src[3], dst[3];      // extents D, H, W
+  int64_t stride[3];           // of src, per pixel of dst
+  int64_t lower[3], upper[3];  // the corners of the box of first taps
+  bool volume;
+};
+
+TmaProduct product_of(const TmaShape& s, const ConvProblem& p) {
+  TmaProduct g{};
+  g.src_channels = s.dgrad() ? p.K : p.C;
+  g.dst_channels = s.dgrad() ? p.C : p.K;
+  g.pixels = p.N * (s.dgrad() ? p.in_size() : p.out_size());
+  g.taps = p.filter_size();
+  for (int axis = 0; axis < 3; ++axis) {
+    const int64_t reach = (p.filter[axis] - 1) * p.dilation[axis];
+    g.src[axis] = s.dgrad() ? p.out[axis] : p.in[axis];
+    g.dst[axis] = s.dgrad() ? p.in[axis] : p.out[axis];
+    g.stride[axis] = s.dgrad() ? 1 : p.stride[axis];
+    g.lower[axis] = s.dgrad() ? p.padding[axis] - reach : -p.padding[axis];
+    g.upper[axis] = -reach - g.lower[axis];
+  }
+  g.volume = g.src[0] != 1 || p.filter[0] != 1 || p.padding[0] != 0;
+  return g;
+}
+
+constexpr double kL2OverDram = 1.5;     // rate of either
+constexpr double kEpilogueTiles = 2.5;  // a tile's epilogue, in stages of gemm_k of 128x128
+constexpr double kEfficiency = 0.85;    // of the tensor cores' rate, within the main loop
+constexpr int64_t kBand = 8;            // columns of tiles that run together
+
+std::string outside(const char* what, int64_t value, int64_t low, int64_t high) {
+  return std::string(what) + " is " + std::to_string(value) + ", TMA takes " + std::to_string(low) +
+         " to " + std::to_string(high);
+}
+
+}  // namespace
+
+std::string tma_refusal(const TmaShape& s, const ConvProblem& p) {
+  if (p.groups != 1) return "groups=" + std::to_string(p.groups) + ", it is for one group";
+  const int vec = 16 / s.scalar_bytes;
+  const auto multiple = [&](const char* what, int64_t extent) {
+    return extent % vec == 0 ? std::string()
+                             : std::string(what) + "=" + std::to_string(extent) +
+                                   " is not a multiple of " + std::to_string(vec);
+  };
+  std::string why = multiple("C", p.C);
+  if (why.empty() && s.dgrad()) why = multiple("K", p.K);
+  if (!why.empty()) return why;
+  const TmaProduct g = product_of(s, p);
+  const int64_t corner = g.volume ? 16 : 128, offset = g.volume ? 32 : 256;
+  for (int axis = g.volume ? 0 : 1; axis < 3; ++axis) {
+    if (s.dgrad() && p.stride[axis] != 1)
+      return "stride " + std::to_string(p.stride[axis]) + ", its dgrad is for stride 1";
+    if (g.stride[axis] > 8) return outside("a stride", g.stride[axis], 1, 8);
+    const int64_t reach = (p.filter[axis] - 1) * p.dilation[axis];
+    if (reach >= offset) return outside("a tap's offset", reach, 0, offset - 1);
+    for (const int64_t at : {g.lower[axis], g.upper[axis]})
+      if (at < -corner || at >= corner)
+        return outside("a corner of the pixels' box", at, -corner, corner - 1);
+  }
+  constexpr int64_t kLimit = int64_t{1} << 30;
+  const int64_t largest =
+      std::max({g.pixels, g.src_channels, g.dst_channels, g.taps, p.N * g.src[0] * g.src[1],
+                g.taps * tiles(g.src_channels, s.block_k),
+                tiles(g.pixels, s.block_m) * tiles(g.dst_channels, s.block_n)});
+  if (largest >= kLimit)
+    return "an extent is " + std::to_string(largest) + ", the kernel's limit is " +
+           std::to_string(kLimit - 1);
+  return {};
+}
+
+double tma_cost(const TmaShape& s, const ConvProblem& p, const Device& device) {
+  const DeviceRates rates = device_rates(device);
+  const TmaProduct g = product_of(s, p);
+  const double blocks = double(tiles(g.pixels, s.block_m) * tiles(g.dst_channels, s.block_n));
+  const double k_tiles = double(g.taps * tiles(g.src_channels, s.block_k));
+  const double rounds = std::ceil(blocks / device.sm_count);
+  const double stage_flops = 2.0 * s.block_m * s.block_n * s.block_k;
+  const double epilogue_flops =
+      kEpilogueTiles * 128 * 128 * 2 * s.block_k * (double(s.block_m) * s.block_n / (128 * 128));
+  const double peak = s.scalar_bytes == 2 ? rates.warpgroup_16_flops : rates.warpgroup_16_flops / 2;
+  // One block to an SM: its own rate, whether others run or not.
+  const double per_sm = peak / device.sm_count;
+  const double multiply = rounds * (k_tiles * stage_flops / kEfficiency + epilogue_flops) / per_sm;
+  const double l2_bytes = blocks * k_tiles * 128.0 * (s.block_m + s.block_n);
+  const double elements = double(p.N) * double(p.C) * double(p.in_size()) +
+                          double(p.K) * double(p.C) * double(p.filter_size()) +
+                          double(p.N) * double(p.K) * double(p.out_size());
+  const double memory = std::max(s.scalar_bytes * elements / rates.bytes_per_s,
+                                 l2_bytes / (kL2OverDram * rates.bytes_per_s));
+  return rates.launch_s + std::max(multiply, memory);
+}
+
+bool tma_aligned(const TmaShape& s, const ConvCall& call) {
+  const void* src = s.dgrad() ? call.y : call.x;
+  return reinterpret_cast<uintptr_t>(src) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(call.w) % 16 == 0;
+}
+
+int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
+  const ConvProblem& c = call.problem;
+  const TmaProduct g = product_of(s, c);
+  ConvTmaParams& p = *params;
+  p = ConvTmaParams{};
+
+  const auto bytes = [&](int64_t elements) {
+    return static_cast<uint64_t>(elements) * static_cast<uint64_t>(s.scalar_bytes);
+  };
+  // [N, D, H, W, C], W's neighbour being C: D is left out where there is but one plane.
+  TensorAxes src{s.dgrad() ? call.y : call.x, s.dtype, g.volume ? 5 : 4, {}, {}};
+  int lower[3], upper[3];
+  uint32_t step[3];
+  src.extent[0] = static_cast<uint64_t>(g.src_channels);
+  src.stride[0] = bytes(1);
+  uint64_t dense = bytes(g.src_channels);
+  for (int i = 0; i < src.rank - 2; ++i) {
+    const int axis = 2 - i;
+    src.extent[i + 1] = static_cast<uint64_t>(g.src[axis]);
+    src.stride[i + 1] = dense;
+    dense *= static_cast<uint64_t>(g.src[axis]);
+    lower[i] = static_cast<int>(g.lower[axis]);
+    upper[i] = static_cast<int>(g.upper[axis]);
+    step[i] = static_cast<uint32_t>(g.stride[axis]);
+  }
+  src.extent[src.rank - 1] = static_cast<uint64_t>(c.N);
+  src.stride[src.rank - 1] = dense;
+  int error = encode_im2col_map(&p.src, src, lower, upper, step, static_cast<uint32_t>(s.block_k),
+                                static_cast<uint32_t>(s.block_m));
+  if (error != cudaSuccess) return error;
+  // [K, taps, C].
+  const TensorAxes w{
+      call.w,
+      s.dtype,
+      3,
+      {static_cast<uint64_t>(c.C), static_cast<uint64_t>(g.taps), static_cast<uint64_t>(c.K)},
+      {bytes(1), bytes(c.C), bytes(c.C * g.taps)}};
+  const uint32_t box[3] = {static_cast<uint32_t>(s.block_k), 1,
+                           static_cast<uint32_t>(s.dgrad() ? s.block_k : s.block_n)};
+  error = encode_tile_map(&p.w, w, box);
+  if (error != cudaSuccess) return error;
+
+  p.dst = s.dgrad() ? call.x : call.y;
+  p.bias = s.dgrad() ? nullptr : call.bias;
+  p.dst_pitch = s.dgrad() ? c.C : call.y_channels();
+  p.pixels = static_cast<int>(g.pixels);
+  p.channels = static_cast<int>(g.dst_channels);
+  const auto vec8 = [&](const void* base, int64_t pitch) {
+    return reinterpret_cast<uintptr_t>(base) % 16 == 0 && pitch % 8 == 0;
+  };
+  p.vec8 = vec8(p.dst, p.dst_pitch);
+  if (!s.dgrad()) {
+    p.epilogue = store_epilogue<float>(call.epilogue);
+    p.residual_vec8 = vec8(call.epilogue.residual, c.K);
+  }
+  p.volume = g.volume;
+  for (int axis = 0; axis < 3; ++axis) {
+    p.stride[axis] = static_cast<int>(g.stride[axis]);
+    p.first[axis] = static_cast<int>(g.lower[axis]);
+    p.filter[axis] = static_cast<int>(c.filter[axis]);
+    p.dilation[axis] = static_cast<int>(c.dilation[axis]);
+  }
+  const auto divisor = [](int64_t d) { return FastDivmod(static_cast<uint32_t>(d)); };
+  p.image = divisor(g.dst[0] * g.dst[1] * g.dst[2]);
+  p.plane = divisor(g.dst[1] * g.dst[2]);
+  p.row = divisor(g.dst[2]);
+  const int64_t rows = tiles(g.pixels, s.block_m), columns = tiles(g.dst_channels, s.block_n);
+  const int64_t band = std::min(columns, kBand);
+  p.tiles = static_cast<int>(rows * columns);
+  p.band_tiles = divisor(rows * band);
+  p.band = divisor(band);
+  p.last_band = static_cast<int>(tiles(columns, band) - 1);
+  p.last_band_width = divisor(columns - p.last_band * band);
+  p.chunks = static_cast<int>(tiles(g.src_channels, s.block_k));
+  p.k_tiles = static_cast<int>(g.taps) * p.chunks;
+  return cudaSuccess;
+}
+
+namespace {
+
+template <class Config>
+std::string refusal(const ConvProblem& p) {
+  std::string why = tma_refusal(Config::shape, p);
+  return why.empty() ? im2col_refusal(Config::Fallback::shape, p) : why;
+}
+int64_t no_workspace(const ConvProblem&, const Device&) { return 0; }
+template <class Config>
+double cost(const ConvProblem& p, const Device& device) {
+  return tma_cost(Config::shape, p, device);
+}
+
+template <Direction direction, DType dtype, class scalar_t, int M, int N, int STAGES>
+using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
+                           Im2colNhwcVec<direction, Mma128<scalar_t>, Mma64<scalar_t>, 8>>;
+
+#define FC_TMA_ROW(direction, name, dtype, ...)              \
+  {name,                                                     \
+   direction,                                                \
+   dtype,                                                    \
+   Layout::kNHWC,                                            \
+   false,                                                    \
+   refusal<Config16<direction, dtype, __VA_ARGS__>>,         \
+   no_workspace,                                             \
+   cost<Config16<direction, dtype, __VA_ARGS__>>,            \
+   launch_conv_tma<Config16<direction, dtype, __VA_ARGS__>>, \
+   nullptr,                                                  \
+   90},
+#define FC_TMA_TILES(d, dn, dtype, name, scalar_t)                                  \
+  FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x128x64", dtype, scalar_t, 128, 128, 5) \
+  FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_256x128x64", dtype, scalar_t, 256, 128, 4) \
+  FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x256x64", dtype, scalar_t, 128, 256, 4) \
+  FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x64x64", dtype, scalar_t, 128, 64, 6)
+
+const ConvInstance kInstances[] = {
+    FC_TMA_TILES(Direction::kFprop, "fprop", DType::kBFloat16, "bf16", __nv_bfloat16)
+        FC_TMA_TILES(Direction::kFprop, "fprop", DType::kFloat16, "f16", __half)
+            FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kBFloat16, "bf16", __nv_bfloat16)
+                FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)};
+
+}  // namespace
+
+extern const ConvAlgorithm conv_tma = {"tma", kInstances,
+                                       sizeof(kInstances) / sizeof(kInstances[0])};
+
+}  // namespace fastconv::cuda

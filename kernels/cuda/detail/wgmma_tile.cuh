@@ -1,0 +1,131 @@
+// The shapes of a persistent block whose warpgroups have roles: C [BLOCK_M, BLOCK_N] += A [BLOCK_M,
+// BLOCK_K] * B [BLOCK_N, BLOCK_K]^T, stages of 128 bytes of gemm_k in a ring that TMA fills and
+// wgmma reads. And what becomes of C: how a warp's accumulators get to memory.
+#pragma once
+#include "epilogue.cuh"
+#include "wgmma.cuh"
+
+namespace fastconv::cuda {
+
+template <class scalar, int block_m, int block_n, int stages>
+struct WgmmaTile {
+  using scalar_t = scalar;
+  static constexpr int BLOCK_M = block_m, BLOCK_N = block_n, NUM_STAGES = stages;
+  static constexpr int BLOCK_K = 128 / static_cast<int>(sizeof(scalar));  // a row of the swizzle
+  static constexpr int CONSUMERS = 2;                                     // warpgroups
+  static constexpr int CONSUMER_WARPS = 4 * CONSUMERS;
+  static constexpr int NUM_THREADS = 128 * (1 + CONSUMERS);  // the first warpgroup issues copies
+  static constexpr int PRODUCTS = block_m / 64 / CONSUMERS;  // of 64 rows, to a warpgroup
+  static constexpr int A_BYTES = block_m * 128, B_BYTES = block_n * 128;
+  static constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
+  static constexpr int RING_BYTES = NUM_STAGES * STAGE_BYTES;
+  // Through which a warp turns its accumulators, 16 rows of 64 columns at a time.
+  static constexpr int TURN_N = 64, TURN_BYTES = 16 * TURN_N * 4;
+  // The swizzle is of addresses: a ring starts at a multiple of its pattern.
+  static constexpr int ALIGNMENT = 1024;
+  static constexpr int SHARED_BYTES =
+      ALIGNMENT + RING_BYTES + CONSUMER_WARPS * TURN_BYTES + 2 * NUM_STAGES * 8;
+  // With 168 registers for each of the 384 threads at entry, these add up to what an SM has.
+  static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+  static_assert(block_m % (64 * CONSUMERS) == 0 && block_n % TURN_N == 0);
+  static_assert(NUM_STAGES >= 4 && SHARED_BYTES <= 227 * 1024 && CONSUMER_REGISTERS <= 240);
+};
+
+// Where in a ring a role is, and in which of the barriers' phases.
+template <int NUM_STAGES>
+struct RingPosition {
+  int slot = 0;
+  unsigned parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++slot == NUM_STAGES) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// C's rows in memory: [rows, columns] with `pitch` elements from row to row.
+template <class scalar_t>
+struct WgmmaStore {
+  scalar_t* base;
+  const scalar_t* bias;      // [columns] or null
+  const scalar_t* residual;  // dense [rows, columns], if the epilogue has one
+  StoreEpilogue<float> epilogue;
+  int64_t pitch;
+  int rows, columns;
+  bool vec8,
+      residual_vec8;  // eight columns that start at a multiple of eight lie aligned to 16 bytes
+
+  // One row's columns n to n + 7.
+  __device__ __forceinline__ void store(int m, int n, const float (&bias8)[8],
+                                        float (&v)[8]) const {
+    if (m >= rows || n >= columns) return;
+    const bool whole = n + 8 <= columns;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] += bias8[i];
+    if (epilogue.any)
+      apply_epilogue(epilogue, v, [&](float(&r)[8]) {
+        const scalar_t* const from = residual + static_cast<int64_t>(m) * columns + n;
+        if (residual_vec8 && whole) {
+          load_aligned(from, r);
+        } else {
+#pragma unroll
+          for (int i = 0; i < 8; ++i)
+            if (n + i < columns) r[i] = to_acc(from[i]);
+        }
+      });
+    scalar_t* const to = base + m * pitch + n;
+    if (vec8 && whole) {
+      store_aligned(to, v);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (n + i < columns) to[i] = from_acc<scalar_t>(v[i]);
+    }
+  }
+
+  __device__ __forceinline__ void load_bias(int n, float (&to)[8]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      to[i] = bias != nullptr && n + i < columns ? to_acc(bias[n + i]) : 0.f;
+  }
+};
+
+// Where 16 bytes of a turned row lie. Rows of 64 floats: even chunks in the first half, odd ones in
+// the second, XORed with the row, so that both the float2 of a fragment (four rows of two chunks at
+// a time) and the float4 of a row (eight chunks of one row) touch every bank once.
+__device__ __forceinline__ int turned_place(int row, int column) {
+  const int chunk = column / 4, odd = chunk & 1;
+  return row * 64 + ((((chunk >> 1) ^ (row & 7) ^ (odd * 4)) + odd * 8) * 4) + column % 4;
+}
+
+// 16 rows of a warp from row m on: acc[i] as wgmma.cuh has it, BLOCK_N columns from n on.
+template <int BLOCK_N, class scalar_t>
+__device__ __forceinline__ void store_accumulators(const float (&acc)[BLOCK_N / 2], float* turn,
+                                                   const WgmmaStore<scalar_t>& store, int m,
+                                                   int n) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int part = 0; part < BLOCK_N; part += 64) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<float2*>(turn + turned_place(lane / 4 + 8 * half, 8 * j + lane % 4 * 2)) =
+            make_float2(acc[part / 2 + 4 * j + 2 * half], acc[part / 2 + 4 * j + 2 * half + 1]);
+    __syncwarp();
+    const int column = lane % 8 * 8;
+    float bias8[8];
+    store.load_bias(n + part + column, bias8);
+#pragma unroll 1
+    for (int row = lane / 8; row < 16; row += 4) {
+      const float4 low = *reinterpret_cast<const float4*>(turn + turned_place(row, column));
+      const float4 high = *reinterpret_cast<const float4*>(turn + turned_place(row, column + 4));
+      float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      store.store(m + row, n + part + column, bias8, v);
+    }
+    __syncwarp();
+  }
+}
+
+}  // namespace fastconv::cuda

@@ -1,0 +1,297 @@
+// mbarriers, and the bulk tensor copies that complete on them.
+#include <algorithm>
+#include <cstring>
+
+#include "access_checks.h"
+#include "guarded_buffers.h"
+#include "sm90_state.h"
+#include "worker.h"
+
+namespace emu {
+
+namespace {
+
+Sm90State& state() { return current->block->worker->sm90; }
+
+std::string name_of(const void* p) {
+  char text[96];
+  return describe_shared(p, text);
+}
+
+Mbarrier& find(const void* at, const char* what, Site site) {
+  for (Mbarrier& barrier : state().barriers) {
+    if (barrier.at != at) continue;
+    if (!barrier.fenced && barrier.initialiser != current->linear)
+      fail(std::string(what) + " at " + place(site) + ": mbarrier " + name_of(at) +
+           " is used before its init was made visible (fence.mbarrier_init)");
+    return barrier;
+  }
+  fail(std::string(what) + " at " + place(site) + ": mbarrier " + name_of(at) +
+       " was never initialised");
+}
+
+void write_swizzled(const Landing& landing, unsigned char* base) {
+  const auto start = static_cast<uint32_t>(landing.to - base);
+  for (size_t i = 0; i < landing.bytes.size(); i += 16)
+    std::memcpy(base + swizzled(start + static_cast<uint32_t>(i), landing.swizzle),
+                &landing.bytes[i], std::min<size_t>(16, landing.bytes.size() - i));
+}
+
+// The phase completes when nothing is missing: then, and not before, copies are visible.
+void settle(Block& block, Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  for (const Landing& landing : barrier.landings) {
+    note_bulk_landing(*block.worker, landing.to, landing.bytes.size());
+    write_swizzled(landing, block.worker->shared.dynamic_base());
+  }
+  barrier.landings.clear();
+  ++barrier.phase;
+  barrier.pending = barrier.count;
+  ++block.epoch;
+  for (unsigned i = 0; i < block.threads; ++i) {
+    Fiber& f = block.fibers[i];
+    if (f.wait == Wait::kMbarrier && f.mbarrier == barrier.at && (barrier.phase & 1) != f.parity)
+      wake(f);
+  }
+}
+
+}  // namespace
+
+void mbarrier_init(void* barrier, unsigned count, Site site) {
+  const auto wrong = [&](const char* why) {
+    fail("mbarrier.init at " + place(site) + " of " + name_of(barrier) + ": " + why);
+  };
+  if (!in_shared(barrier, 8)) wrong("outside of the block's shared memory");
+  if (reinterpret_cast<uintptr_t>(barrier) % 8 != 0) wrong("not aligned to 8 bytes");
+  if (count == 0 || count >= 1u << 20) wrong("the count is not 1 to 2^20 - 1");
+  state().used = true;
+  for (const Mbarrier& other : state().barriers)
+    if (other.at == barrier) wrong("initialised before");
+  state().barriers.push_back(
+      {static_cast<unsigned char*>(barrier), count, count, 0, 0, current->linear, false, {}});
+}
+
+void mbarrier_init_fence() {
+  for (Mbarrier& barrier : state().barriers)
+    if (barrier.initialiser == current->linear) barrier.fenced = true;
+}
+
+void mbarrier_arrive(void* at, unsigned expected_bytes, Site site) {
+  Mbarrier& barrier = find(at, "mbarrier.arrive", site);
+  if (barrier.pending == 0)
+    fail("mbarrier.arrive at " + place(site) + ": more arrivals at " + name_of(at) +
+         " than its count of " + std::to_string(barrier.count) + " in one phase");
+  barrier.bytes += expected_bytes;
+  if (barrier.bytes >= 1 << 20) fail("mbarrier " + name_of(at) + ": expects 2^20 bytes or more");
+  --barrier.pending;
+  settle(*current->block, barrier);
+}
+
+bool mbarrier_try_wait(void* at, unsigned parity, Site site) {
+  if (parity > 1) fail("mbarrier.try_wait at " + place(site) + ": a parity is 0 or 1");
+  const Mbarrier* barrier = &find(at, "mbarrier.try_wait", site);
+  if ((barrier->phase & 1) == parity) {
+    current->mbarrier = at;
+    current->parity = parity;
+    wait_for(Wait::kMbarrier, site);
+    barrier = &find(at, "mbarrier.try_wait", site);
+  }
+  return (barrier->phase & 1) != parity;
+}
+
+std::string describe_mbarrier(const Worker& worker, const void* at) {
+  for (const Mbarrier& b : worker.sm90.barriers) {
+    char text[96];
+    if (b.at == at)
+      return std::string(" of ") + worker.shared.describe(at, text) + ", which is in phase " +
+             std::to_string(b.phase) + " and lacks " + std::to_string(b.pending) + " of " +
+             std::to_string(b.count) + " arrivals and " + std::to_string(b.bytes) + " bytes";
+  }
+  return "";
+}
+
+// --- bulk tensor copies -------------------------------------------------------------------------
+
+namespace {
+
+void check_map(const TensorMap* map, int rank, bool im2col, const char* what, Site site) {
+  const auto wrong = [&](const std::string& why) {
+    fail(std::string(what) + " at " + place(site) + ": " + why);
+  };
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0) wrong("the tensor map is not aligned to 64");
+  if (map->magic != TensorMap::kMagic) wrong("the tensor map was not encoded");
+  if (map->rank != rank || map->im2col != im2col)
+    wrong("the tensor map is of rank " + std::to_string(map->rank) +
+          (map->im2col ? ", im2col" : ", tile") + " mode, the instruction is not");
+  const GuardedBuffer* const buffer = find_buffer(map->base);
+  if (buffer == nullptr || map->base < buffer->data() ||
+      map->end() > buffer->data() + buffer->bytes())
+    wrong("the tensor map goes beyond " +
+          (buffer == nullptr ? std::string("any buffer") : buffer->name()));
+}
+
+void check_shared_side(const void* shared, const TensorMap& map, const char* what, Site site) {
+  const auto wrong = [&](const std::string& why) {
+    fail(std::string(what) + " at " + place(site) + ", " + name_of(shared) + ": " + why);
+  };
+  if (!in_shared(shared, map.bytes())) wrong("outside of the block's shared memory");
+  // The swizzle is of the address, so a box has to start where the pattern does.
+  const unsigned alignment =
+      map.swizzle == Swizzle::kNone ? 128 : std::max(128u, 8 * swizzle_span(map.swizzle));
+  if (shared_address(shared) % alignment != 0)
+    wrong("not aligned to " + std::to_string(alignment) + " bytes");
+}
+
+}  // namespace
+
+void tensor_load(void* shared, const TensorMap* map, int rank, const int* at, const int* offset,
+                 void* barrier, Site site) {
+  constexpr const char* kWhat = "bulk tensor load";
+  check_map(map, rank, offset != nullptr, kWhat, site);
+  check_shared_side(shared, *map, kWhat, site);
+  const Mbarrier& completes = find(barrier, kWhat, site);
+  TensorCopy copy{*map,
+                  {},
+                  {},
+                  static_cast<unsigned char*>(shared),
+                  static_cast<size_t>(&completes - state().barriers.data())};
+  std::copy(at, at + rank, copy.at);
+  if (offset != nullptr) std::copy(offset, offset + map->spatial(), copy.offset);
+  if (const char* why = check_coordinates(*map, copy.at, copy.offset))
+    fail(std::string(kWhat) + " at " + place(site) + ": " + why);
+  const uint32_t low = shared_address(shared);
+  const auto high = static_cast<uint32_t>(low + map->bytes());
+  unsigned warp = 0;
+  if (read_by_products(state(), low, high, &warp))
+    fail(std::string(kWhat) + " at " + place(site) + " overwrites " + name_of(shared) +
+         ", which a wgmma of warp " + std::to_string(warp) + " may still read");
+  const auto meets = [&](const unsigned char* other, size_t bytes) {
+    return other < copy.to + map->bytes() && copy.to < other + bytes;
+  };
+  bool twice = false;
+  for (const TensorCopy& other : state().copies)
+    twice = twice || meets(other.to, other.map.bytes());
+  for (const Mbarrier& other : state().barriers)
+    for (const Landing& landing : other.landings)
+      twice = twice || meets(landing.to, landing.bytes.size());
+  if (twice)
+    fail(std::string(kWhat) + " at " + place(site) + ": " + name_of(shared) +
+         " is the destination of another one in flight");
+  note_bulk_copy(*current, shared, map->bytes());
+  fill_poison(shared, map->bytes());
+  state().copies.push_back(copy);
+}
+
+void tensor_store(const TensorMap* map, int rank, const int* at, const void* shared, Site site) {
+  constexpr const char* kWhat = "bulk tensor store";
+  check_map(map, rank, false, kWhat, site);
+  check_shared_side(shared, *map, kWhat, site);
+  note_async_read(*current, shared, map->bytes(), kWhat);
+  state().used = true;
+  StoreQueue& queue = state().stores[current->linear];
+  queue.open.push_back({*map, {}, static_cast<const unsigned char*>(shared), {}});
+  TensorStore& store = queue.open.back();
+  std::copy(at, at + rank, store.at);
+  store.bytes.assign(store.from, store.from + map->bytes());
+}
+
+void bulk_commit() {
+  StoreQueue& queue = state().stores[current->linear];
+  queue.groups.push_back(std::move(queue.open));
+  queue.open.clear();
+}
+
+void bulk_wait(unsigned pending) {
+  StoreQueue& queue = state().stores[current->linear];
+  unsigned char* const base = current->block->worker->shared.dynamic_base();
+  for (; queue.groups.size() > pending; queue.groups.pop_front()) {
+    for (TensorStore& store : queue.groups.front()) {
+      if (std::memcmp(store.from, store.bytes.data(), store.bytes.size()) != 0)
+        fail("shared memory at " + name_of(store.from) +
+             " was written while a bulk tensor store was reading it");
+      const auto start = static_cast<uint32_t>(store.from - base);
+      for (size_t i = 0; i < store.bytes.size(); i += 16)
+        std::memcpy(&store.bytes[i],
+                    base + swizzled(start + static_cast<uint32_t>(i), store.map.swizzle), 16);
+      store_box(store.map, store.at, store.bytes.data(),
+                [](unsigned char* to, const unsigned char* from, size_t bytes) {
+                  note_write(*current, to, bytes);
+                  std::memcpy(to, from, bytes);
+                });
+    }
+  }
+}
+
+void fence_proxy_async() { note_proxy_fence(*current); }
+
+uint32_t shared_address(const void* p) {
+  const unsigned char* const base = current->block->worker->shared.dynamic_base();
+  const auto offset = static_cast<const unsigned char*>(p) - base;
+  if (offset < 0 || offset >= static_cast<ptrdiff_t>(SharedMemory::kDynamicBytes))
+    fail("the asynchronous engines take dynamic shared memory only, got " + name_of(p));
+  return static_cast<uint32_t>(offset);
+}
+
+// --- the block's side ---------------------------------------------------------------------------
+
+void Sm90State::reset(uint64_t seed) {
+  random = seed | 1;
+  if (!used && !stores.empty()) return;
+  barriers.clear();
+  copies.clear();
+  stores.assign(kMaxThreads, {});
+  warps.assign(kMaxThreads / kWarpSize, {});
+  issued.assign(kMaxThreads / kWarpSize / 4, {});
+  used = false;
+}
+
+bool Sm90State::land_one(Block& block) {
+  if (copies.empty()) return false;
+  random = random * 6364136223846793005u + 1442695040888963407u;
+  const size_t i = (random >> 33) % copies.size();
+  const TensorCopy copy = copies[i];
+  copies[i] = copies.back();
+  copies.pop_back();
+  Mbarrier& barrier = barriers[copy.barrier];
+  barrier.landings.push_back({copy.to, copy.map.swizzle, {}});
+  Landing& landing = barrier.landings.back();
+  landing.bytes.resize(copy.map.bytes());
+  fetch_box(copy.map, copy.at, copy.offset, landing.bytes.data());
+  // All of the box counts, what is outside of the tensor included.
+  barrier.bytes -= static_cast<int64_t>(landing.bytes.size());
+  settle(block, barrier);
+  return true;
+}
+
+bool Sm90State::lands_now() {
+  if (copies.empty()) return false;
+  random = random * 6364136223846793005u + 1442695040888963407u;
+  return (random >> 33) % 64 == 0;
+}
+
+std::string Sm90State::leftovers() const {
+  if (!copies.empty())
+    return "the block ends with " + std::to_string(copies.size()) +
+           " bulk tensor loads that nothing waited for";
+  for (const Mbarrier& barrier : barriers)
+    if (barrier.bytes != 0 || !barrier.landings.empty())
+      return "the block ends with an mbarrier that expects " + std::to_string(barrier.bytes) +
+             " bytes more";
+  for (size_t w = 0; w < warps.size(); ++w)
+    if (warps[w].issued != issued[w / 4].size())
+      return "the warps of a warpgroup issued different numbers of wgmma";
+  return "";
+}
+
+void check_exit(const Fiber& self) {
+  const Sm90State& sm90 = self.block->worker->sm90;
+  if (!sm90.used) return;
+  const StoreQueue& stores = sm90.stores[self.linear];
+  if (!stores.open.empty() || !stores.groups.empty())
+    fail("thread exits with bulk tensor stores that nothing waited for");
+  const WarpProducts& products = sm90.warps[self.linear / kWarpSize];
+  if (!products.open.empty() || !products.groups.empty())
+    fail("thread exits with wgmma that nothing waited for");
+}
+
+}  // namespace emu

@@ -1,0 +1,193 @@
+// Mistakes with mbarriers, TMA and wgmma. One warpgroup multiplies tiles of bf16 that one of its
+// threads brings through a ring of two slots, or brings rows that it reverses.
+#include "detail/tma.cuh"
+#include "detail/wgmma.cuh"
+#include "planted.h"
+
+namespace planted {
+using namespace fastconv::cuda;
+
+enum class TmaBug {
+  kNone,
+  kNoFullWait,
+  kWrongPhase,
+  kTooManyBytes,
+  kTooFewBytes,
+  kNoInitFence,
+  kSlotTooEarly,
+  kNeverReleased,
+  kArrivesTwice,
+  kMisaligned,
+};
+
+// y = every 128 elements of x reversed. Tensor maps are made here, on the device side of the
+// parameter list, as launchers make them.
+template <TmaBug kBug>
+__global__ void __launch_bounds__(128)
+    ring_of_rows(const __grid_constant__ TensorMap x, float* y, int64_t n) {
+  FC_DYN_SHARED(float, shared);
+  float* const slots = shared + (kBug == TmaBug::kMisaligned ? 16 : 0);  // [2][128]
+  uint64_t* const full = reinterpret_cast<uint64_t*>(shared + 512);
+  uint64_t* const empty = full + 2;
+  const int me = static_cast<int>(threadIdx.x);
+  const int rows = static_cast<int>(n / 128);
+  if (me == 0) {
+    for (int i = 0; i < 2; ++i) {
+      mbarrier_init(full + i, 1);
+      mbarrier_init(empty + i, 128);
+    }
+    if (kBug != TmaBug::kNoInitFence) mbarrier_init_fence();
+  }
+  __syncthreads();
+  const auto load = [&](int row) {
+    const int slot = row % 2;
+    if (kBug != TmaBug::kSlotTooEarly) mbarrier_wait(empty + slot, row / 2 % 2 ^ 1);
+    mbarrier_arrive_expect(full + slot, kBug == TmaBug::kTooManyBytes  ? 528
+                                        : kBug == TmaBug::kTooFewBytes ? 496
+                                                                       : 512);
+    tma_load_tile(slots + slot * 128, &x, full + slot, 0, row, 0);
+  };
+  if (me == 0) load(0);
+  for (int row = 0; row < rows; ++row) {
+    const int slot = row % 2;
+    if (me == 0 && row + 1 < rows) load(row + 1);
+    if (kBug != TmaBug::kNoFullWait)
+      mbarrier_wait(full + slot, (row / 2 % 2) ^ (kBug == TmaBug::kWrongPhase));
+    y[row * 128 + me] = slots[slot * 128 + 127 - me];
+    if (kBug != TmaBug::kNeverReleased) mbarrier_arrive(empty + slot);
+    if (kBug == TmaBug::kArrivesTwice && me == 0) mbarrier_arrive(empty + slot);
+  }
+}
+
+template <TmaBug kBug>
+void run_rows(bool bug, const Arguments& a) {
+  TensorMap map;
+  const uint64_t extent[3] = {128, static_cast<uint64_t>(a.n / 128), 1};
+  const uint64_t stride[3] = {4, 512, 512 * extent[1]};
+  const uint32_t box[3] = {128, 1, 1};
+  emu::encode_tile(&map, 4, false, 3, a.x, extent, stride, box, emu::Swizzle::kNone);
+  launch_kernel(bug ? ring_of_rows<kBug> : ring_of_rows<TmaBug::kNone>,
+                LaunchConfig{dim3(1), dim3(128), 4096, nullptr}, map, a.y, a.n);
+}
+
+// --- wgmma --------------------------------------------------------------------------------------
+
+enum class ProductBug {
+  kNone,
+  kNoProxyFence,
+  kNoBarrier,
+  kNoWait,
+  kNoFence,
+  kTouched,
+  kOperandChanged,
+  kWrongStride,
+  kWrongStart,
+  kHalfAWarpgroup,
+  kNotCommitted,
+};
+
+// y [64][64] = a [64][16] b [64][16]^T, of a, then b in x: written to the swizzled form by hand.
+template <ProductBug kBug>
+__global__ void __launch_bounds__(128) one_product(const float* x, float* y, int64_t) {
+  FC_DYN_SHARED(unsigned char, shared);
+  const int me = static_cast<int>(threadIdx.x);
+  unsigned char* const base = shared + (1024 - reinterpret_cast<uintptr_t>(shared) % 1024) % 1024 +
+                              (kBug == ProductBug::kWrongStart ? 512 : 0);
+  // One row of a or of b to a thread.
+  const auto fill = [&](float by) {
+    for (int k = 0; k < 16; ++k) {
+      const int at = me % 64 * 128 + (((k / 8) ^ (me % 8)) * 16) + k % 8 * 2;
+      *reinterpret_cast<__nv_bfloat16*>(base + me / 64 * 8192 + at) =
+          __float2bfloat16_rn(x[me * 16 + k] * by);
+    }
+  };
+  fill(1.f);
+  if (kBug != ProductBug::kNoProxyFence) fence_proxy_async();
+  if (kBug != ProductBug::kNoBarrier) __syncthreads();
+  float d[32];
+  for (float& v : d) v = 0.f;
+  if (kBug != ProductBug::kNoFence) wgmma_fence();
+  const uint64_t wrong = kBug == ProductBug::kWrongStride ? uint64_t{512 >> 4} << 32 : 0;
+  if (kBug != ProductBug::kHalfAWarpgroup || me >= 64)
+    wgmma<__nv_bfloat16, 64>(d, wgmma_operand(base) - wrong, wgmma_operand(base + 8192), true);
+  if (kBug != ProductBug::kNotCommitted) wgmma_commit();
+  if (kBug == ProductBug::kTouched) d[me % 32] = 0.f;
+  if (kBug == ProductBug::kOperandChanged) fill(2.f);
+  if (kBug != ProductBug::kNoWait) wgmma_wait<0>();
+  for (int i = 0; i < 32; ++i) {
+    const int row = me / 32 * 16 + me % 32 / 4 + i / 2 % 2 * 8;
+    y[row * 64 + i / 4 * 8 + me % 4 * 2 + i % 2] = d[i];
+  }
+  if (kBug == ProductBug::kNoWait) wgmma_wait<0>();
+}
+
+template <ProductBug kBug>
+void run_product(bool bug, const Arguments& a) {
+  launch_kernel(bug ? one_product<kBug> : one_product<ProductBug::kNone>,
+                LaunchConfig{dim3(1), dim3(128), 20480, nullptr}, static_cast<const float*>(a.x),
+                a.y, a.n);
+}
+
+// --- stores -------------------------------------------------------------------------------------
+
+enum class StoreBug { kNone, kNoProxyFence, kNoWait, kReusedEarly };
+
+// y = x reversed by 128, through shared memory and a bulk store of one row at a time.
+template <StoreBug kBug>
+__global__ void __launch_bounds__(128)
+    store_of_rows(const float* x, const __grid_constant__ TensorMap y, int64_t n) {
+  FC_DYN_SHARED(float, row);
+  const int me = static_cast<int>(threadIdx.x);
+  for (int i = 0; i < static_cast<int>(n / 128); ++i) {
+    if (me == 0 && kBug != StoreBug::kReusedEarly) tma_store_wait<0>();
+    __syncthreads();
+    row[me] = x[i * 128 + 127 - me];
+    if (kBug != StoreBug::kNoProxyFence) fence_proxy_async();
+    __syncthreads();
+    if (me == 0) {
+      tma_store_tile(&y, row, 0, i);
+      tma_store_commit();
+    }
+  }
+  if (me == 0 && kBug != StoreBug::kNoWait) tma_store_wait<0>();
+}
+
+template <StoreBug kBug>
+void run_stores(bool bug, const Arguments& a) {
+  TensorMap map;
+  const uint64_t extent[2] = {128, static_cast<uint64_t>(a.m / 128)};
+  const uint64_t stride[2] = {4, 512};
+  const uint32_t box[2] = {128, 1};
+  emu::encode_tile(&map, 4, false, 2, a.y, extent, stride, box, emu::Swizzle::kNone);
+  launch_kernel(bug ? store_of_rows<kBug> : store_of_rows<StoreBug::kNone>,
+                LaunchConfig{dim3(1), dim3(128), 512, nullptr}, static_cast<const float*>(a.x), map,
+                a.n);
+}
+
+static const Scenario kScenarios[] = {
+    {"tma_no_full_wait", run_rows<TmaBug::kNoFullWait>},
+    {"tma_wrong_phase", run_rows<TmaBug::kWrongPhase>},
+    {"tma_too_many_bytes", run_rows<TmaBug::kTooManyBytes>},
+    {"tma_too_few_bytes", run_rows<TmaBug::kTooFewBytes>},
+    {"mbarrier_no_init_fence", run_rows<TmaBug::kNoInitFence>},
+    {"tma_slot_too_early", run_rows<TmaBug::kSlotTooEarly>},
+    {"mbarrier_never_released", run_rows<TmaBug::kNeverReleased>},
+    {"mbarrier_arrives_twice", run_rows<TmaBug::kArrivesTwice>},
+    {"tma_misaligned", run_rows<TmaBug::kMisaligned>},
+    {"wgmma_no_proxy_fence", run_product<ProductBug::kNoProxyFence>},
+    {"wgmma_no_barrier", run_product<ProductBug::kNoBarrier>},
+    {"wgmma_no_wait", run_product<ProductBug::kNoWait>},
+    {"wgmma_no_fence", run_product<ProductBug::kNoFence>},
+    {"wgmma_accumulator_touched", run_product<ProductBug::kTouched>},
+    {"wgmma_operand_changed", run_product<ProductBug::kOperandChanged>},
+    {"wgmma_wrong_stride", run_product<ProductBug::kWrongStride>},
+    {"wgmma_wrong_start", run_product<ProductBug::kWrongStart>},
+    {"wgmma_half_a_warpgroup", run_product<ProductBug::kHalfAWarpgroup>},
+    {"wgmma_not_committed", run_product<ProductBug::kNotCommitted>},
+    {"tma_store_no_proxy_fence", run_stores<StoreBug::kNoProxyFence>},
+    {"tma_store_no_wait", run_stores<StoreBug::kNoWait>},
+    {"tma_store_reused_early", run_stores<StoreBug::kReusedEarly>},
+};
+extern const ScenarioList tma_copies{kScenarios, std::size(kScenarios)};
+
+}  // namespace planted

@@ -1,0 +1,53 @@
+// What kernel code for compute capability 9.0 calls, through mbarrier.cuh, tma.cuh and wgmma.cuh in
+// kernels/cuda/detail. Apart from kernel_interface.h, so that other kernels do not depend on it.
+#pragma once
+#include "kernel_interface.h"
+#include "tensor_map.h"
+
+namespace emu {
+
+// --- mbarrier -----------------------------------------------------------------------------------
+
+void mbarrier_init(void* barrier, unsigned count, Site site);
+// Makes this thread's inits visible; until then only the thread itself may use them.
+void mbarrier_init_fence();
+// One arrival; the phase then also waits for so many bytes of copies.
+void mbarrier_arrive(void* barrier, unsigned expected_bytes, Site site);
+// Whether the phase of that parity is complete; waits for it, but may return false without cause.
+bool mbarrier_try_wait(void* barrier, unsigned parity, Site site);
+
+// --- TMA ----------------------------------------------------------------------------------------
+
+// `at`: `rank` coordinates, innermost first; `offset`: of im2col, one per spatial axis, else null.
+// The data become visible when a phase of the barrier completes that counts them, not before.
+void tensor_load(void* shared, const TensorMap* map, int rank, const int* at, const int* offset,
+                 void* barrier, Site site);
+// Global memory changes, and shared memory may be written again, in the wait that names the group.
+void tensor_store(const TensorMap* map, int rank, const int* at, const void* shared, Site site);
+void bulk_commit();
+void bulk_wait(unsigned pending);
+// Orders this thread's writes to shared memory before what TMA and wgmma read of it.
+void fence_proxy_async();
+
+// --- wgmma --------------------------------------------------------------------------------------
+
+// Within the block's shared memory, as descriptors have it.
+uint32_t shared_address(const void* p);
+
+struct WarpgroupProduct {
+  Operand type;
+  unsigned n;       // 64 x n
+  bool accumulate;  // false: d = a * b
+  bool a_mn_major, b_mn_major;
+  uint64_t a, b;  // descriptors
+};
+// d: n / 2 accumulators of the thread. They read as NaN until the wait.
+void warpgroup_product(const WarpgroupProduct& product, float* d, Site site);
+void warpgroup_fence(Site site);
+void warpgroup_commit(Site site);
+void warpgroup_wait(unsigned pending, Site site);
+
+// setmaxnreg: the registers of a thread of this warp from now on.
+void set_registers(unsigned count, Site site);
+
+}  // namespace emu

@@ -1,0 +1,177 @@
+"""What no sweep sees of the kernels by TMA and wgmma: tiles that one block does in turn, rings
+that go round, bands of tiles, tails of every extent, pixels of several images in one copy, corners
+and strides that differ by axis, bases that TMA does not take, and the limits that `applicable`
+names."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from cases import ConvCase, conv_case
+from emulated import Instance, emulation, instances, native_problem, run_instance
+from test_cuda_im2col import check_integers
+
+TMA = tuple(i for i in instances() if i.algorithm == "tma")
+FPROP = tuple(i for i in TMA if i.direction == "fprop")
+DGRAD = tuple(i for i in TMA if i.direction == "dgrad")
+BF16 = tuple(i for i in TMA if i.dtype == torch.bfloat16)
+by_instance = pytest.mark.parametrize("instance", TMA, ids=str)
+
+
+def tile(instance: Instance) -> tuple[int, int]:
+    m, n = re.search(r"_(\d+)x(\d+)x\d+$", instance.name).groups()
+    return int(m), int(n)
+
+
+# Odd images, so that tiles start and end within rows and images.
+SHAPES = (
+    # 286 pixels of two images, a tail of gemm_n, two chunks of channels to a tap, one 8 wide.
+    conv_case("two_chunks", (2, 72, 13, 11), (72, 72, 3, 3), padding=1),
+    conv_case("row_filter", (1, 64, 7, 17), (64, 64, 1, 5), padding=(0, 2)),
+    conv_case("column_filter", (3, 8, 9, 5), (40, 8, 5, 1), padding=(1, 0)),
+    conv_case("dilated", (1, 16, 15, 14), (24, 16, 3, 2), 1, (3, 1), (3, 2)),
+    conv_case("wider_padding_than_filter", (2, 8, 4, 5), (16, 8, 2, 3), padding=(3, 4)),
+    conv_case("one_pixel_images", (200, 24, 1, 1), (136, 24, 1, 1)),
+    conv_case("volume", (2, 8, 3, 4, 5), (16, 8, 2, 3, 1), 1, (1, 1, 0), (1, 1, 1)),
+    conv_case("sequence", (2, 16, 37), (24, 16, 4), padding=3, dilation=2),
+)
+STRIDED = (
+    conv_case("strides_differ", (2, 16, 11, 12), (24, 16, 3, 2), (1, 2), (1, 0)),
+    conv_case("stride_2", (3, 64, 13, 9), (40, 64, 3, 3), 2, 1),
+    conv_case("stride_beyond_filter", (2, 8, 17, 30), (8, 8, 1, 2), (5, 8), (0, 3)),
+    conv_case("strided_volume", (1, 8, 5, 6, 7), (8, 8, 3, 2, 3), (2, 1, 3), (1, 0, 2), (1, 2, 1)),
+    # K that is no multiple of 8: scalar stores.
+    conv_case("odd_filters", (1, 8, 9, 10), (77, 8, 3, 3), padding=1),
+)
+
+
+@by_instance
+def test_shapes(instance: Instance) -> None:
+    """Few blocks, so that one does several tiles and its ring goes round."""
+    cases = SHAPES + (STRIDED if instance.direction == "fprop" else ())
+    turn = TMA.index(instance)
+    for number, case in enumerate(cases):
+        check_integers(instance, case, (number + turn) % 3 + 1, sm_count=1 + (number + turn) % 3)
+
+
+@pytest.mark.parametrize("instance", BF16, ids=str)
+def test_bands_of_tiles(instance: Instance) -> None:
+    """More columns of tiles than a band has, and a last one that is narrower: every tile once."""
+    m, n = tile(instance)
+    channels = 9 * n + 8
+    size = (channels, 8) if instance.direction == "fprop" else (8, channels)
+    case = conv_case("bands", (1, size[1], 1, m + 1), (*size, 1, 1))
+    for sm_count in (3, 132):
+        statistics: dict[str, int] = {}
+        check_integers(instance, case, sm_count=sm_count, statistics=statistics)
+        assert statistics["launches"] == 1 and statistics["blocks"] == min(sm_count, 20)
+
+
+def test_bases_aligned_to_the_element_only() -> None:
+    """TMA takes multiples of 16 bytes; others go to im2col's kernels."""
+    case = conv_case("aligned", (2, 16, 6, 8), (24, 16, 3, 3), padding=1)
+    for instance in BF16:
+        check_integers(instance, case, placement="offset")
+
+
+def test_other_capabilities_are_refused() -> None:
+    """Its code is for 9.0 alone: on others nothing is launched."""
+    case = conv_case("pointwise", (1, 8, 2, 2), (8, 8, 1, 1))
+    for instance in TMA:
+        with pytest.raises(RuntimeError, match="no kernel image is available"):
+            check_integers(instance, case, capability=80)
+
+
+REFUSED = (
+    (conv_case("", (1, 12, 4, 4), (8, 12, 1, 1)), "C=12 is not a multiple of 8", ""),
+    (conv_case("", (1, 8, 4, 4), (12, 8, 1, 1)), "K=12 is not a multiple of 8", "dgrad"),
+    (conv_case("", (1, 16, 4, 4), (8, 8, 1, 1), groups=2), "groups=2", ""),
+    (conv_case("", (1, 8, 20, 20), (8, 8, 1, 1), 9), "a stride is 9, TMA takes 1 to 8", "fprop"),
+    (conv_case("", (1, 8, 4, 4), (8, 8, 1, 1), 2), "stride 2, its dgrad is for stride 1", "dgrad"),
+    (
+        conv_case("", (1, 8, 4, 4), (8, 8, 3, 3), 1, 129, 1),
+        "a corner of the pixels' box is -129, TMA takes -128 to 127",
+        "fprop",
+    ),
+    (
+        conv_case("", (1, 8, 300, 4), (8, 8, 3, 1), 1, 0, 128),
+        "a tap's offset is 256, TMA takes 0 to 255",
+        "",
+    ),
+    (
+        conv_case("", (1, 8, 4, 4, 40), (8, 8, 1, 1, 3), 1, (0, 0, 1), (1, 1, 16)),
+        "a tap's offset is 32, TMA takes 0 to 31",
+        "",
+    ),
+    (
+        conv_case("", (1, 8, 4, 4, 4), (8, 8, 1, 1, 1), 1, (0, 17, 0)),
+        "a corner of the pixels' box is -17, TMA takes -16 to 15",
+        "fprop",
+    ),
+    (conv_case("", (1 << 18, 8, 64, 64), (8, 8, 1, 1)), "an extent is 1073741824", ""),
+)
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row[1][:24])
+def test_limits(row: tuple[ConvCase, str, str]) -> None:
+    case, reason, direction = row
+    for instance in TMA:
+        if direction in ("", instance.direction):
+            assert reason in instance.refusal(case), instance.refusal(case)
+
+
+def test_the_widest_that_it_takes() -> None:
+    """Just within the limits of the test above."""
+    cases = (
+        conv_case("padding_127", (1, 8, 2, 1), (8, 8, 1, 1), 1, (127, 0), 1),
+        conv_case("offset_255", (1, 8, 257, 1), (8, 8, 2, 1), 1, (127, 0), (255, 1)),
+        conv_case("stride_8", (1, 8, 20, 20), (8, 8, 1, 1), 8),
+    )
+    for instance in FPROP[:1]:
+        for case in cases:
+            check_integers(instance, case)
+
+
+def test_offsets_beyond_2_to_31() -> None:
+    """The last pixel of more than 2^32 elements, of which only touched pages are there."""
+    case = conv_case("huge", (17, 64, 2048, 2048), (8, 64, 1, 1))
+    module = emulation()
+    instance = next(i for i in FPROP if i.name == "fprop_bf16_nhwc_wgmma_128x128x64")
+    pixels = 17 * 2048 * 2048
+    x = torch.zeros(64, dtype=torch.bfloat16)
+    x[3] = 2
+    w = torch.zeros(8, 64, dtype=torch.bfloat16)
+    w[5, 3] = 3
+
+    def raw(t: torch.Tensor) -> np.ndarray:
+        return t.flatten().view(torch.uint8).numpy()
+
+    (last,), _, _ = module.run_conv(
+        instance.algorithm,
+        instance.name,
+        native_problem(case),
+        (pixels * 128, [(pixels * 128 - 128, raw(x))]),
+        raw(w),
+        None,
+        module.Device(90, pixels // 128),  # a block to a tile, so that few blocks are enough
+        [(pixels * 16 - 16, 16)],
+        seed=1,
+        block_limit=2,
+    )
+    assert torch.from_numpy(last).view(torch.bfloat16).tolist() == [0, 0, 0, 0, 0, 6, 0, 0]
+
+
+def test_repeatable() -> None:
+    case = conv_case("repeat", (2, 40, 9, 8), (24, 40, 3, 3), padding=1)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(case.input_size, generator=generator).bfloat16()
+    w = torch.randn(case.weight_size, generator=generator).bfloat16()
+    for instance in FPROP:
+        if instance.dtype != torch.bfloat16:
+            continue
+        args = (instance.algorithm, instance.name, case, "fprop", (x, w))
+        first = run_instance(*args, seed=1, sm_count=1)
+        assert torch.equal(first, run_instance(*args, seed=2, sm_count=7))
