@@ -285,9 +285,12 @@ def launch_stats(
     instance: AnyInstance, problem: Problem, device: torch.device, x: Tensor, w: Tensor
 ) -> tuple[Tensor, ...] | None:
     """(y, mean, m2) on the CPU, where the instance takes statistics along."""
-    if instance.name not in _C.cuda_stats_instances():
+    triton = isinstance(instance, TritonInstance) and instance.direction == "fprop"
+    if not triton and instance.name not in _C.cuda_stats_instances():
         return None
     x, w = (_as_format(t.to(device), instance.channels_last) for t in (x, w))
+    if isinstance(instance, TritonInstance):
+        return instance.launch_stats(problem, x, w)
     args = (problem.stride, problem.padding, problem.dilation, problem.groups)
     return tuple(t.cpu() for t in OPS.conv_stats_fprop(x, w, None, *args, instance.name))
 

@@ -85,8 +85,13 @@ class TritonInstance:
         end = (1, 0.0, residual, False, None, None)
         return _compiled(triton_run.fprop, x, w, bias, *geometry, self.algo, end)
 
+    def launch_stats(self, problem: Problem, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        """(y, mean, m2) on the CPU."""
+        geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
+        return tuple(t.cpu() for t in _compiled(triton_run.stats, x, w, None, geometry, self.algo))
 
-def _compiled(run: Callable[..., Tensor], *args: Any) -> Tensor:
+
+def _compiled(run: Callable[..., Any], *args: Any) -> Any:
     """run(*args); what Triton's compiler raises, of whatever type, says that it cannot."""
     try:
         return run(*args)

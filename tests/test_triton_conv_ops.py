@@ -326,6 +326,15 @@ def test_selftest_of_a_configuration(interpreted, monkeypatch) -> None:
     monkeypatch.setattr(selftest, "launch", lambda *a: launch(*a) + 0.1)
     assert not check(instance, torch.device("cpu"), 1).passed
     monkeypatch.setattr(selftest, "launch", launch)
+    fprop = selftest_triton.parsed(f"{GEMM}/64x64x32_w4_s4 fprop float32 nchw")
+    stats = selftest_triton.TritonInstance.launch_stats
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            selftest_triton.TritonInstance,
+            "launch_stats",
+            lambda *a: [t + 0.1 for t in stats(*a)],
+        )
+        assert "statistics" in check(fprop, torch.device("cpu"), 1).error
 
     class OutOfResources(Exception):
         """As Triton's, which is no RuntimeError."""
