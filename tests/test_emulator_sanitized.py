@@ -141,6 +141,22 @@ def test_instances_are_clean(algorithm: str) -> None:
 
 
 @pytest.mark.slow
+def test_statistics_are_clean() -> None:
+    """Of every instance that takes them along."""
+    module = build.build("kernels", "sanitized")
+    taking = [i for i in instances() if i.takes_stats]
+    jobs = [
+        conv_job(instance, min(epilogue_cases(instance), key=macs), seed)
+        for seed, instance in enumerate(taking, start=1)
+    ]
+    for job in jobs:
+        job["options"]["stats"] = True
+    outcome = run_jobs(module, jobs)
+    last = outcome.stdout.splitlines()[-1] if outcome.stdout else "nothing ran"
+    assert last == "all done", f"{last}\n{outcome.stderr[:6000]}"
+
+
+@pytest.mark.slow
 def test_epilogues_are_clean() -> None:
     """Of every instance of fprop: a residual, into a slice."""
     module = build.build("kernels", "sanitized")
