@@ -15,14 +15,18 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 import interpreted_triton
-from cases import CONV_CASES, LAYOUTS, ConvCase
+from cases import CONV_CASES, LAYOUTS, ConvCase, conv_case
 from tolerances import UNIT_ROUNDOFF, conv_tolerance
 
 from fastconv import reference
 from fastconv.problem import dense_strides, is_channels_last
 from fastconv.testing import assert_conv_close
 
-CASES = {case.id: case for case in CONV_CASES}
+# Of several taps on every axis, and whole blocks of channels: the loop's counters all carry.
+WHOLE_BLOCKS = conv_case(
+    "3d_whole_blocks", (1, 16, 3, 3, 2), (16, 16, 2, 2, 2), (2, 2, 1), 1, (1, 1, 2)
+)
+CASES = {case.id: case for case in (*CONV_CASES, WHOLE_BLOCKS)}
 # Of every kind of problem, those that take the interpreter the least time.
 CHOSEN = {
     "fprop": [
@@ -31,11 +35,12 @@ CHOSEN = {
         "stride_exceeds_kernel_padded", "stride_exceeds_image", "unread_border",
         "dilation_over_padding", "stride3_dilation2", "groups3_stride2", "groups_pointwise", "1d",
         "1d_long_kernel", "1d_dilated_causal", "1d_stride_exceeds_kernel", "3d_flat", "3d_temporal",
+        "3d_whole_blocks",
     ],
     "dgrad": [
         "scalar", "pointwise", "pointwise_stride2", "pointwise_pad1", "3x3_valid", "unread_border",
         "dilation_over_padding", "stride3_dilation2", "groups_pointwise", "1d", "1d_long_kernel",
-        "1d_stride_exceeds_kernel", "3d_flat",
+        "1d_stride_exceeds_kernel", "3d_flat", "3d_whole_blocks",
     ],
     "wgrad": [
         "scalar", "fully_connected", "pointwise", "pointwise_stride2", "pointwise_pad1",

@@ -65,27 +65,25 @@ def place(n, d, h, w, s_n, s_d, s_h, s_w, RANK: tl.constexpr, WIDE: tl.constexpr
 
 
 @triton.jit
-def to_tf32(v):
-    """float32 rounded to TF32's 11 bits, to nearest, ties away from zero; NaN stays NaN.
+def rounded(v):
+    """float32 rounded to TF32's 11 bits, to nearest, ties away from zero; not for NaN.
 
     The tensor cores would cut the other bits off, which is twice the error and always inwards.
     """
     bits = (v.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-    return tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def below_tf32(v, big):
-    """What v has beyond `big`, rounded to TF32; nothing where v is not finite."""
-    rest = to_tf32(v - big)
-    return tl.where(tl.abs(rest) < float("inf"), rest, 0.0)
+def to_tf32(v):
+    """`rounded`, and NaN stays NaN (its bits may be all ones, which rounding would carry over)."""
+    return tl.where(v == v, rounded(v), v)
 
 
 @triton.jit
 def multiply(a, b, sums, rests, PRECISION: tl.constexpr):
     """sums += a b; PRECISION "tf32x3": in three products of TF32 numbers, the two smaller ones in
-    `rests` (their infinities would meet to NaNs where a's and b's own do not); "widened": for
-    16-bit operands where there is no product of such."""
+    `rests`; "widened": for 16-bit operands where there is no product of such."""
     if PRECISION == "ieee":
         return tl.dot(a, b, sums, input_precision="ieee"), rests
     elif PRECISION == "widened":
@@ -96,14 +94,15 @@ def multiply(a, b, sums, rests, PRECISION: tl.constexpr):
         tl.static_assert(PRECISION == "tf32x3")
         big_a = to_tf32(a)
         big_b = to_tf32(b)
-        rests = tl.dot(below_tf32(a, big_a), big_b, rests, input_precision="tf32")
-        rests = tl.dot(big_a, below_tf32(b, big_b), rests, input_precision="tf32")
+        rests = tl.dot(rounded(a - big_a), big_b, rests, input_precision="tf32")
+        rests = tl.dot(big_a, rounded(b - big_b), rests, input_precision="tf32")
         return tl.dot(big_a, big_b, sums, input_precision="tf32"), rests
 
 
 @triton.jit
 def total(sums, rests, PRECISION: tl.constexpr):
-    """What `multiply` added up."""
+    """What `multiply` added up. An operand that is not finite has no rest, or a NaN; infinities
+    would meet there where a's and b's own do not, and say nothing that `sums` does not."""
     if PRECISION == "tf32x3":
         return sums + tl.where(tl.abs(rests) < float("inf"), rests, 0.0)
     else:
