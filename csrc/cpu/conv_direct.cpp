@@ -27,7 +27,7 @@ std::string applicable(const ConvProblem&, DType, Direction) { return ""; }
 
 // Strides are not known here: the larger of what the layouts need.
 int64_t workspace(const ConvProblem& p, DType dtype, Direction direction, int threads) {
-  const int vec_bytes = direct_gather_active().vec_bytes;
+  const int vec_bytes = direct_gather_for(dtype).vec_bytes;
   int64_t most = 0;
   for (int64_t klass = 0; klass < direct_classes(p, direction); ++klass)
     for (int layout = 0; layout < 4; ++layout) {
@@ -40,7 +40,7 @@ int64_t workspace(const ConvProblem& p, DType dtype, Direction direction, int th
 }
 
 double cost(const ConvProblem& p, DType dtype, Direction direction, int threads) {
-  const int vec_bytes = direct_gather_active().vec_bytes;
+  const int vec_bytes = direct_gather_for(dtype).vec_bytes;
   double seconds = 2e-6;
   if (direct_leaves_zeros(p, direction))
     seconds += kZeroByte * double(p.N) * p.C * p.in_size() * dtype_bytes(dtype);
@@ -87,7 +87,7 @@ void zero_input_gradient(const ConvCall& c) {
 
 void run(const ConvCall& c) {
   const ConvProblem& p = c.problem;
-  const DirectGatherTable& gather = direct_gather_active();
+  const DirectGatherTable& gather = direct_gather_for(c.dtype);
   const bool dgrad = c.direction == Direction::kDgrad;
   const TensorRef &in = dgrad ? c.y : c.x, &out = dgrad ? c.x : c.y;
   const bool threaded = c.threads > 1 && p.macs() > kThreadedMacs;
@@ -109,7 +109,7 @@ void run(const ConvCall& c) {
     for (int i = 0; i < 3; ++i) g.w_tap[i] = c.w.stride[2 + i];
     char* slots = static_cast<char*>(g.partial) + g.partial_bytes;
     if (c.direction == Direction::kWgrad) {
-      const DirectWgradTable& wgrad = direct_wgrad_active();
+      const DirectWgradTable& wgrad = direct_wgrad_for(c.dtype);
       run_tasks(threaded, g.tasks, [&](int64_t b, int64_t e, int thread) {
         wgrad.run(g, b, e, slots + thread * g.slot_bytes);
       });

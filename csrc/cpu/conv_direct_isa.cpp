@@ -333,7 +333,11 @@ void run_typed(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
 void run(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   switch (g.dtype) {
     case DType::kFloat32: return run_typed<float>(g, begin, end, slot);
+#if FC_VEC_BYTES < 64
     case DType::kFloat64: return run_typed<double>(g, begin, end, slot);
+#else
+    case DType::kFloat64: return;  // see isa.h
+#endif
     case DType::kBFloat16: return run_typed<bf16>(g, begin, end, slot);
     case DType::kFloat16: return run_typed<f16>(g, begin, end, slot);
   }
@@ -342,7 +346,11 @@ void run(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
 void pack_any(const DirectPlan& g, int64_t begin, int64_t end) {
   switch (g.dtype) {
     case DType::kFloat32: return pack<float>(g, begin, end);
+#if FC_VEC_BYTES < 64
     case DType::kFloat64: return pack<double>(g, begin, end);
+#else
+    case DType::kFloat64: return;  // see isa.h
+#endif
     case DType::kBFloat16: return pack<bf16>(g, begin, end);
     case DType::kFloat16: return pack<f16>(g, begin, end);
   }

@@ -314,7 +314,11 @@ void finish_typed(const DirectPlan& g, int64_t begin, int64_t end) {
 void run(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   switch (g.dtype) {
     case DType::kFloat32: return run_typed<float>(g, begin, end, slot);
+#if FC_VEC_BYTES < 64
     case DType::kFloat64: return run_typed<double>(g, begin, end, slot);
+#else
+    case DType::kFloat64: return;  // see isa.h
+#endif
     case DType::kBFloat16: return run_typed<bf16>(g, begin, end, slot);
     case DType::kFloat16: return run_typed<f16>(g, begin, end, slot);
   }
@@ -323,7 +327,11 @@ void run(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
 void finish(const DirectPlan& g, int64_t begin, int64_t end) {
   switch (g.dtype) {
     case DType::kFloat32: return finish_typed<float>(g, begin, end);
+#if FC_VEC_BYTES < 64
     case DType::kFloat64: return finish_typed<double>(g, begin, end);
+#else
+    case DType::kFloat64: return;  // see isa.h
+#endif
     case DType::kBFloat16: return finish_typed<bf16>(g, begin, end);
     case DType::kFloat16: return finish_typed<f16>(g, begin, end);
   }

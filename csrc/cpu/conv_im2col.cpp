@@ -27,7 +27,7 @@ int64_t partial_bytes(const ConvProblem& p, DType dtype, Direction direction) {
 }
 
 int64_t workspace(const ConvProblem& p, DType dtype, Direction direction, int threads) {
-  const Im2colKernels& kernels = im2col_kernels_active();
+  const Im2colKernels& kernels = im2col_kernels_for(dtype);
   const int64_t packed = im2col_packed_bytes(p, dtype, direction, kernels);
   return partial_bytes(p, dtype, direction) + im2col_ceil(packed, 64) * 64 +
          threads * im2col_scratch(p, dtype, direction, kernels).bytes;
@@ -106,7 +106,7 @@ struct TaskList {
 };
 
 void run(const ConvCall& call) {
-  const Im2colKernels& kernels = im2col_kernels_active();
+  const Im2colKernels& kernels = im2col_kernels_for(call.dtype);
   const ConvProblem& p = call.problem;
   const int dtype = static_cast<int>(call.dtype);
   const Im2colScratch scratch = im2col_scratch(p, call.dtype, call.direction, kernels);

@@ -393,9 +393,9 @@ const Im2colKernels im2col_kernels = {
     {Simd<float>::lanes, Simd<double>::lanes},
     kTileRows,
     kTileVectors,
-    {run_task<float>, run_task<double>, run_task<bf16>, run_task<f16>},
-    {pack<float>, pack<double>, pack<bf16>, pack<f16>},
-    {reduce<float>, reduce<double>, reduce<bf16>, reduce<f16>},
+    {run_task<float>, FC_FP64(run_task<double>), run_task<bf16>, run_task<f16>},
+    {pack<float>, FC_FP64(pack<double>), pack<bf16>, pack<f16>},
+    {reduce<float>, FC_FP64(reduce<double>), reduce<bf16>, reduce<f16>},
 };
 
 }  // namespace fastconv::cpu::FC_ISA

@@ -126,7 +126,7 @@ void run_group(const WinogradPlan& plan, const ConvCall& c, bool threaded, char*
   const int dtype = static_cast<int>(c.dtype), tile = kTileOut == 4;
   const int acc = acc_bytes(c.dtype);
   const int64_t bytes = scratch_of(plan, c.dtype, c.direction).thread;
-  const int64_t panel = 2 * winograd_kernels_active().vector_bytes / acc;
+  const int64_t panel = 2 * winograd_kernels_for(c.dtype).vector_bytes / acc;
   const auto step = [&](WinogradStep fn, const WinogradChunk& chunk, int64_t tasks) {
     each(threaded, tasks, [&](int64_t begin, int64_t end, int thread) {
       fn(plan, chunk, begin, end, thread_scratch + thread * bytes);
@@ -136,13 +136,13 @@ void run_group(const WinogradPlan& plan, const ConvCall& c, bool threaded, char*
     const WinogradChunk chunk = chunk_of(plan, i);
     const int64_t strips = chunk.strip_end - chunk.strip_begin;
     if (c.direction == Direction::kWgrad) {
-      const WinogradWgradKernels& k = winograd_wgrad_kernels_active();
+      const WinogradWgradKernels& k = winograd_wgrad_kernels_for(c.dtype);
       const int64_t k_blocks = blocks_of(plan.K, rows(acc));
       step(k.transform_in[tile][dtype], chunk, blocks_of(plan.C, panel) * strips);
       step(k.transform_out[tile][dtype], chunk, k_blocks * strips);
       step(k.products[tile][dtype], chunk, k_blocks * blocks_of(plan.C, width(acc)));
     } else {
-      const WinogradKernels& k = winograd_kernels_active();
+      const WinogradKernels& k = winograd_kernels_for(c.dtype);
       step(k.transform_in[tile][dtype], chunk, blocks_of(plan.C, depth(acc)) * strips);
       step(k.products[tile][dtype], chunk, blocks_of(plan.K, panel));
     }

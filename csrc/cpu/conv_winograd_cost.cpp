@@ -55,7 +55,7 @@ double share(double tasks, int threads) {
 double group_seconds(const WinogradPlan& p, DType dtype, Direction direction, int threads) {
   const Rates& r = active_rates();
   const int bytes = acc_bytes(dtype);
-  const int64_t lanes = winograd_kernels_active().vector_bytes / bytes;
+  const int64_t lanes = winograd_kernels_for(dtype).vector_bytes / bytes;
   const double n2 = double(p.tile_out + 2) * (p.tile_out + 2);
   const double tiles = double(p.N) * p.tiles_y * p.tiles_x, chunk = tiles / p.chunks;
   const double c_vectors = blocks_of(p.C, lanes), k_vectors = blocks_of(p.K, lanes);

@@ -136,13 +136,13 @@ void products(const WinogradPlan& p, const WinogradChunk& chunk, int64_t begin, 
 extern const WinogradKernels winograd_kernels;
 const WinogradKernels winograd_kernels{
     FC_VEC_BYTES,
-    {{transform_in<WinogradF2x2_3x3, float>, transform_in<WinogradF2x2_3x3, double>,
+    {{transform_in<WinogradF2x2_3x3, float>, FC_FP64(transform_in<WinogradF2x2_3x3, double>),
       transform_in<WinogradF2x2_3x3, bf16>, transform_in<WinogradF2x2_3x3, f16>},
-     {transform_in<WinogradF4x4_3x3, float>, transform_in<WinogradF4x4_3x3, double>,
+     {transform_in<WinogradF4x4_3x3, float>, FC_FP64(transform_in<WinogradF4x4_3x3, double>),
       transform_in<WinogradF4x4_3x3, bf16>, transform_in<WinogradF4x4_3x3, f16>}},
-    {{products<WinogradF2x2_3x3, float>, products<WinogradF2x2_3x3, double>,
+    {{products<WinogradF2x2_3x3, float>, FC_FP64(products<WinogradF2x2_3x3, double>),
       products<WinogradF2x2_3x3, bf16>, products<WinogradF2x2_3x3, f16>},
-     {products<WinogradF4x4_3x3, float>, products<WinogradF4x4_3x3, double>,
+     {products<WinogradF4x4_3x3, float>, FC_FP64(products<WinogradF4x4_3x3, double>),
       products<WinogradF4x4_3x3, bf16>, products<WinogradF4x4_3x3, f16>}},
 };
 

@@ -120,12 +120,12 @@ void products(const WinogradPlan& p, const WinogradChunk& chunk, int64_t begin, 
 
 }  // namespace
 
-#define FC_WINOGRAD_STEPS(step)                                       \
-  {                                                                   \
-      {step<WinogradF2x2_3x3, float>, step<WinogradF2x2_3x3, double>, \
-       step<WinogradF2x2_3x3, bf16>, step<WinogradF2x2_3x3, f16>},    \
-      {step<WinogradF4x4_3x3, float>, step<WinogradF4x4_3x3, double>, \
-       step<WinogradF4x4_3x3, bf16>, step<WinogradF4x4_3x3, f16>},    \
+#define FC_WINOGRAD_STEPS(step)                                                \
+  {                                                                            \
+      {step<WinogradF2x2_3x3, float>, FC_FP64(step<WinogradF2x2_3x3, double>), \
+       step<WinogradF2x2_3x3, bf16>, step<WinogradF2x2_3x3, f16>},             \
+      {step<WinogradF4x4_3x3, float>, FC_FP64(step<WinogradF4x4_3x3, double>), \
+       step<WinogradF4x4_3x3, bf16>, step<WinogradF4x4_3x3, f16>},             \
   }
 
 extern const WinogradWgradKernels winograd_wgrad_kernels;

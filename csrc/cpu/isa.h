@@ -18,51 +18,62 @@ FC_API bool isa_available(Isa isa);
 
 }  // namespace fastconv::cpu
 
-// Declares `const Type name` in every instruction set's namespace and `name##_for(isa)`.
+// Declares `const Type name` in every instruction set's namespace, name##_active(), and
+// name##_for(dtype). Vectors of 64 bytes have no fp64 kernels of their own, which would be a tenth
+// of the time to compile everything: AVX2's are used beside them.
 #if defined(__x86_64__) && defined(FC_BUILD_WIDE_ISA)
-#define FC_DECLARE_ISA_TABLE(Type, name)      \
-  namespace baseline {                        \
-  extern const Type name;                     \
-  }                                           \
-  namespace avx2 {                            \
-  extern const Type name;                     \
-  }                                           \
-  namespace avx512 {                          \
-  extern const Type name;                     \
-  }                                           \
-  namespace wide {                            \
-  extern const Type name;                     \
-  }                                           \
-  inline const Type& name##_active() {        \
-    switch (active_isa()) {                   \
-      case Isa::kWide: return wide::name;     \
-      case Isa::kAvx512: return avx512::name; \
-      case Isa::kAvx2: return avx2::name;     \
-      default: return baseline::name;         \
-    }                                         \
+#define FC_DECLARE_ISA_TABLE(Type, name)                                          \
+  namespace baseline {                                                            \
+  extern const Type name;                                                         \
+  }                                                                               \
+  namespace avx2 {                                                                \
+  extern const Type name;                                                         \
+  }                                                                               \
+  namespace avx512 {                                                              \
+  extern const Type name;                                                         \
+  }                                                                               \
+  namespace wide {                                                                \
+  extern const Type name;                                                         \
+  }                                                                               \
+  inline const Type& name##_active() {                                            \
+    switch (active_isa()) {                                                       \
+      case Isa::kWide: return wide::name;                                         \
+      case Isa::kAvx512: return avx512::name;                                     \
+      case Isa::kAvx2: return avx2::name;                                         \
+      default: return baseline::name;                                             \
+    }                                                                             \
+  }                                                                               \
+  inline const Type& name##_for(DType dtype) {                                    \
+    const bool wide = active_isa() == Isa::kAvx512 || active_isa() == Isa::kWide; \
+    return wide && dtype == DType::kFloat64 ? avx2::name : name##_active();       \
   }
 #elif defined(__x86_64__)
-#define FC_DECLARE_ISA_TABLE(Type, name)      \
-  namespace baseline {                        \
-  extern const Type name;                     \
-  }                                           \
-  namespace avx2 {                            \
-  extern const Type name;                     \
-  }                                           \
-  namespace avx512 {                          \
-  extern const Type name;                     \
-  }                                           \
-  inline const Type& name##_active() {        \
-    switch (active_isa()) {                   \
-      case Isa::kAvx512: return avx512::name; \
-      case Isa::kAvx2: return avx2::name;     \
-      default: return baseline::name;         \
-    }                                         \
+#define FC_DECLARE_ISA_TABLE(Type, name)                                          \
+  namespace baseline {                                                            \
+  extern const Type name;                                                         \
+  }                                                                               \
+  namespace avx2 {                                                                \
+  extern const Type name;                                                         \
+  }                                                                               \
+  namespace avx512 {                                                              \
+  extern const Type name;                                                         \
+  }                                                                               \
+  inline const Type& name##_active() {                                            \
+    switch (active_isa()) {                                                       \
+      case Isa::kAvx512: return avx512::name;                                     \
+      case Isa::kAvx2: return avx2::name;                                         \
+      default: return baseline::name;                                             \
+    }                                                                             \
+  }                                                                               \
+  inline const Type& name##_for(DType dtype) {                                    \
+    const bool wide = active_isa() == Isa::kAvx512 || active_isa() == Isa::kWide; \
+    return wide && dtype == DType::kFloat64 ? avx2::name : name##_active();       \
   }
 #else
-#define FC_DECLARE_ISA_TABLE(Type, name) \
-  namespace baseline {                   \
-  extern const Type name;                \
-  }                                      \
-  inline const Type& name##_active() { return baseline::name; }
+#define FC_DECLARE_ISA_TABLE(Type, name)                        \
+  namespace baseline {                                          \
+  extern const Type name;                                       \
+  }                                                             \
+  inline const Type& name##_active() { return baseline::name; } \
+  inline const Type& name##_for(DType) { return baseline::name; }
 #endif

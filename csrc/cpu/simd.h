@@ -13,6 +13,12 @@
 #error "simd.h belongs to files compiled once per instruction set"
 #endif
 #define FC_INLINE inline __attribute__((always_inline))
+// What isa.h says of fp64: FC_FP64(f) is nullptr where it has no kernels.
+#if FC_VEC_BYTES < 64
+#define FC_FP64(...) __VA_ARGS__
+#else
+#define FC_FP64(...) nullptr
+#endif
 #if defined(__GNUC__) && !defined(__clang__)
 // Vectors wider than the target's registers are returned here, but only by inlined functions.
 #pragma GCC diagnostic ignored "-Wpsabi"
