@@ -12,25 +12,41 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastconv import functional, gpu, select, sync_stats
 from fastconv.activations import Activation, named
 from fastconv.arguments import check_options, fits, foreign_dispatch, geometry_of, refusal
-from fastconv.derived import Derived
+from fastconv.derived import Derived, Entry
+from fastconv.functional import _all_int
 from fastconv.ops import conv, fused_library  # noqa: F401
 from fastconv.ops.conv_call import Call, call_for
 from fastconv.ops.conv_library import cast_for_autocast
 from fastconv.ops.fused_autograd import Training, composed, conv_norm_act, statistics_type
-from fastconv.ops.fused_run import conv_epilogue, ending
+from fastconv.ops.fused_run import Ending, conv_epilogue, ending
 from fastconv.problem import conv_output_size, is_channels_last
 from fastconv.select_fused import admitted
 
 _CONV = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 _is_compiling = torch.compiler.is_compiling
+_transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_any_autocast = torch._C._is_any_autocast_enabled
+_jit_tracing = torch._C._get_tracing_state
+_grad_enabled = torch.is_grad_enabled
 _threads = torch.get_num_threads
 _PLAN_LIMIT = 4096
-_plans: dict[Any, Call] = select.forget_with({})
+_SHORT_LIMIT = 64  # ways of calling one layer
+_plans: dict[Any, tuple[Call, tuple[Any, ...]]] = select.forget_with({})
+
+
+class _Short(NamedTuple):
+    """An evaluation with folded weights that has been through every check."""
+
+    call: Call
+    end: Ending
+    moves: tuple[Any, Any, Any]  # the very objects that were checked
 
 
 class Norm(NamedTuple):
@@ -113,8 +129,10 @@ def conv_bn_relu(
     Source: Ioffe and Szegedy, "Batch Normalization", 2015; He et al., "Deep Residual Learning",
     2015 (the residual before the activation).
     """
-    tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
-    if has_torch_function(tensors):
+    if has_torch_function_variadic(
+        input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual
+    ):
+        tensors = (input, weight, bias, bn_weight, bn_bias, running_mean, running_var, residual)
         return handle_torch_function(
             conv_bn_relu, tensors, *tensors[:7], training=training, momentum=momentum, eps=eps,
             stride=stride, padding=padding, dilation=dilation, groups=groups,
@@ -122,6 +140,35 @@ def conv_bn_relu(
             residual_after=residual_after, process_group=process_group, recompute=recompute,
             algo=algo, precision=precision,
         )  # fmt: skip
+    entry = key = None
+    if not (
+        training
+        or _is_compiling()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or _dispatch_modes()
+        or _any_autocast()
+        or _jit_tracing() is not None
+    ):
+        entry = _folded.entry(
+            weight, bias, bn_weight, bn_bias, running_mean, running_var, number=eps
+        )
+    if entry is not None:
+        key = _short_key(
+            input, residual, stride, padding, dilation, groups, activation, negative_slope,
+            residual_after, algo, precision,
+        )  # fmt: skip
+        short = entry.plans.get(key)
+        if (
+            short is not None
+            and _same_moves(short.moves, stride, padding, dilation)
+            and not (
+                _grad_enabled()
+                and _any_requires_grad(input, weight, bias, bn_weight, bn_bias, residual)
+            )
+        ):
+            return conv_epilogue(input, *entry.value, residual, short.call, short.end)
+
     end = named(activation, negative_slope)
     if weight.dim() not in _CONV or input.dim() != weight.dim():
         _refuse_dimensions(input, weight)
@@ -142,7 +189,9 @@ def conv_bn_relu(
         # What is kept has been through the checks below.
         pair = _folded.kept(weight, bias, *norm.tensors, number=eps)
         if pair is not None:
-            return conv_epilogue(input, *pair, None, call, ending(end, residual_after))
+            short = _Short(call, ending(end, residual_after), moves[:3])
+            _remember(entry, key, short)
+            return conv_epilogue(input, *pair, None, call, short.end)
     if call is not None and _fusible(input, norm, residual):
         _check_norm(norm, weight.shape[0], training)
         size = _output_size(call)
@@ -157,7 +206,10 @@ def conv_bn_relu(
                 return conv_norm_act(input, weight, bias, bn_weight, bn_bias, added, step)
             if evaluating:
                 w, b = folded(weight, bias, norm)
-                return conv_epilogue(input, w, b, added, call, ending(end, residual_after))
+                short = _Short(call, ending(end, residual_after), moves[:3])
+                if added is residual:
+                    _remember(entry, key, short)
+                return conv_epilogue(input, w, b, added, call, short.end)
     if group is not None:
         raise RuntimeError(
             "conv_bn_relu: synchronised statistics need tensors that fastconv's kernels take,"
@@ -177,6 +229,63 @@ def conv_bn_relu(
         input, weight, bias, bn_weight, bn_bias, residual, convolve, (running_mean, running_var),
         training, momentum, eps, end, residual_after,
     )  # fmt: skip
+
+
+def _moves_key(stride: Any, padding: Any, dilation: Any, groups: Any) -> tuple[Any, ...]:
+    """True and 1.0 equal 1 but are errors."""
+    return (
+        stride.__class__, tuple(stride) if stride.__class__ is list else stride,
+        padding.__class__, tuple(padding) if padding.__class__ is list else padding,
+        dilation.__class__, tuple(dilation) if dilation.__class__ is list else dilation,
+        groups.__class__, groups,
+    )  # fmt: skip
+
+
+def _same_moves(known: tuple[Any, ...], stride: Any, padding: Any, dilation: Any) -> bool:
+    """(True, 1) equals (1, 1), which stands in the key, but is an error."""
+    return (
+        (stride is known[0] or _all_int(stride))
+        and (padding is known[1] or _all_int(padding))
+        and (dilation is known[2] or _all_int(dilation))
+    )
+
+
+def _short_key(
+    input: Tensor, residual: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any,
+    activation: Any, negative_slope: Any, residual_after: Any, algo: Any, precision: Any,
+) -> Any:  # fmt: skip
+    """All that a call in evaluation rests on besides its folded weights; None: go the long way."""
+    if negative_slope.__class__ is not float:
+        return None
+    try:
+        key = (
+            input.__class__, input.shape, input.stride(), input.dtype, input.device,
+            *_moves_key(stride, padding, dilation, groups), activation, negative_slope,
+            residual_after, algo, precision,
+            None if residual is None else (
+                residual.__class__, residual.shape, residual.dtype, residual.device, residual.layout
+            ),
+            gpu.tf32_allowed() if input.is_cuda else _threads(), select.generation,
+        )  # fmt: skip
+        hash(key)
+    except (TypeError, AttributeError, RuntimeError, NotImplementedError):
+        return None
+    return key
+
+
+def _remember(entry: Entry | None, key: Any, short: _Short) -> None:
+    if entry is None or key is None:
+        return
+    if len(entry.plans) >= _SHORT_LIMIT:
+        entry.plans.clear()
+    entry.plans[key] = short
+
+
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    for t in tensors:  # noqa: SIM110 (a generator costs as much as the rest)
+        if t is not None and t.requires_grad:
+            return True
+    return False
 
 
 def conv_epilogue_auto(
@@ -236,13 +345,13 @@ def _planned(
     """The convolution's call, remembered; None where our kernels do not take it."""
     key = (
         input.shape, input.stride(), input.dtype, input.device, weight.shape, weight.stride(),
-        weight.dtype, None if bias is None else (bias.shape, bias.dtype, bias.device), repr(moves),
-        algo, precision, input.__class__, weight.__class__,
+        weight.dtype, None if bias is None else (bias.shape, bias.dtype, bias.device),
+        *_moves_key(*moves), algo, precision, input.__class__, weight.__class__,
         gpu.tf32_allowed() if input.is_cuda else _threads(),
     )  # fmt: skip
-    call = _plans.get(key)
-    if call is not None:
-        return call
+    found = _plans.get(key)
+    if found is not None and _same_moves(found[1], *moves[:3]):
+        return found[0]
     check_options(algo, precision)
     rank = weight.dim() - 2
     if refusal(input, weight, bias) or foreign_dispatch(input, weight, bias):
@@ -261,7 +370,7 @@ def _planned(
         return None
     if len(_plans) >= _PLAN_LIMIT:
         _plans.clear()
-    _plans[key] = call
+    _plans[key] = call, moves[:3]
     return call
 
 
@@ -313,11 +422,8 @@ def _broadcast(residual: Tensor, size: tuple[int, ...]) -> Tensor | None:
 
 
 def _wants_gradient(input, weight, bias, norm: Norm, residual) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    return any(
-        t is not None and t.requires_grad
-        for t in (input, weight, bias, norm.weight, norm.bias, residual)
+    return _grad_enabled() and _any_requires_grad(
+        input, weight, bias, norm.weight, norm.bias, residual
     )
 
 

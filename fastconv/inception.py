@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.overrides import has_torch_function
 
-from fastconv import functional, pooling, select
+from fastconv import functional, gpu, pooling, select
 from fastconv.activations import Activation, named
 from fastconv.arguments import check_options, foreign_dispatch, refusal
 from fastconv.derived import Derived
@@ -39,13 +40,22 @@ class _Step(NamedTuple):
     request: str  # the algorithm with its precision
 
 
-def _join(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """(weight, bias) of the two reductions as one convolution."""
-    w3, b3, w5, b5 = tensors
-    return torch.cat([w3, w5]), torch.cat([b3, b5])
+class _Plan(NamedTuple):
+    """A forward pass that has been through every check: the joined reductions' call, and those of
+    the convolutions that write into the result."""
+
+    reduction: Call
+    branches: tuple[Call, ...]
+
+
+def _join(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """(weight, bias) of the two reductions as one convolution. parameters: all weights, biases."""
+    w, b = parameters[:6], parameters[6:]
+    return torch.cat([w[RED3], w[RED5]]), torch.cat([b[RED3], b[RED5]])
 
 
 _joined = Derived(_join)
+_PLAN_LIMIT = 64  # ways of calling one module
 
 
 def inception(
@@ -84,6 +94,9 @@ def inception(
     Source: Szegedy et al., "Going Deeper with Convolutions", 2015, figure 2(b) and table 1.
     """
     end = named(activation, negative_slope)
+    known = _recalled(input, weights, biases, end, algo, precision)
+    if known is not None:
+        return _forward(input, weights, biases, _Step(end, algo), plan=known)[0]
     check_options(algo, precision)
     _check(weights, biases)
     parameters = (*weights, *biases)
@@ -107,10 +120,66 @@ def inception(
         if not admitted(x, is_channels_last(x, x), algo):
             return composed(x, weights, biases, end, algo, precision)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))):
-            return _forward(x, weights, biases, step)[0]
+            y, *_, plan = _forward(x, weights, biases, step)
+            if x is input:
+                _remember(x, parameters, end, algo, precision, plan)
+            return y
         if _known_by_value(end):
             return _Inception.apply(x, *parameters, step)
     return composed(input, weights, biases, end, algo, precision)
+
+
+def _key(x: Tensor, end: Activation, algo: str, precision: str | None) -> Any:
+    return (
+        x.__class__, x.shape, x.stride(), x.dtype, x.device, end, algo, precision,
+        gpu.tf32_allowed() if x.is_cuda else torch.get_num_threads(), select.generation,
+    )  # fmt: skip
+
+
+def _recalled(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    end: Activation,
+    algo: str,
+    precision: str | None,
+) -> _Plan | None:
+    """The plan of these very parameters, where nothing records or transforms the call."""
+    parameters = (*weights, *biases)
+    if (
+        len(parameters) != 2 * len(BRANCHES)
+        or conv.tracing()
+        or conv.transforming()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._get_tracing_state() is not None
+        or has_torch_function((x, *parameters))
+    ):
+        return None
+    entry = _joined.entry(*parameters)
+    if entry is None:
+        return None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+        return None
+    try:
+        return entry.plans.get(_key(x, end, algo, precision))
+    except (TypeError, AttributeError, RuntimeError, NotImplementedError):
+        return None  # no strides, or no hash: the long way says why
+
+
+def _remember(
+    x: Tensor,
+    parameters: tuple[Tensor, ...],
+    end: Activation,
+    algo: str,
+    precision: str | None,
+    plan: _Plan,
+) -> None:
+    entry = _joined.entry(*parameters)
+    if entry is None:
+        return
+    if len(entry.plans) >= _PLAN_LIMIT:
+        entry.plans.clear()
+    entry.plans[_key(x, end, algo, precision)] = plan
 
 
 def _check(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
@@ -169,30 +238,35 @@ def _forward(
     biases: Sequence[Tensor],
     step: _Step,
     keep: int = pool.KEEP_NOTHING,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(result, reduced, pooled, index): reduced holds both reductions after their activation."""
+    plan: _Plan | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, _Plan]:
+    """(result, reduced, pooled, index, plan): reduced holds both reductions after their activation.
+    plan: what an earlier call with these parameters returned."""
     last = is_channels_last(x, x)
     end, request = ending(step.activation, False), step.request
     places = _outputs(weights)
     size = (x.shape[0], places[-1], *x.shape[2:])
     y = x.new_empty_strided(size, dense_strides(size, last))
 
-    def write(index: int, source: Tensor, begin: int) -> None:
-        w = weights[index]
-        out = y[:, begin : begin + w.shape[0]]
-        call = _call(source, w, last, request)
+    calls: list[Call] = []
+
+    def write(index: int, source: Tensor) -> None:
+        w, number = weights[index], len(calls)
+        call = _call(source, w, last, request) if plan is None else plan.branches[number]
+        calls.append(call)
+        out = y.narrow(1, places[number], w.shape[0])
         conv_epilogue_into(source, w, biases[index], None, out, call, end)
 
-    reductions = (weights[RED3], biases[RED3], weights[RED5], biases[RED5])
-    w, b = (_join if keep else _joined)(*reductions)
-    reduced = conv_epilogue(x, w, b, None, _call(x, w, last, request), end)
-    k3 = weights[RED3].shape[0]
-    write(ONE, x, places[0])
-    write(THREE, reduced[:, :k3], places[1])
-    write(FIVE, reduced[:, k3:], places[2])
+    w, b = (_join if keep else _joined)(*weights, *biases)
+    reduction = _call(x, w, last, request) if plan is None else plan.reduction
+    reduced = conv_epilogue(x, w, b, None, reduction, end)
+    k3, k5 = weights[RED3].shape[0], weights[RED5].shape[0]
+    write(ONE, x)
+    write(THREE, reduced.narrow(1, 0, k3))
+    write(FIVE, reduced.narrow(1, k3, k5))
     pooled, index = BARE["max_pool"](x, *_WINDOW, keep, "direct")
-    write(PROJECTION, pooled, places[3])
-    return y, reduced, pooled, index
+    write(PROJECTION, pooled)
+    return y, reduced, pooled, index, _Plan(reduction, tuple(calls))
 
 
 def _slope(g: Tensor, y: Tensor, act: Activation) -> Tensor:
@@ -217,7 +291,7 @@ class _Inception(Function):
     def forward(ctx, x, *rest):
         *parameters, step = rest
         weights, biases = parameters[:6], parameters[6:]
-        y, reduced, pooled, index = _forward(x, weights, biases, step, pool.KEEP_BYTE)
+        y, reduced, pooled, index, _ = _forward(x, weights, biases, step, pool.KEEP_BYTE)
         ctx.save_for_backward(x, y, reduced, pooled, index, *parameters)
         ctx.step = step
         return y

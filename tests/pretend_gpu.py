@@ -28,7 +28,9 @@ from fastconv.ops import conv_run, fused_autograd, fused_recipe, fused_run, pool
 FUSED = {
     fused_run: {
         "_conv_epilogue": "conv_epilogue_fprop",
+        "_conv_epilogue_packed": "conv_epilogue_fprop.packed",
         "_conv_epilogue_into": "conv_epilogue_into",
+        "_conv_epilogue_into_packed": "conv_epilogue_into.packed",
         "_conv_stats": "conv_stats_fprop",
         "_epilogue_into": "epilogue_into",
         "_stats": "norm_act_stats",
@@ -101,7 +103,8 @@ def pretend_gpu(
         patch.setattr(conv_run, "_wgrad_packed", ops.conv_wgrad.packed)
         for module, names in FUSED.items():
             for name, op in names.items():
-                patch.setattr(module, name, getattr(ops, op).default)
+                base, _, overload = op.partition(".")
+                patch.setattr(module, name, getattr(getattr(ops, base), overload or "default"))
         for name in pool_kernels.DIRECT:
             patch.setitem(pool_kernels.DIRECT, name, getattr(ops, name).default._op)
         patch.setattr(selftest, "OPS", ops)

@@ -208,9 +208,9 @@ def test_folded_weights_follow_their_sources():
     with torch.no_grad():
         first = layer(x)
         close(first, separate_layers(), torch.float32)
-        w = fused._folded._kept[layer[0].weight].value[0]
+        w = fused._folded._entries[id(layer[0].weight)].value[0]
         layer(x)
-        assert fused._folded._kept[layer[0].weight].value[0] is w, "folded again for nothing"
+        assert fused._folded._entries[id(layer[0].weight)].value[0] is w, "folded again for nothing"
         for change in (
             lambda: layer[0].weight.mul_(2),
             lambda: layer[0].bias.add_(1),

@@ -85,6 +85,26 @@ struct FusedOps {
     return o.y;
   }
 
+  // Numbers where the other overload has lists: parsing them costs a small call microseconds.
+  static Tensor conv_epilogue_packed(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
+                                     std::optional<Tensor> residual, int64_t moves, int64_t groups,
+                                     int64_t activation, double slope, bool residual_after,
+                                     std::string algo) {
+    const Moves m(moves, spatial_rank(x));
+    return conv_epilogue(x, w, std::move(bias), std::move(residual), m.stride, m.padding,
+                         m.dilation, groups, activation, slope, residual_after, std::move(algo));
+  }
+  static void conv_epilogue_into_packed(const Tensor& x, const Tensor& w,
+                                        std::optional<Tensor> bias, std::optional<Tensor> residual,
+                                        Tensor out, int64_t moves, int64_t groups,
+                                        int64_t activation, double slope, bool residual_after,
+                                        std::string algo) {
+    const Moves m(moves, spatial_rank(x));
+    conv_epilogue_into(x, w, std::move(bias), std::move(residual), std::move(out), m.stride,
+                       m.padding, m.dilation, groups, activation, slope, residual_after,
+                       std::move(algo));
+  }
+
   // `out` is y: dense, or a channel slice of a dense tensor, in x's layout.
   static void conv_epilogue_into(const Tensor& x, const Tensor& w, std::optional<Tensor> bias,
                                  std::optional<Tensor> residual, Tensor out, IntList stride,
@@ -335,6 +355,12 @@ struct FusedOps {
   m.def(                                                                                           \
       "conv_epilogue_into(Tensor x, Tensor w, Tensor? bias, Tensor? residual, Tensor(a!) "         \
       "out, " FC_CONV_LISTS ", " FC_ACTIVATION ", str algo) -> ()");                               \
+  m.def(                                                                                           \
+      "conv_epilogue_fprop.packed(Tensor x, Tensor w, Tensor? bias, Tensor? residual, int moves, " \
+      "int groups, " FC_ACTIVATION ", str algo) -> Tensor");                                       \
+  m.def(                                                                                           \
+      "conv_epilogue_into.packed(Tensor x, Tensor w, Tensor? bias, Tensor? residual, "             \
+      "Tensor(a!) out, int moves, int groups, " FC_ACTIVATION ", str algo) -> ()");                \
   m.def("conv_stats_fprop(Tensor x, Tensor w, Tensor? bias, " FC_CONV_LISTS                        \
         ", str algo) -> (Tensor, Tensor, Tensor)");                                                \
   m.def("norm_act_stats(Tensor y) -> (Tensor, Tensor)");                                           \
@@ -349,6 +375,10 @@ struct FusedOps {
 #define FC_IMPL_FUSED_OPS(m, Backend)                                                        \
   m.impl("conv_epilogue_fprop", TORCH_BOX(&fastconv::FusedOps<Backend>::conv_epilogue));     \
   m.impl("conv_epilogue_into", TORCH_BOX(&fastconv::FusedOps<Backend>::conv_epilogue_into)); \
+  m.impl("conv_epilogue_fprop.packed",                                                       \
+         TORCH_BOX(&fastconv::FusedOps<Backend>::conv_epilogue_packed));                     \
+  m.impl("conv_epilogue_into.packed",                                                        \
+         TORCH_BOX(&fastconv::FusedOps<Backend>::conv_epilogue_into_packed));                \
   m.impl("conv_stats_fprop", TORCH_BOX(&fastconv::FusedOps<Backend>::conv_stats));           \
   m.impl("norm_act_stats", TORCH_BOX(&fastconv::FusedOps<Backend>::stats));                  \
   m.impl("norm_act_fprop", TORCH_BOX(&fastconv::FusedOps<Backend>::fprop));                  \

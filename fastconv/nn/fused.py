@@ -35,11 +35,13 @@ def run_chain(
     torch.nn.BatchNorm2d does.
     """
     momentum = 0.0 if norm.momentum is None else norm.momentum
+    mean = _tensor(norm, norm._buffers, "running_mean")
+    var = _tensor(norm, norm._buffers, "running_var")
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    training = norm.training or (norm.running_mean is None and norm.running_var is None)
+    training = norm.training or (mean is None and var is None)
     keep = not norm.training or norm.track_running_stats
     padding = conv.padding
     if conv.padding_mode != "zeros":
@@ -49,12 +51,12 @@ def run_chain(
         padding = 0
     return conv_bn_relu(
         input,
-        conv.weight,
-        conv.bias,
-        norm.weight,
-        norm.bias,
-        norm.running_mean if keep else None,
-        norm.running_var if keep else None,
+        _tensor(conv, conv._parameters, "weight"),
+        _tensor(conv, conv._parameters, "bias"),
+        _tensor(norm, norm._parameters, "weight"),
+        _tensor(norm, norm._parameters, "bias"),
+        mean if keep else None,
+        var if keep else None,
         training=training,
         momentum=momentum,
         eps=norm.eps,
@@ -71,6 +73,13 @@ def run_chain(
         algo=getattr(conv, "algo", "auto"),
         precision=getattr(conv, "precision", None),
     )
+
+
+def _tensor(module: nn.Module, held: dict[str, Any], name: str) -> Tensor | None:
+    """An attribute that `held` most likely has: nn.Module looks everywhere else first."""
+    if name in held:
+        return held[name]
+    return getattr(module, name)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -145,7 +154,8 @@ class ConvBNReLUNd(nn.Sequential):
         self.process_group, self.recompute = process_group, recompute
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if any(map(has_hooks, self)):
+        conv, norm, *_ = children = self._modules.values()
+        if any(map(has_hooks, children)):
             if self.process_group is not None:
                 raise RuntimeError(
                     "a child of this layer has hooks, which synchronised statistics cannot serve"
@@ -155,8 +165,8 @@ class ConvBNReLUNd(nn.Sequential):
                 return self[2](z)
             return self[2](z) + residual if self.residual_after else self[2](z + residual)
         return run_chain(
-            self[0],
-            self[1],
+            conv,
+            norm,
             input,
             self.activation,
             self.negative_slope,

@@ -41,6 +41,11 @@ class InceptionUnit(nn.Module):
         return run_chain(self.conv, self.bn, x, "relu")
 
 
+def _has_hooks_in(module: nn.Module) -> bool:
+    """As `any(map(has_hooks, module.modules()))`, which takes longer than a small convolution."""
+    return has_hooks(module) or any(map(_has_hooks_in, module._modules.values()))
+
+
 class Inception(nn.Module):
     """GoogLeNet's inception module; ReLU behind every convolution.
 
@@ -127,7 +132,7 @@ class Inception(nn.Module):
         return (self.branch1, *(u for b in branches for u in b), self.branch4[1])
 
     def _watched(self) -> bool:
-        return any(has_hooks(m) for m in self.modules() if m is not self)
+        return any(map(_has_hooks_in, self._modules.values()))
 
     def forward(self, input: Tensor) -> Tensor:
         layers = [folded_layers(unit.conv, unit.bn, input) for unit in self._units()]

@@ -35,14 +35,15 @@ def inherited(algo: str) -> str:
 class Call:
     """One direction of one problem: `name` runs, the gradients choose their own from `algo`.
 
-    channels_last: the memory format of the result. packed: what the `.packed` overload of the
-    direction's op takes for the geometry and, in the gradients, the result's size; None where a
-    number is too large for it.
+    aten: whether it is PyTorch's. channels_last: the memory format of the result. packed: what the
+    `.packed` overload of the direction's op takes for the geometry and, in the gradients, the
+    result's size; None where a number is too large for it.
     """
 
     __slots__ = (
         "_gradients",
         "algo",
+        "aten",
         "channels_last",
         "geometry",
         "input_size",
@@ -62,6 +63,7 @@ class Call:
         weight_size: Sequence[int],
     ) -> None:
         self.name, self.algo = name, algo
+        self.aten = select.split_precision(name)[0] == select.ATEN
         self.geometry, self.channels_last = geometry, channels_last
         self.input_size, self.weight_size = tuple(input_size), tuple(weight_size)
         self._gradients: dict[str, tuple[Any, Call]] = {}

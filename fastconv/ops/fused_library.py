@@ -11,7 +11,7 @@ import torch
 from fastconv.ops.conv_call import call_for
 from fastconv.ops.conv_library import promised
 from fastconv.ops.fused_run import Ending, conv_epilogue
-from fastconv.problem import conv_output_size, dense_strides, is_channels_last
+from fastconv.problem import conv_output_size, dense_strides, is_channels_last, unpacked_moves
 from fastconv.problem import suggests_channels_last as _channels_last
 
 _lib = torch.library.Library("fastconv", "FRAGMENT")
@@ -38,6 +38,10 @@ _lib.impl("conv_act", _conv_act, "CompositeExplicitAutograd")
 def _fake_conv(x, w, bias, residual, stride, padding, dilation, groups, *_):
     size = conv_output_size(x.shape, w.shape, stride, padding, dilation)
     return x.new_empty_strided(size, dense_strides(size, is_channels_last(x, w)))
+
+
+def _fake_conv_packed(x, w, bias, residual, moves, *_):
+    return _fake_conv(x, w, bias, residual, *unpacked_moves(moves, x.dim() - 2))
 
 
 def _fake_into(*_):
@@ -70,7 +74,9 @@ def _fake_dgrad(dz, y, *rest):
 for _name, _fake in (
     ("conv_act", _fake_conv),
     ("conv_epilogue_fprop", _fake_conv),
+    ("conv_epilogue_fprop.packed", _fake_conv_packed),
     ("conv_epilogue_into", _fake_into),
+    ("conv_epilogue_into.packed", _fake_into),
     ("conv_stats_fprop", _fake_conv_stats),
     ("norm_act_stats", _fake_stats),
     ("norm_act_fprop", _fake_norm),

@@ -15,12 +15,13 @@ from fastconv.activations import Activation
 from fastconv.ops import triton_run
 from fastconv.ops.conv_call import Call
 from fastconv.ops.conv_run import run_fprop
-from fastconv.select import ATEN, split_precision
 from fastconv.select_triton import is_ours as _is_triton
 
 _ops = torch.ops.fastconv
 _conv_epilogue = _ops.conv_epilogue_fprop.default._op
+_conv_epilogue_packed = _ops.conv_epilogue_fprop.packed._op
 _conv_epilogue_into = _ops.conv_epilogue_into.default._op
+_conv_epilogue_into_packed = _ops.conv_epilogue_into.packed._op
 _conv_stats = _ops.conv_stats_fprop.default._op
 _epilogue_into = _ops.epilogue_into.default._op
 _stats = _ops.norm_act_stats.default._op
@@ -38,10 +39,6 @@ def ending(activation: Activation, residual_after: bool) -> Ending:
     return Ending(activation.code, activation.slope, residual_after)
 
 
-def is_aten(call: Call) -> bool:
-    return split_precision(call.name)[0] == ATEN
-
-
 def _triton_end(residual: Tensor | None, end: Ending) -> tuple[object, ...]:
     return (end.code, end.slope, residual, end.after, None, None)
 
@@ -52,8 +49,11 @@ def conv_epilogue(
     """act(conv(x, w) + bias), with the residual where `end` says."""
     if _is_triton(call.name):
         return triton_run.fprop(x, w, bias, *call.geometry, call.name, _triton_end(residual, end))
-    if not is_aten(call):
-        return _conv_epilogue(x, w, bias, residual, *call.geometry, *end, call.name)
+    if not call.aten:
+        if call.packed is None:
+            return _conv_epilogue(x, w, bias, residual, *call.geometry, *end, call.name)
+        groups = call.geometry.groups
+        return _conv_epilogue_packed(x, w, bias, residual, *call.packed, groups, *end, call.name)
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
     if residual is not None or end.code:
         _epilogue_into(y, residual, y, *end)
@@ -74,8 +74,12 @@ def conv_epilogue_into(
         epilogue = _triton_end(residual, end)
         triton_run.fprop(x, w, bias, *call.geometry, call.name, epilogue, out)
         return
-    if not is_aten(call):
-        _conv_epilogue_into(x, w, bias, residual, out, *call.geometry, *end, call.name)
+    if not call.aten:
+        if call.packed is None:
+            _conv_epilogue_into(x, w, bias, residual, out, *call.geometry, *end, call.name)
+            return
+        moves = (*call.packed, call.geometry.groups)
+        _conv_epilogue_into_packed(x, w, bias, residual, out, *moves, *end, call.name)
         return
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
     _epilogue_into(y, residual, out, *end)
@@ -87,7 +91,7 @@ def conv_stats(
     """(y, mean, m2): the convolution, each channel's mean, and its sum of squares about it."""
     if _is_triton(call.name):
         return triton_run.stats(x, w, bias, call.geometry, call.name)
-    if not is_aten(call):
+    if not call.aten:
         return _conv_stats(x, w, bias, *call.geometry, call.name)
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
     return (y, *_stats(y))
