@@ -283,6 +283,7 @@ def test_the_model_is_quick_and_splits_what_is_long(h200) -> None:
     assert cost_triton.splits(spec("wgrad", x=(1, 8, 4, 4), w=(8, 8, 3, 3)), config) == 1
 
 
+@pytest.mark.cuda_kernels
 def test_auto_takes_one_only_after_its_check(h200, monkeypatch) -> None:
     """And those of C++ before it."""
     monkeypatch.setattr(gpu, "refusal", lambda key: None)
