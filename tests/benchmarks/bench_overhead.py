@@ -75,10 +75,9 @@ def test_torch(benchmark, grad):
     benchmark(lambda: F.conv2d(x, w))
 
 
-@pytest.mark.parametrize("name", ["aten", "direct"])
-def test_fused_limit(auto_is, name):
+def test_fused_limit(auto_is):
     """In inference conv_bn_relu costs a few checks of its parameters more than conv2d."""
-    auto_is(name)
+    auto_is("direct")
     x, w = operands()
     one, zero = torch.ones(1), torch.zeros(1)
     with torch.no_grad():
@@ -87,10 +86,8 @@ def test_fused_limit(auto_is, name):
             lambda: fastconv.conv2d(x, w),
             lambda: fastconv.conv_bn_relu(x, w, None, one, zero, zero, one),
         )
-    print(f"{name}: {ours * 1e6:.2f} µs, fastconv.conv2d {plain * 1e6:.2f} µs")
-    # PyTorch's convolution is followed by a pass of ours.
-    limit = 5e-6 if name == "direct" else 10e-6
-    assert ours - plain <= limit * max(1.0, theirs / REFERENCE)
+    print(f"direct: {ours * 1e6:.2f} µs, fastconv.conv2d {plain * 1e6:.2f} µs")
+    assert ours - plain <= 7e-6 * max(1.0, theirs / REFERENCE)
 
 
 @pytest.mark.parametrize(
