@@ -112,7 +112,7 @@ class GpuRun:
             ("functions", "ops"),
             ("pooling", "pool"),
             ("pooling functions", "pool_ops"),
-            ("fused operations", "fused"),
+            ("fused operations", "fused", "inception"),
             ("Triton convolutions", "triton"),
         ):
             stages.append(self._on_device(f"tests: {name}", tests(*files), 130, 60))

@@ -13,6 +13,7 @@
 #include "cpu/conv_algorithm.h"
 #include "cpu/isa.h"
 #include "cuda/conv_algorithm.h"
+#include "cuda/inception_algorithm.h"
 #include "cuda/pool_algorithm.h"
 
 namespace py = pybind11;
@@ -39,6 +40,9 @@ std::string cuda_device_refusal(const fastconv::cuda::ConvInstance& instance,
   return fastconv::cuda::capability_refusal(instance, device);
 }
 fastconv::cuda::PoolInstanceList cuda_pools() { return fastconv::cuda::pool_instances(); }
+fastconv::cuda::InceptionInstanceList cuda_inceptions() {
+  return fastconv::cuda::inception_instances();
+}
 const PoolInstance* choose_pool(const fastconv::PoolCall& call, PoolPass pass) {
   return fastconv::cuda::choose_pool_instance(call, pass, nullptr);
 }
@@ -49,6 +53,7 @@ std::string cuda_device_refusal(const fastconv::cuda::ConvInstance&,
   return {};
 }
 fastconv::cuda::PoolInstanceList cuda_pools() { return {nullptr, 0}; }
+fastconv::cuda::InceptionInstanceList cuda_inceptions() { return {nullptr, 0}; }
 const PoolInstance* choose_pool(const fastconv::PoolCall&, PoolPass) { return nullptr; }
 #endif
 
@@ -182,6 +187,38 @@ PYBIND11_MODULE(_C, m) {
       },
       "The instances for a dtype, direction and layout against a problem: (algorithm, instance,"
       " reason why not or empty, estimated seconds, workspace bytes).");
+
+  m.def(
+      "cuda_inceptions",
+      [] {
+        py::list all;
+        const auto list = cuda_inceptions();
+        for (int i = 0; i < list.size; ++i)
+          all.append(py::make_tuple(list.data[i].name, list.data[i].dtype, list.data[i].layout,
+                                    list.data[i].tf32));
+        return all;
+      },
+      "Every kernel instance of the inception module: (name, dtype, layout, tf32).");
+  m.def(
+      "cuda_inception_candidates",
+      [](const fastconv::InceptionSizes& sizes, DType dtype, fastconv::cuda::Layout layout,
+         bool tf32, int capability, int sm_count) {
+        const fastconv::cuda::Device device{capability, sm_count};
+        const auto call =
+            fastconv::inception_of(sizes, dtype, layout == fastconv::cuda::Layout::kNHWC);
+        py::list all;
+        const auto list = cuda_inceptions();
+        for (int i = 0; i < list.size; ++i) {
+          const auto& each = list.data[i];
+          if (each.dtype != dtype || each.layout != layout || (each.tf32 && !tf32)) continue;
+          const std::string reason = each.applicable(call);
+          all.append(py::make_tuple(each.name, each.tf32, reason,
+                                    reason.empty() ? each.cost(call, device) : 0.0));
+        }
+        return all;
+      },
+      "The instances for a dtype and layout against a module's sizes (inception_call.h): (name,"
+      " tf32, reason why not or empty, estimated seconds).");
 
   fastconv::bind_pool_problem(m);
   py::enum_<PoolPass>(m, "PoolPass")

@@ -114,7 +114,11 @@ def _fused_rows() -> list[str]:
             # Triton's convolutions have the epilogues themselves; the passes are those of C++.
             known = backend == "triton" or has(f"fastconv::{op}", backend.upper())
             names = [name for name, reason in _applies(spec, backend).items() if not reason]
-            cells.append(", ".join(f"`{name}`" for name in names) if known else "—")
+            cell = ", ".join(f"`{name}`" for name in names) if known else "—"
+            grids = (operation, direction) == ("inception", "forward")
+            if grids and backend == "cuda" and has("fastconv::inception_fprop", "CUDA"):
+                cell = f"two grids, or {cell}"
+            cells.append(cell)
         rows.append(f"| `{operation}` | {direction} | {' | '.join(cells)} | composed |")
     return rows
 
@@ -232,7 +236,8 @@ def emulated_line() -> str:
     pools = ", ".join(f"{count} {way}" for way, count in ways.items())
     return (
         f"{len(names)} CUDA convolution kernel instances run in the emulation: {counts}. So do"
-        f" {sum(ways.values())} pooling kernel instances: {pools}. Training with batch"
+        f" {sum(ways.values())} pooling kernel instances: {pools}. And"
+        f" {len(_C.cuda_inceptions())} of inception modules. Training with batch"
         f" normalisation takes the statistics in the convolution where its instance forms them"
         f" along with y: {stats}."
     )

@@ -1,8 +1,9 @@
 """The inception module as one operation: four branches on one input, side by side in the output.
 
-The 1x1 convolutions that reduce the input for the 3x3 and the 5x5 branch are one convolution, and
-each branch writes into its channels of the result: nothing is concatenated. Backward, the gradients
-of all 1x1 convolutions on the input are one convolution again.
+On a GPU the whole is two grids (kernels/cuda/inception_fprop.cuh) where `select_inception` takes
+them. Else the 1x1 convolutions that reduce the input for the 3x3 and the 5x5 branch are one
+convolution, and each branch writes into its channels of the result: nothing is concatenated.
+Backward, the gradients of all 1x1 convolutions on the input are one convolution again.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import has_torch_function
 
-from fastconv import functional, gpu, pooling, select
+from fastconv import functional, gpu, pooling, select, select_inception
 from fastconv.activations import Activation, named
 from fastconv.arguments import check_options, foreign_dispatch, refusal
 from fastconv.derived import Derived
-from fastconv.ops import conv, pool
+from fastconv.ops import conv, fused_run, pool
 from fastconv.ops.composed_gradients import composed_gradients
 from fastconv.ops.conv_autograd import sum_to_bias
 from fastconv.ops.conv_call import Call, call_for
@@ -54,7 +55,13 @@ def _join(*parameters: Tensor) -> tuple[Tensor, ...]:
     return torch.cat([w[RED3], w[RED5]]), torch.cat([b[RED3], b[RED5]])
 
 
+def _join_pointwise(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """(weight, bias) of all 1x1 convolutions of the input as one, from those of each."""
+    return torch.cat(tensors[::2]), torch.cat(tensors[1::2])
+
+
 _joined = Derived(_join)
+_joined_pointwise = Derived(_join_pointwise)
 _PLAN_LIMIT = 64  # ways of calling one module
 
 
@@ -121,7 +128,7 @@ def inception(
             return composed(x, weights, biases, end, algo, precision)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))):
             y, *_, plan = _forward(x, weights, biases, step)
-            if x is input:
+            if x is input and plan is not None:
                 _remember(x, parameters, end, algo, precision, plan)
             return y
         if _known_by_value(end):
@@ -239,11 +246,19 @@ def _forward(
     step: _Step,
     keep: int = pool.KEEP_NOTHING,
     plan: _Plan | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, _Plan]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, _Plan | None]:
     """(result, reduced, pooled, index, plan): reduced holds both reductions after their activation.
-    plan: what an earlier call with these parameters returned."""
+    plan: what an earlier call with these parameters returned. pooled, index and plan are None where
+    the two grids ran, which have no use for them."""
     last = is_channels_last(x, x)
     end, request = ending(step.activation, False), step.request
+    if plan is None:
+        choice = select_inception.choose(x, weights, last, request)
+        if choice.name is not None:
+            pointwise = [t for i in (ONE, RED3, RED5) for t in (weights[i], biases[i])]
+            joined = (_join_pointwise if keep else _joined_pointwise)(*pointwise)
+            y, reduced = fused_run.inception(x, joined, weights, biases, end, choice.name)
+            return y, reduced, None, None, None
     places = _outputs(weights)
     size = (x.shape[0], places[-1], *x.shape[2:])
     y = x.new_empty_strided(size, dense_strides(size, last))
@@ -311,6 +326,8 @@ class _Inception(Function):
 
 
 def _backward(dz, x, y, reduced, pooled, index, weights, step, needs) -> list[Tensor | None]:
+    if pooled is None and (needs[0] or needs[1 + PROJECTION]):
+        pooled, index = BARE["max_pool"](x, *_WINDOW, pool.KEEP_BYTE, "direct")
     need_w, need_b = needs[1:7], needs[7:]
     last, places = is_channels_last(x, x), _outputs(weights)
     k3, act = weights[RED3].shape[0], step.activation
@@ -348,7 +365,8 @@ def _backward(dz, x, y, reduced, pooled, index, weights, step, needs) -> list[Te
     if any(need_b[i] for i in names):
         for i, part in zip(names, sum_to_bias(joint).split(counts), strict=True):
             grads[7 + i] = part if need_b[i] else None
-    dpool = through(PROJECTION, by_branch[3], pooled, needs[0])
+    # Without the pooled tensor it is x's shape alone that the call rests on.
+    dpool = through(PROJECTION, by_branch[3], x if pooled is None else pooled, needs[0])
     if needs[0]:
         dx = dgrad_by(call.gradient("dgrad", joint, w), joint, w)
         grads[0] = dx + BARE["max_pool_dx"](dpool, index, x.shape, *_WINDOW[:4], last, "direct")

@@ -36,11 +36,13 @@ from fastconv import (
     reference,
     select_triton,
     selftest_fused,
+    selftest_inception,
     selftest_pool,
     selftest_triton,
     trust,
 )
 from fastconv.problem import NATIVE_DTYPES, ConvSpec
+from fastconv.select_inception import InceptionFamily
 from fastconv.selftest_fused import NormInstance
 from fastconv.selftest_pool import PoolInstance
 from fastconv.selftest_triton import TritonInstance
@@ -191,12 +193,13 @@ def instances() -> tuple[Instance, ...]:
     )
 
 
-AnyInstance = Instance | PoolInstance | NormInstance | TritonInstance
+AnyInstance = Instance | PoolInstance | NormInstance | TritonInstance | InceptionFamily
 
 
 def all_instances() -> tuple[AnyInstance, ...]:
-    """Those of convolution and of pooling, and the passes of normalisation."""
-    return (*instances(), *selftest_pool.instances(), *selftest_fused.instances())
+    """Those of convolution and of pooling, the passes of normalisation, inception modules."""
+    more = (selftest_pool, selftest_fused, selftest_inception)
+    return (*instances(), *(i for module in more for i in module.instances()))
 
 
 def instance_named(name: str) -> AnyInstance:
@@ -208,10 +211,9 @@ def chosen(only: str, device: str) -> tuple[AnyInstance, ...]:
     """Those whose name contains `only`, and whose code is for the device."""
     triton = only.startswith("triton")
     capability = gpu.describe(device).capability
+    found = selftest_triton.instances(device) if triton else all_instances()
     return tuple(
-        i
-        for i in (selftest_triton.instances(device) if triton else all_instances())
-        if only in i.name and getattr(i, "capability", 0) in (0, capability)
+        i for i in found if only in i.name and getattr(i, "capability", 0) in (0, capability)
     )
 
 
@@ -320,6 +322,8 @@ def check(instance: AnyInstance, device: torch.device, limit: int) -> Outcome:
         return Outcome(instance.name, *selftest_pool.check(instance, device, limit))
     if isinstance(instance, NormInstance):
         return Outcome(instance.name, *selftest_fused.check(instance, device, limit))
+    if isinstance(instance, InceptionFamily):
+        return Outcome(instance.name, *selftest_inception.check(instance, device, limit))
     if isinstance(instance, TritonInstance):
         limit = min(limit, selftest_triton.LIMIT)
     count, worst = 0, 0.0

@@ -19,6 +19,7 @@ from fastconv import (
     select_triton,
     selftest,
     selftest_fused,
+    selftest_inception,
     selftest_pool,
     trust,
 )
@@ -33,6 +34,7 @@ FUSED = {
         "_conv_epilogue_into_packed": "conv_epilogue_into.packed",
         "_conv_stats": "conv_stats_fprop",
         "_epilogue_into": "epilogue_into",
+        "_inception": "inception_fprop",
         "_stats": "norm_act_stats",
     },
     fused_autograd: {
@@ -110,6 +112,7 @@ def pretend_gpu(
         patch.setattr(selftest, "OPS", ops)
         patch.setattr(selftest_pool, "OPS", ops)
         patch.setattr(selftest_fused, "OPS", ops)
+        patch.setattr(selftest_inception, "OPS", ops)
         patch.setattr(selftest, "torch_device", lambda key: torch.device("cpu"))
         select.forget()
         trust.reload()

@@ -21,6 +21,7 @@ from emulated import (
     instances,
     operand_bytes,
 )
+from emulated_inception import inception_args, inception_instances
 from emulated_norm import RESULTS, NormProblem, norm_call
 from emulated_pool import PoolInstance, pool_instances, problem_arguments
 from emulated_pool import operand_bytes as pool_bytes
@@ -28,6 +29,8 @@ from emulator import build
 from emulator.sanitized_run import run_jobs
 from test_emulated_conv import applicable_cases
 from test_emulated_epilogue import chosen_cases as epilogue_cases
+from test_emulated_inception import SIZES, of_size
+from test_emulated_inception import operands_of as inception_operands
 from test_emulated_norm import operands_of
 from test_emulated_pool import checks_of
 from test_emulator import PLANTED, planted_input
@@ -191,6 +194,19 @@ def test_normalisation_passes_are_clean() -> None:
                         "options": {**options, "seed": 1 + i % 3},
                     }
                 )
+    assert_clean(run_jobs(module, jobs))
+
+
+@pytest.mark.slow
+def test_inception_instances_are_clean() -> None:
+    module = build.build("kernels", "sanitized")
+    jobs = []
+    for i, instance in enumerate(inception_instances()):
+        size = next(SIZES[name] for name in ("images", "odd") if name in of_size(instance))
+        args = inception_args(instance, size, inception_operands(size, instance.dtype))
+        options = {"activation": 1 + i % 4, "slope": 0.25, "seed": 1 + i % 3}
+        job = {"name": str(instance), "call": "run_inception", "args": args, "options": options}
+        jobs.append(job)
     assert_clean(run_jobs(module, jobs))
 
 

@@ -4,6 +4,7 @@
 
 #include "conv_backend.h"
 #include "fused_backend.h"
+#include "inception_backend.h"
 #include "launch.h"
 #include "pool_backend.h"
 
@@ -48,6 +49,9 @@ struct Gpu {
   int launch(const PoolInstance& instance, const PoolCall& call) const {
     return instance.launch(call, device, stream);
   }
+  int launch(const InceptionInstance& instance, const InceptionCall& call) const {
+    return instance.launch(call, stream);
+  }
 };
 
 Tensor probe(const Tensor& x) {
@@ -71,4 +75,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
   FC_IMPL_CONV_OPS(m, fastconv::cuda::ConvBackend<fastconv::cuda::Gpu>);
   FC_IMPL_POOL_OPS(m, fastconv::cuda::PoolBackend<fastconv::cuda::Gpu>);
   FC_IMPL_FUSED_OPS(m, fastconv::cuda::FusedBackend<fastconv::cuda::Gpu>);
+  FC_IMPL_INCEPTION_OPS(m, fastconv::cuda::InceptionBackend<fastconv::cuda::Gpu>);
 }

@@ -6,6 +6,7 @@ same epilogues; the passes are those of C++ whatever the algorithm.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ _conv_epilogue_into = _ops.conv_epilogue_into.default._op
 _conv_epilogue_into_packed = _ops.conv_epilogue_into.packed._op
 _conv_stats = _ops.conv_stats_fprop.default._op
 _epilogue_into = _ops.epilogue_into.default._op
+_inception = _ops.inception_fprop.default._op
 _stats = _ops.norm_act_stats.default._op
 
 
@@ -83,6 +85,20 @@ def conv_epilogue_into(
         return
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
     _epilogue_into(y, residual, out, *end)
+
+
+def inception(
+    x: Tensor,
+    joined: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    end: Ending,
+    name: str,
+) -> tuple[Tensor, Tensor]:
+    """(result, reductions) of an inception module, by one instance of its kernels; `joined`: weight
+    and bias of the 1x1 convolutions of x, the reductions last."""
+    parts = (t for i in (2, 4, 5) for t in (weights[i], biases[i]))
+    return _inception(x, *joined, *parts, end.code, end.slope, name)
 
 
 def conv_stats(

@@ -2,6 +2,7 @@
 // them on plain bytes. tests/emulated.py puts tensors, dtypes and layouts around it.
 #include "cuda/conv_algorithm.h"
 #include "cuda/launch.h"
+#include "inception_bindings.h"
 #include "norm_bindings.h"
 #include "pool_bindings.h"
 #include "python_buffers.h"
@@ -232,4 +233,5 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
       py::arg("x"));
   bind_pools(m);
   bind_norm(m);
+  bind_inception(m);
 }

@@ -119,8 +119,11 @@ def kernel_sources(module: str) -> list[Path]:
 
 
 def host_sources(module: str) -> list[Path]:
-    apart = ("bindings.cpp", "pool_bindings.cpp", "norm_bindings.cpp", "torch_ops.cpp")
-    core = sorted(p for p in HERE.glob("*.cpp") if p.name not in apart)
+    core = sorted(
+        p
+        for p in HERE.glob("*.cpp")
+        if not p.name.endswith("bindings.cpp") and p.name != "torch_ops.cpp"
+    )
     if module == "planted":
         return core
     registries = sorted((ROOT / "csrc/cuda").glob("*_registry.cpp"))
@@ -130,7 +133,7 @@ def host_sources(module: str) -> list[Path]:
 def bindings_sources(module: str) -> list[Path]:
     if module == "planted":
         return [HERE / "planted/bindings.cpp"]
-    return [HERE / "bindings.cpp", HERE / "pool_bindings.cpp", HERE / "norm_bindings.cpp"]
+    return sorted(HERE.glob("*bindings.cpp"))
 
 
 def ninja_text() -> str:

@@ -8,6 +8,7 @@
 
 #include "cuda/conv_backend.h"
 #include "cuda/fused_backend.h"
+#include "cuda/inception_backend.h"
 #include "cuda/pool_backend.h"
 #include "guarded_buffers.h"
 #include "scheduler.h"
@@ -152,6 +153,30 @@ struct EmulatedGpu {
     return operands.run("norm", [&] { return launch_norm(pass, guarded, nullptr); });
   }
 
+  int launch(const InceptionInstance& instance, const InceptionCall& call) const {
+    const size_t element = element_bytes(instance.dtype);
+    const int64_t pixels = call.pixels(), joined = call.K1 + call.R3 + call.R5;
+    constexpr emu::Role kRead = emu::Role::kInput, kWritten = emu::Role::kOutput;
+    GuardedOperands operands;
+    InceptionCall guarded = call;
+    const auto read = [&](const char* name, const void*& p, int64_t elements) {
+      p = operands.add(name, p, elements, element, kRead);
+    };
+    read("x", guarded.x, pixels * call.C);
+    read("joined", guarded.joined, joined * call.C);
+    read("joined_bias", guarded.joined_bias, joined);
+    read("w3", guarded.w3, call.K3 * call.R3 * call.extent3 * call.extent3);
+    read("b3", guarded.b3, call.K3);
+    read("w5", guarded.w5, call.K5 * call.R5 * call.extent5 * call.extent5);
+    read("b5", guarded.b5, call.K5);
+    read("wp", guarded.wp, call.KP * call.C);
+    read("bp", guarded.bp, call.KP);
+    guarded.y = operands.add("y", call.y, pixels * call.outputs(), element, kWritten);
+    guarded.reductions = operands.add("reductions", call.reductions, pixels * (call.R3 + call.R5),
+                                      element, kWritten);
+    return operands.run(instance.name, [&] { return instance.launch(guarded, nullptr); });
+  }
+
   int launch(const PoolInstance& instance, const PoolCall& call) const {
     const PoolProblem& p = call.p;
     const size_t element = element_bytes(instance.dtype);
@@ -180,6 +205,7 @@ STABLE_TORCH_LIBRARY(fastconv_emulated, m) {
   FC_DEFINE_CONV_OPS(m);
   FC_DEFINE_POOL_OPS(m);
   FC_DEFINE_FUSED_OPS(m);
+  FC_DEFINE_INCEPTION_OPS(m);
   m.def("launches() -> int");
 }
 
@@ -191,4 +217,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CPU, m) {
   FC_IMPL_CONV_OPS(m, fastconv::cuda::ConvBackend<fastconv::cuda::EmulatedGpu>);
   FC_IMPL_POOL_OPS(m, fastconv::cuda::PoolBackend<fastconv::cuda::EmulatedGpu>);
   FC_IMPL_FUSED_OPS(m, fastconv::cuda::FusedBackend<fastconv::cuda::EmulatedGpu>);
+  FC_IMPL_INCEPTION_OPS(m, fastconv::cuda::InceptionBackend<fastconv::cuda::EmulatedGpu>);
 }

@@ -98,6 +98,21 @@ FAMILIES: tuple[Family, ...] = (
         )
         for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
     ),
+    # Inception modules: (NHWC, VEC_X, VEC_W). The pool's windows are loads of 16 bytes where pixels
+    # are vectors.
+    *(
+        family(
+            rf"inception_fprop_pointwise_kernel<SlicedTile<GemmTile<{scalar}, \(GemmMath\){math},"
+            r" .*, true, [48], [48]>",
+            f"load128 async_copy128 {engine}",
+        )
+        for scalar, math, engine in GEMM_ENGINES
+    ),
+    *gemm_families(
+        r"inception_fprop_\w+_kernel<SlicedTile",
+        r".*, (true, [48], [48]|false, 1, [48])>",
+        GEMM_ENGINES,
+    ),
     # The Winograd matrices' rows are padded to vectors, so that no product of theirs loads scalars.
     family(
         r"gemm_batched_kernel<GemmTile<float, \(GemmMath\)0, .*, 4, 4>", "async_copy128 shared128"

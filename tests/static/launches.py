@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from cases import ConvCase, conv_case
 from emulated import instances, planned_launches
+from emulated_inception import InceptionSize, inception_instances, inception_launches
 from emulated_norm import RESULTS, NormProblem, norm_launches
 from emulated_pool import PlannedPool, planned_pool_launches, pool_instances
 
@@ -78,6 +79,12 @@ TYPICAL_NORMS = tuple(
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 )
 
+# Vectors everywhere, and nowhere.
+TYPICAL_INCEPTIONS = (
+    InceptionSize(1, 480, 14, 14, 192, 96, 208, 16, 48, 64),
+    InceptionSize(1, 37, 14, 14, 19, 13, 41, 7, 21, 5),
+)
+
 # Where the operands lie (aligned to 16 bytes, to one element), and the device. Alignment picks a
 # kernel or its template arguments, the device how much shared memory.
 WAYS = (("start", 80), ("start", 90), ("offset", 90))
@@ -111,4 +118,9 @@ def typical_launches() -> dict[str, set[Launch]]:
                 for record in norm_launches(pass_, norm, placement):
                     launch = Launch(record.threads, record.dynamic_bytes)
                     found.setdefault(readable(record.kernel), set()).add(launch)
+    for inception in inception_instances():
+        for size in TYPICAL_INCEPTIONS:
+            for record in inception_launches(inception, size):
+                launch = Launch(record.threads, record.dynamic_bytes)
+                found.setdefault(readable(record.kernel), set()).add(launch)
     return found

@@ -64,7 +64,9 @@ struct StrideKMap {
   }
 };
 
-template <class Operand, int NUM_THREADS, int VEC, GemmCheck CHECK, class MnMap, class KMap>
+// `Threads`: which of NUM_THREADS a thread is.
+template <class Operand, int NUM_THREADS, int VEC, GemmCheck CHECK, class MnMap, class KMap,
+          class Threads = BlockThreads>
 class GemmLoader {
   using scalar_t = typename Operand::scalar_t;
   static constexpr int BYTES = VEC * static_cast<int>(sizeof(scalar_t));
@@ -99,7 +101,7 @@ class GemmLoader {
         to_(part + Operand::offset(row(0), unit(0) * VEC)),
         table_(reinterpret_cast<Coordinate*>(table)) {
     if constexpr (TABLE) {
-      for (int i = threadIdx.x; i < Operand::EXTENT; i += NUM_THREADS)
+      for (int i = Threads::index(); i < Operand::EXTENT; i += NUM_THREADS)
         table_[i] = in_bytes(mn_map.at(i));
     } else {
       take([&](int i) { return in_bytes(mn_map.at(i)); });
@@ -147,8 +149,10 @@ class GemmLoader {
   __device__ __forceinline__ void move(int elements) { to_ += elements; }
 
  private:
-  static __device__ __forceinline__ int row(int i) { return threadIdx.x / LANES + i * ROW_STEP; }
-  static __device__ __forceinline__ int unit(int i) { return threadIdx.x % LANES + i * LANES; }
+  static __device__ __forceinline__ int row(int i) {
+    return Threads::index() / LANES + i * ROW_STEP;
+  }
+  static __device__ __forceinline__ int unit(int i) { return Threads::index() % LANES + i * LANES; }
   template <class F>
   __device__ __forceinline__ void take(const F& coordinate) {
 #pragma unroll

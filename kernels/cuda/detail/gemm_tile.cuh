@@ -19,10 +19,21 @@ enum class GemmMath : int {
   kMma16,  // bf16 or fp16, mma.sync m16n8k16
 };
 
+// The threads of a product are those of the block.
+struct BlockThreads {
+  static __device__ __forceinline__ unsigned index() { return threadIdx.x; }
+};
+// The block's threads form slices of so many, each of which has a product of its own.
+template <int NUM_THREADS>
+struct SliceThreads {
+  static __device__ __forceinline__ unsigned index() { return threadIdx.x % NUM_THREADS; }
+};
+
 template <class scalar, GemmMath math, int block_m, int block_n, int warp_m, int warp_n, int stages,
           int min_blocks>
 struct GemmTile {
   using scalar_t = scalar;
+  using Threads = BlockThreads;
   static constexpr GemmMath MATH = math;
   static constexpr int BLOCK_M = block_m, BLOCK_N = block_n;
   static constexpr int BLOCK_K = 64 / static_cast<int>(sizeof(scalar));

@@ -30,8 +30,8 @@ class TensorCoreWarp {
 
   __device__ __forceinline__ TensorCoreWarp()
       : lane_(threadIdx.x % 32),
-        m_(threadIdx.x / 32 / Tile::WARPS_N * Tile::WARP_M),
-        n_(threadIdx.x / 32 % Tile::WARPS_N * Tile::WARP_N) {
+        m_(Tile::Threads::index() / 32 / Tile::WARPS_N * Tile::WARP_M),
+        n_(Tile::Threads::index() / 32 % Tile::WARPS_N * Tile::WARP_N) {
     // Which row of the four 8x8 matrices (ldmatrix), or which element, the lane addresses first.
     const int low = lane_ & 7, bit3 = lane_ & 8, bit4 = (lane_ & 16) / 2;
     if constexpr (A_K_CONTIGUOUS)
@@ -151,8 +151,8 @@ class FmaWarp {
   __device__ __forceinline__ FmaWarp()
       : lane_m_(threadIdx.x % 32 / LANES_N),
         lane_n_(threadIdx.x % LANES_N),
-        m_(threadIdx.x / 32 / Tile::WARPS_N * Tile::WARP_M),
-        n_(threadIdx.x / 32 % Tile::WARPS_N * Tile::WARP_N),
+        m_(Tile::Threads::index() / 32 / Tile::WARPS_N * Tile::WARP_M),
+        n_(Tile::Threads::index() / 32 % Tile::WARPS_N * Tile::WARP_N),
         a_(first<A>(m_ + place<A_K_CONTIGUOUS, LANES_M>(lane_m_, 0))),
         b_(Tile::STAGE_B + first<B>(n_ + place<B_K_CONTIGUOUS, LANES_N>(lane_n_, 0))) {
 #pragma unroll
