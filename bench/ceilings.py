@@ -62,13 +62,17 @@ def measured(
 def floor_of(flops: float, moved: float, arithmetic: str, ceilings: Mapping[str, float]) -> float:
     """Milliseconds that the same run's triad and matrix product leave for this work: no kernel
     should beat it by much, except Winograd, which multiplies less, and what stays in the caches."""
-    rate = ceilings.get(f"gemm_{arithmetic}_flops")
+    if arithmetic == "tf32x3":
+        rate = ceilings.get("gemm_tf32_flops", 0.0) / 3
+    else:
+        rate = ceilings.get(f"gemm_{arithmetic}_flops")
     return 1e3 * max(flops / rate if rate else 0.0, moved / ceilings["triad_bytes_per_s"])
 
 
 def floor_ms(problem: Problem, ceilings: Mapping[str, float]) -> float:
     """`floor_of` a problem in its own arithmetic."""
     arithmetic = str(problem.x.dtype).removeprefix("torch.")
-    if getattr(problem, "precision", "ieee") == "tf32":
-        arithmetic = "tf32"
+    precision = getattr(problem, "precision", "ieee")
+    if precision != "ieee":
+        arithmetic = precision
     return floor_of(problem.flops(), problem.bytes(), arithmetic, ceilings)

@@ -59,7 +59,7 @@ class ConvProblem(Problem):
             dilation=layer.dilation,
             groups=layer.groups,
             channels_last=self.layout == "channels_last" and layer.rank > 1,
-            tf32=self.x.is_cuda and self.precision == "tf32",
+            products=self.precision if self.x.is_cuda and self.x.dtype == torch.float32 else "ieee",
         )
 
     def judge(self, result: Any, ran: str) -> Verdict:

@@ -55,9 +55,13 @@ def exact(
 
 
 @cache
-def tf32_kernels() -> frozenset[str]:
-    """The instances that multiply float32 operands in TF32."""
-    return frozenset(f"{row[0]}/{row[1]}" for row in _C.cuda_instances() if row[5])
+def _products() -> dict[str, str]:
+    return {f"{row[0]}/{row[1]}": row[5].name for row in _C.cuda_instances()}
+
+
+def products_of(kernel: str) -> str:
+    """How a CUDA instance multiplies float32 operands: "ieee", "tf32x3" or "tf32"."""
+    return _products().get(kernel, "ieee")
 
 
 def rounding(ran: str, tf32: bool) -> str:
@@ -68,7 +72,8 @@ def rounding(ran: str, tf32: bool) -> str:
         return "winograd_f4x4_3x3_tf32" if tf32 else "winograd_f4x4_3x3"
     if algorithm.startswith("winograd"):
         return algorithm + ("_tf32" if kernel.endswith("_tf32") else "")
-    return "tf32" if f"{algorithm}/{kernel}" in tf32_kernels() else algorithm
+    products = products_of(f"{algorithm}/{kernel}")
+    return algorithm if products == "ieee" else products
 
 
 def judge(

@@ -91,14 +91,15 @@ def rehearsed_layers() -> list[Timed]:
 
 
 def by_value(layers: list[Timed]) -> Iterator[tuple[Timed, str, str]]:
-    """(layer, direction, arithmetic: a dtype or "tf32"), most telling first."""
+    """(layer, direction, arithmetic: a dtype, "tf32" or "tf32x3"), most telling first."""
     for arithmetic in ("bfloat16", "float32"):
         yield from ((item, "fprop", arithmetic) for item in layers)
     for arithmetic in ("bfloat16", "float32"):
         for item in layers:
             if item.gradients:
                 yield from ((item, direction, arithmetic) for direction in ("dgrad", "wgrad"))
-    yield from ((item, "fprop", "tf32") for item in layers if item.gradients)
+    for arithmetic in ("tf32", "tf32x3"):
+        yield from ((item, "fprop", arithmetic) for item in layers if item.gradients)
 
 
 # Name -> (the layers, whether torch.compile, whose search takes seconds, is to be compared with).
@@ -114,7 +115,7 @@ def work(name: str) -> Iterator[tuple[ConvLayer, str, str]]:
     """A list's (layer with its batch, direction, arithmetic), most telling first."""
     make, compiled = LISTS[name]
     for item, direction, arithmetic in by_value(make()):
-        if not compiled or (item.compiled and arithmetic != "tf32"):
+        if not compiled or (item.compiled and not arithmetic.startswith("tf32")):
             yield replace(item.layer, batch=item.batch), direction, arithmetic
 
 

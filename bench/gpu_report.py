@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench import report
+
 SCHEMA = 1
 DRY = "DRY RUN: no kernel ran on a GPU and nothing was measured; what ran was rehearsed on the CPU."
 
@@ -24,7 +26,7 @@ def benchmark(result: dict) -> dict:
 
 
 def row_of(row: dict) -> dict:
-    arithmetic = "tf32" if row.get("precision") == "tf32" else row["dtype"]
+    arithmetic = report.arithmetic(row)
     name = EAGER.get(row["contender"], row["contender"])
     where = f"{row['net']} {row['layer']} N={row['batch']} {row['direction']} {arithmetic}"
     found = {

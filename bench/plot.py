@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import report
 from bench.providers import COPY, PYTORCH
 
 HINT = "python -m bench plot needs matplotlib: pip install matplotlib"
@@ -62,9 +63,8 @@ def _styles(rows: list[dict]) -> dict[str, dict[str, Any]]:
 
 
 def _arithmetic(doc: dict) -> str:
-    """The dtype, or "tf32" where float32 was rounded to it."""
-    settings = doc["settings"]
-    return "tf32" if settings.get("precision") == "tf32" else settings["dtype"]
+    """The dtype, or "tf32" or "tf32x3" where float32 was multiplied so."""
+    return report.arithmetic(doc["settings"])
 
 
 def _caption(doc: dict) -> str:

@@ -309,17 +309,17 @@ def _our_pool(problem: PoolProblem, x: Tensor, algo: str) -> Tensor:
     return fastconv.stochastic_pool2d(x, *window, layer.padding, layer.ceil_mode, algo=algo)
 
 
-def instances_of(problem: Problem, tf32: bool) -> list[str]:
+def instances_of(problem: Problem, products: str) -> list[str]:
     """Every CUDA kernel instance for this convolution's direction, layout and arithmetic."""
     if not isinstance(problem, ConvProblem):
         return []
     dtype = str(problem.x.dtype).removeprefix("torch.")
     layout = _C.Layout.NHWC if problem.layout == "channels_last" else _C.Layout.NCHW
-    wanted = (problem.direction, dtype, layout, tf32)
+    wanted = (problem.direction, dtype, layout, products)
     return [
         f"{algorithm}/{name}"
-        for algorithm, name, direction, kind, at, rounds in _C.cuda_instances()
-        if (direction.name, kind.name, at, rounds) == wanted
+        for algorithm, name, direction, kind, at, multiplies in _C.cuda_instances()
+        if (direction.name, kind.name, at, multiplies.name) == wanted
     ]
 
 

@@ -55,8 +55,9 @@ def summarise(rows: Iterable[dict]) -> list[dict]:
 
 
 def arithmetic(row: dict) -> str:
-    """The dtype, or "tf32" where float32 is rounded to it."""
-    return "tf32" if row.get("precision") == "tf32" else row["dtype"]
+    """The dtype, or "tf32" or "tf32x3" where float32 is multiplied so."""
+    precision = row.get("precision", "ieee")  # older results have none
+    return row["dtype"] if precision == "ieee" else precision
 
 
 def problem_key(row: dict) -> tuple:

@@ -67,7 +67,7 @@ class Work:
 
     @property
     def arithmetic(self) -> str:
-        return "tf32" if self.precision == "tf32" else self.dtype
+        return self.dtype if self.precision == "ieee" else self.precision
 
     def __str__(self) -> str:
         return f"{self.layer.net} {self.layer.label} N={self.batch}"
@@ -230,8 +230,8 @@ def _listed(args: argparse.Namespace) -> Iterator[Work]:
 def _by_value(name: str) -> Iterator[Work]:
     """A list that fixes everything, most telling first."""
     for layer, direction, arithmetic in gpu_layers.work(name):
-        tf32 = arithmetic == "tf32"
-        dtype, precision = ("float32", "tf32") if tf32 else (arithmetic, "ieee")
+        rounded = arithmetic.startswith("tf32")
+        dtype, precision = ("float32", arithmetic) if rounded else (arithmetic, "ieee")
         yield Work(layer, layer.batch, [direction], dtype, precision)
 
 
@@ -367,7 +367,7 @@ class Run:
         first = dict.fromkeys(each.layer for each in self.options.work)
         if item.layer not in islice(first, self.options.every_instance):
             return self.options.contenders
-        names = providers.instances_of(problem, item.arithmetic == "tf32")
+        names = providers.instances_of(problem, item.precision)
         return [*self.options.contenders, *map(providers.Fastconv, names)]
 
     def rows_of(self, item: Work) -> Iterator[list[dict]]:

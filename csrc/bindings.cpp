@@ -129,6 +129,10 @@ PYBIND11_MODULE(_C, m) {
   py::enum_<fastconv::cuda::Layout>(m, "Layout")
       .value("NCHW", fastconv::cuda::Layout::kNCHW)
       .value("NHWC", fastconv::cuda::Layout::kNHWC);
+  py::enum_<fastconv::cuda::Products>(m, "Products")
+      .value("ieee", fastconv::cuda::Products::kIeee)
+      .value("tf32x3", fastconv::cuda::Products::kTf32x3)
+      .value("tf32", fastconv::cuda::Products::kTf32);
   m.def("cuda_algorithms", [] {
     std::vector<std::string> names;
     const auto list = cuda_algorithms();
@@ -140,11 +144,11 @@ PYBIND11_MODULE(_C, m) {
       [] {
         py::list all;
         each_cuda_instance([&](const auto& a, const auto& i) {
-          all.append(py::make_tuple(a.name, i.name, i.direction, i.dtype, i.layout, i.tf32));
+          all.append(py::make_tuple(a.name, i.name, i.direction, i.dtype, i.layout, i.products));
         });
         return all;
       },
-      "Every kernel instance: (algorithm, instance, direction, dtype, layout, tf32).");
+      "Every kernel instance: (algorithm, instance, direction, dtype, layout, products).");
   m.def(
       "cuda_stats_instances",
       [] {
@@ -170,12 +174,12 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_candidates",
       [](const ConvProblem& p, DType dtype, Direction direction, fastconv::cuda::Layout layout,
-         bool tf32, int capability, int sm_count) {
+         fastconv::cuda::Products products, int capability, int sm_count) {
         const fastconv::cuda::Device device{capability, sm_count};
         py::list all;
         each_cuda_instance([&](const auto& a, const auto& i) {
           if (i.dtype != dtype || i.direction != direction || i.layout != layout ||
-              (i.tf32 && !tf32))
+              i.products > products)
             return;
           std::string reason = cuda_device_refusal(i, device);
           if (reason.empty()) reason = i.applicable(p);

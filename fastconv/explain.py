@@ -182,7 +182,7 @@ def _convolution(
         tuple(weight.shape),
         *geometry,
         plain and is_channels_last(x, weight),
-        select.allows_tf32(device, input.dtype, algo),
+        select.products_for(device, input.dtype, algo),
     )
     if refusal is None:
         choices = tuple(_direction(spec.toward(d), algo) for d in DIRECTIONS)

@@ -106,7 +106,7 @@ def _make_plan(
         tuple(weight.shape),
         *geometry,
         channels_last,
-        select.allows_tf32(device, input.dtype, algo),
+        select.products_for(device, input.dtype, algo),
     )
     real = not any(conv.is_fake(t) for t in (input, weight, bias))
     name = select.resolve(spec, algo, (x.detach(), weight.detach(), bias) if real else None)
@@ -320,8 +320,9 @@ _DOC = """{rank}-D convolution; torch.nn.functional.conv{rank}d with a choice of
             cost, PyTorch's own convolution included), or a name of `fastconv.select.names()`. A
             named algorithm is also used for the gradients where it applies to them, else "auto".
         precision: how float32 products are rounded on CUDA devices: "ieee", "tf32" (operands keep
-            10 bits of mantissa), "tf32x3" (at least as accurate as three TF32 products; computed as
-            "ieee" for now), or None for what torch.backends.cudnn.allow_tf32 says. The CPU always
+            10 bits of mantissa), "tf32x3" (operands are split into two such parts and multiplied
+            three times on tensor cores: about as accurate as "ieee"; infinities give NaN), or None
+            for what torch.backends.cudnn.allow_tf32 says. The CPU always
             computes in IEEE arithmetic.
 
     Returns:

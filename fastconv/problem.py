@@ -143,7 +143,8 @@ class ConvSpec:
     Shapes are those of the forward problem in every direction: input_size (N, C, *in), weight_size
     (K, C/groups, *kernel), one entry per spatial axis in stride, padding and dilation.
     `device` is "cpu" or "cuda:<index>". `channels_last` is the memory format of the activations.
-    `tf32`: float32 operands may be rounded to TensorFloat-32 (CUDA only).
+    `products`: how float32 operands may be multiplied on CUDA, "ieee", "tf32x3" or "tf32": the
+    least accurate that will do.
     """
 
     direction: str
@@ -156,7 +157,12 @@ class ConvSpec:
     dilation: tuple[int, ...]
     groups: int
     channels_last: bool = False
-    tf32: bool = False
+    products: str = "ieee"
+
+    @property
+    def tf32(self) -> bool:
+        """Whether operands may be rounded to TensorFloat-32."""
+        return self.products == "tf32"
 
     @property
     def rank(self) -> int:
@@ -207,7 +213,7 @@ class ConvSpec:
             self.dilation,
             self.groups,
             self.channels_last,
-            self.tf32,
+            self.products,
         )
 
     def __str__(self) -> str:
@@ -222,4 +228,4 @@ class ConvSpec:
             f" dilation {joined(self.dilation)} groups {self.groups}"
         )
         text += " channels_last" if self.channels_last else ""
-        return text + (" tf32" if self.tf32 else "")
+        return text if self.products == "ieee" else f"{text} {self.products}"

@@ -129,13 +129,15 @@ def split_precision(request: str) -> tuple[str, str | None]:
     return algo, precision if plus else None
 
 
-def allows_tf32(device: str, dtype: torch.dtype, request: str) -> bool:
-    """Whether a float32 problem on this device may be rounded to TF32: PyTorch's switch for
+def products_for(device: str, dtype: torch.dtype, request: str) -> str:
+    """How a problem on this device may be multiplied (`ConvSpec.products`): PyTorch's switch for
     convolutions decides unless the request has a precision of its own."""
     if dtype != torch.float32 or not gpu.is_cuda(device):
-        return False
+        return "ieee"
     precision = split_precision(request)[1]
-    return gpu.tf32_allowed() if precision is None else precision == "tf32"
+    if precision is None:
+        return "tf32" if gpu.tf32_allowed() else "ieee"
+    return precision
 
 
 def _native_candidate(name: str, spec: ConvSpec, threads: int) -> Candidate:

@@ -58,7 +58,7 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
         dtype,
         NATIVE_DIRECTIONS[spec.direction],
         layout,
-        spec.tf32,
+        getattr(_C.Products, spec.products),
         device.capability,
         device.sm_count,
     )

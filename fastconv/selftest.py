@@ -127,7 +127,7 @@ class Instance:
     direction: str
     dtype: torch.dtype
     channels_last: bool
-    tf32: bool
+    products: str  # of `ConvSpec.products`
 
     @property
     def name(self) -> str:
@@ -139,7 +139,7 @@ class Instance:
         """As `conv_tolerance` takes it."""
         if self.algorithm.startswith("winograd"):  # 16-bit kernels may use TF32 products as well
             return self.algorithm + ("_tf32" if self.kernel.endswith("_tf32") else "")
-        return "tf32" if self.tf32 else self.algorithm
+        return self.algorithm if self.products == "ieee" else self.products
 
     @property
     def capability(self) -> int:
@@ -187,9 +187,9 @@ def instances() -> tuple[Instance, ...]:
             direction.name,
             _DTYPES[dtype],
             layout == _C.Layout.NHWC,
-            tf32,
+            products.name,
         )
-        for algorithm, kernel, direction, dtype, layout, tf32 in _C.cuda_instances()
+        for algorithm, kernel, direction, dtype, layout, products in _C.cuda_instances()
     )
 
 

@@ -30,8 +30,10 @@ UNDERFLOW = {
 }
 ROUNDOFFS_PER_SUM = 8.0
 TF32_ROUNDOFF = 2.0**-11
-# Both factors of a product are rounded to TF32's 11 significant bits, to nearest.
-TF32_PER_PRODUCT = 2 * TF32_ROUNDOFF + TF32_ROUNDOFF**2
+# What a product is off by, in units of itself. "tf32": both factors are rounded to TF32's 11
+# significant bits, to nearest. "tf32x3": each is the sum of two such numbers but for the roundoff's
+# square, and the product of the smaller two, as little again, is left out.
+PER_PRODUCT = {"tf32": 2 * TF32_ROUNDOFF + TF32_ROUNDOFF**2, "tf32x3": 3 * TF32_ROUNDOFF**2}
 
 
 def accumulate_tolerance(
@@ -129,11 +131,11 @@ def conv_tolerance(
     gemm_k: int,
 ) -> Tensor:
     """Bound on abs(result - expected) of one algorithm, elementwise or of shape []; ``"tf32"``
-    stands for kernels that multiply in TF32."""
+    and ``"tf32x3"`` stand for kernels that multiply so."""
     if algo.startswith("winograd") and expected.numel():
         return winograd_tolerance(algo, direction, dtype, expected, magnitude, gemm_k)
     bound = accumulate_tolerance(dtype, expected, magnitude, gemm_k)
-    return bound + TF32_PER_PRODUCT * magnitude if algo == "tf32" else bound
+    return bound + PER_PRODUCT.get(algo, 0.0) * magnitude
 
 
 # Pooling. Sums of windows round as a convolution's sums of products. A power is off by up to 8

@@ -80,7 +80,7 @@ class Instance:
     direction: str
     dtype: torch.dtype
     layout: str  # NCHW or NHWC, of all operands and the result
-    tf32: bool
+    products: str  # of `ConvSpec.products`
     native: Any
 
     def refusal(self, case: ConvCase) -> str:
@@ -99,11 +99,15 @@ class Instance:
         return self.native.takes_stats
 
     @property
+    def tf32(self) -> bool:
+        return self.products == "tf32"
+
+    @property
     def arithmetic(self) -> str:
         """The name under which `tolerances.conv_tolerance` knows how it rounds."""
         if self.algorithm.startswith("winograd"):
             return self.algorithm + ("_tf32" if self.name.endswith("_tf32") else "")
-        return "tf32" if self.tf32 else self.algorithm
+        return self.algorithm if self.products == "ieee" else self.products
 
     def __str__(self) -> str:
         return f"{self.algorithm}/{self.name}"
@@ -119,7 +123,7 @@ def instances() -> tuple[Instance, ...]:
             native.direction.name,
             getattr(torch, native.dtype.name),
             native.layout.name,
-            native.tf32,
+            native.products.name,
             native,
         )
         for algorithm, native in emulation().instances()

@@ -16,9 +16,10 @@ from emulated import Instance, instances, planned_launches
 
 BATCH, SMS = 32, 132
 PRECISIONS = {
-    "ieee": (torch.float32, False),
-    "tf32": (torch.float32, True),
-    "bf16": (torch.bfloat16, False),
+    "ieee": (torch.float32, ("ieee",)),
+    "tf32x3": (torch.float32, ("ieee", "tf32x3")),
+    "tf32": (torch.float32, ("ieee", "tf32x3", "tf32")),
+    "bf16": (torch.bfloat16, ("ieee",)),
 }
 
 
@@ -65,12 +66,12 @@ DIRECTIONS, LAYOUTS = ("fprop", "dgrad", "wgrad"), ("NCHW", "NHWC")
 @cache
 def ranking(case: ConvCase, precision: str, direction: str, layout: str) -> tuple[Instance, ...]:
     """Every kernel that may run it, the cheapest first."""
-    dtype, tf32 = PRECISIONS[precision]
+    dtype, products = PRECISIONS[precision]
     able = [
         i
         for i in instances()
         if (i.dtype, i.direction, i.layout) == (dtype, direction, layout)
-        and (tf32 or not i.tf32)
+        and i.products in products
         and not i.refusal(case)
     ]
     return tuple(sorted(able, key=lambda i: i.cost(case)))
@@ -166,8 +167,8 @@ def test_tf32_is_chosen_only_where_it_is_allowed_and_is_never_a_loss(precision: 
         for direction in DIRECTIONS:
             for layout in LAYOUTS:
                 found = chosen(case, precision, direction, layout)
-                assert not found.tf32 or precision == "tf32"
-                if precision == "tf32":
+                assert found.products in PRECISIONS[precision][1]
+                if precision.startswith("tf32"):
                     strict = chosen(case, "ieee", direction, layout)
                     assert found.cost(case) <= strict.cost(case)
 

@@ -43,12 +43,13 @@ def check_integers(instance: Instance, case: ConvCase, seed: int = 1, **options:
 def test_every_direction_dtype_and_layout_has_a_kernel_for_everything() -> None:
     """One instance of each takes any channel count, filter, stride, dilation and groups."""
     odd = conv_case("odd", (2, 6, 29, 27), (9, 2, 11, 7), (3, 2), (4, 1), (1, 2), groups=3)
-    found = {(i.direction, i.dtype, i.layout, i.tf32) for i in IM2COL if not i.refusal(odd)}
-    kinds = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False))
+    found = {(i.direction, i.dtype, i.layout, i.products) for i in IM2COL if not i.refusal(odd)}
+    kinds = [(torch.float32, products) for products in ("ieee", "tf32x3", "tf32")]
+    kinds += [(torch.bfloat16, "ieee"), (torch.float16, "ieee")]
     for direction in ("fprop", "dgrad", "wgrad"):
-        for dtype, tf32 in (*kinds, (torch.float16, False)):
+        for dtype, products in kinds:
             for layout in ("NCHW", "NHWC"):
-                assert (direction, dtype, layout, tf32) in found
+                assert (direction, dtype, layout, products) in found
 
 
 ALIGNED = conv_case("aligned", (2, 16, 6, 8), (24, 16, 3, 3), padding=1)
@@ -140,8 +141,9 @@ def test_wgrad_splits_are_exact_and_repeatable(instance: Instance) -> None:
         arguments = (instance.algorithm, instance.name, MANY_PIXELS, "wgrad", (a, b), None, seed)
         results.append(run_instance(*arguments, placement="start", capability=80 + 5 * (seed % 3)))
         assert torch.equal(results[0], results[-1])
-    algo = "tf32" if instance.tf32 else "im2col"
-    assert_close(results[0], expected, magnitude, algo, MANY_PIXELS, "wgrad", str(instance))
+    assert_close(
+        results[0], expected, magnitude, instance.arithmetic, MANY_PIXELS, "wgrad", str(instance)
+    )
 
 
 @pytest.mark.parametrize("instance", WGRAD, ids=str)

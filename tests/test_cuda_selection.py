@@ -31,18 +31,18 @@ def pretended(monkeypatch, tmp_path):
     trust.reload()
 
 
-def grouped_spec(direction="fprop", dtype=torch.float32, tf32=False, channels_last=False):
+def grouped_spec(direction="fprop", dtype=torch.float32, products="ieee", channels_last=False):
     """Where PyTorch is weak, so that `auto` wants one of ours."""
     return ConvSpec(
         direction, "cuda:0", dtype, (8, 64, 56, 56), (64, 2, 3, 3), (1, 1), (1, 1), (1, 1), 32,
-        channels_last, tf32,
+        channels_last, products,
     )  # fmt: skip
 
 
 def spec_3x3(input_size, filters, direction="fprop", **change):
     spec = ConvSpec(
         direction, "cuda:0", torch.float32, input_size, (filters, input_size[1], 3, 3), (1, 1),
-        (1, 1), (1, 1), 1, False, False,
+        (1, 1), (1, 1), 1, False, "ieee",
     )  # fmt: skip
     return replace(spec, **change)
 
@@ -169,17 +169,27 @@ def test_a_workspace_that_does_not_fit_is_passed_over(monkeypatch):
 
 def test_precision_decides_on_tf32(monkeypatch):
     passes(monkeypatch)
-    tf32 = {f"{a}/{n}" for a, n, *_, rounded in _C.cuda_instances() if rounded}
-    assert tf32
+    kernels = {}
+    for algorithm, name, *_, products in _C.cuda_instances():
+        kernels.setdefault(products.name, set()).add(f"{algorithm}/{name}")
+    tf32, tf32x3 = kernels["tf32"], kernels["tf32x3"]
     for allowed in (True, False):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-        assert select.allows_tf32("cuda:0", torch.float32, "auto") == allowed
-        assert select.allows_tf32("cuda:0", torch.float32, "auto+tf32")
-        assert not select.allows_tf32("cuda:0", torch.float32, "direct+ieee|auto")
-        assert not select.allows_tf32("cuda:0", torch.bfloat16, "auto+tf32")
-    names = {c.name for c in ours(grouped_spec(tf32=False))}
-    assert not names & tf32
-    assert {c.name for c in ours(grouped_spec(tf32=True))} & tf32
+        default = "tf32" if allowed else "ieee"
+        assert select.products_for("cuda:0", torch.float32, "auto") == default
+        for precision in ("ieee", "tf32", "tf32x3"):
+            request = f"direct+{precision}|auto"
+            assert select.products_for("cuda:0", torch.float32, request) == precision
+        assert select.products_for("cuda:0", torch.bfloat16, "auto+tf32") == "ieee"
+        assert select.products_for("cpu", torch.float32, "auto+tf32") == "ieee"
+    names = {c.name for c in ours(grouped_spec())}
+    assert not names & (tf32 | tf32x3)
+    names = {c.name for c in ours(grouped_spec(products="tf32x3"))}
+    assert names & tf32x3 and not names & tf32
+    names = {c.name for c in ours(grouped_spec(products="tf32"))}
+    assert names & tf32x3 and names & tf32
+    dense = spec_3x3((32, 256, 28, 28), 256, products="tf32x3", stride=(2, 2), channels_last=True)
+    assert "tf32x3" in select.resolve(dense, "im2col")
     # PyTorch's own follows its switch, which the name then carries.
     assert select.resolve(grouped_spec(), "aten+ieee") == "aten+ieee"
     assert select.resolve(grouped_spec(), "aten") == "aten"

@@ -106,7 +106,8 @@ def test_the_list_of_layers() -> None:
 
 
 def test_lists_go_by_value() -> None:
-    """16-bit fprop of all layers first; TF32, of the layers whose gradients are timed, last."""
+    """16-bit fprop of all layers first; TF32, once and in three products, of the layers whose
+    gradients are timed, last."""
     work = list(gpu_layers.work("gpu"))
     count = len(timed_layers())
     assert [w[1:] for w in work[: 2 * count : count]] == [
@@ -114,10 +115,13 @@ def test_lists_go_by_value() -> None:
         ("fprop", "float32"),
     ]
     some = {layer for layer, direction, _ in work if direction == "dgrad"}
-    assert {layer for layer, _, arithmetic in work if arithmetic == "tf32"} == some
-    assert len(work) == len(set(work)) == 2 * count + 4 * len(some) + len(some)
+    for rounded in ("tf32", "tf32x3"):
+        assert {layer for layer, _, arithmetic in work if arithmetic == rounded} == some
+    assert len(work) == len(set(work)) == 2 * count + 4 * len(some) + 2 * len(some)
     compiled = set(gpu_layers.work("gpu_compiled"))
-    assert compiled < set(work) and all(arithmetic != "tf32" for *_, arithmetic in compiled)
+    assert compiled < set(work) and all(
+        not arithmetic.startswith("tf32") for *_, arithmetic in compiled
+    )
     assert len(lists.layers("gpu")) == count and not lists.layers("gpu", ["pool"])
     assert {layer.batch for layer in lists.layers("gpu")} == {1, 8, 32}
 
@@ -337,7 +341,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_named_algorithm_runs_its_cheapest_instance(pretended) -> None:
     """What the benchmark's contenders are called by; whether it is trusted is not asked."""
 
-    def spec(tf32: bool, **other) -> ConvSpec:
+    def spec(products: str, **other) -> ConvSpec:
         values = {"direction": "fprop", "dtype": torch.float32, "channels_last": False, **other}
         return ConvSpec(
             device="cuda:0",
@@ -347,18 +351,19 @@ def test_a_named_algorithm_runs_its_cheapest_instance(pretended) -> None:
             padding=(1, 1),
             dilation=(1, 1),
             groups=1,
-            tf32=tf32,
+            products=products,
             **values,
         )
 
     names = {f"{row[0]}/{row[1]}" for row in _C.cuda_instances()}
     for algorithm in ("direct", "direct_plain", "im2col"):
-        name = select.resolve(spec(False), algorithm)
+        name = select.resolve(spec("ieee"), algorithm)
         assert name in names and name.startswith(algorithm + "/")
-        assert name not in gpu_check.tf32_kernels()
-    assert select.resolve(spec(True), "im2col") in gpu_check.tf32_kernels()
+        assert gpu_check.products_of(name) == "ieee"
+    for products in ("tf32x3", "tf32"):
+        assert gpu_check.products_of(select.resolve(spec(products), "im2col")) == products
     with pytest.raises(RuntimeError, match="does not apply"):
-        select.resolve(spec(False, dtype=torch.float64), "im2col")
+        select.resolve(spec("ieee", dtype=torch.float64), "im2col")
 
 
 def test_every_instance_of_a_problem() -> None:
@@ -368,13 +373,14 @@ def test_every_instance_of_a_problem() -> None:
     for direction in conv_problem.PARTS:
         for layout in ("nchw", "channels_last"):
             (problem,) = conv_problem.problems_of(layer, 2, [direction], [layout], torch.float32)
-            for tf32 in (False, True):
-                found[direction, layout, tf32] = providers.instances_of(problem, tf32)
+            for products in ("ieee", "tf32x3", "tf32"):
+                found[direction, layout, products] = providers.instances_of(problem, products)
     names = [name for some in found.values() for name in some]
     float32 = [f"{r[0]}/{r[1]}" for r in _C.cuda_instances() if r[3].name == "float32"]
     assert sorted(names) == sorted(float32)
-    assert all(name in gpu_check.tf32_kernels() for key, some in found.items() for name in some
-               if key[2])  # fmt: skip
+    assert all(
+        gpu_check.products_of(name) == key[2] for key, some in found.items() for name in some
+    )
     assert isinstance(problem, ConvProblem) and all(
         len(set(some)) == len(some) for some in found.values()
     )

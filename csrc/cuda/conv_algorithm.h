@@ -10,6 +10,11 @@
 
 namespace fastconv::cuda {
 
+// How fp32 operands are multiplied, least accurate last: each of these serves whoever allows one
+// behind it. TF32 has 11 significant bits; with three products of the parts of operands that are
+// split in two an error is within about twice that of fp32. Kernels of other dtypes are kIeee.
+enum class Products : int { kIeee = 0, kTf32x3 = 1, kTf32 = 2 };
+
 // Of x, w and y together: all three are dense in it. kNCHW: [N,C,D,H,W], [K,C/g,T,R,S],
 // [N,K,O,P,Q]; kNHWC: [N,D,H,W,C], [K,T,R,S,C/g], [N,O,P,Q,K].
 enum class Layout : int { kNCHW = 0, kNHWC = 1 };
@@ -45,7 +50,7 @@ struct ConvInstance {
   Direction direction;
   DType dtype;
   Layout layout;
-  bool tf32;  // multiplies fp32 operands rounded to TF32: taken only where the caller allows it
+  Products products;
   // Empty when the problem can run, else the reason why not, in one sentence with the values.
   std::string (*applicable)(const ConvProblem&);
   // Bytes of scratch, all of it.
@@ -86,9 +91,9 @@ FC_API const ConvAlgorithm* find_conv_algorithm(const char* name);  // null when
 FC_API std::string capability_refusal(const ConvInstance&, const Device&);
 
 // The cheapest instance that runs the problem, or null; then `reason` (if given) says why not.
-// `tf32`: whether the caller allows TF32 instances.
+// `products`: the least accurate that the caller allows.
 FC_API const ConvInstance* choose_instance(const ConvAlgorithm&, const ConvProblem&, Direction,
-                                           DType, Layout, bool tf32, const Device&,
+                                           DType, Layout, Products, const Device&,
                                            std::string* reason);
 
 }  // namespace fastconv::cuda

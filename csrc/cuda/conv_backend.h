@@ -3,7 +3,7 @@
 //
 // `Gpu` says where: constructed from a tensor, it makes that tensor's device current while it
 // lives, and has `device` and `stream`. `algo` is "<algorithm>" (then the cheapest instance runs,
-// TF32 excluded) or "<algorithm>/<instance>".
+// of IEEE products) or "<algorithm>/<instance>".
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -48,8 +48,8 @@ struct ConvBackend {
     const ConvInstance* instance = nullptr;
     std::string reason;
     if (slash == std::string::npos) {
-      instance = choose_instance(*algorithm, o.problem, o.direction, o.dtype, layout, false,
-                                 gpu.device, &reason);
+      instance = choose_instance(*algorithm, o.problem, o.direction, o.dtype, layout,
+                                 Products::kIeee, gpu.device, &reason);
     } else {
       instance = find_instance(*algorithm, algo.c_str() + slash + 1);
       STD_TORCH_CHECK(instance != nullptr, op, ": unknown CUDA kernel instance '", algo, "'");
@@ -64,8 +64,8 @@ struct ConvBackend {
     STD_TORCH_CHECK(instance != nullptr, op, ": algorithm '", algo, "' does not apply: ", reason);
     if (!slice_fits(o)) {
       algorithm = &conv_direct_plain;
-      instance = choose_instance(*algorithm, o.problem, o.direction, o.dtype, layout, false,
-                                 gpu.device, &reason);
+      instance = choose_instance(*algorithm, o.problem, o.direction, o.dtype, layout,
+                                 Products::kIeee, gpu.device, &reason);
     }
 
     const bool fprop = o.direction == Direction::kFprop, wgrad = o.direction == Direction::kWgrad;

@@ -138,7 +138,7 @@ double any_cost(const ConvProblem& p, const Device& device) {
 }
 
 #define FC_ROW(direction, dtype, layout, name, applicable, workspace, cost, launch) \
-  {name, Direction::direction, dtype, layout, false, applicable, workspace, cost, launch},
+  {name, Direction::direction, dtype, layout, Products::kIeee, applicable, workspace, cost, launch},
 
 #define FC_WINDOW(dtype, dtype_name, r, s)                                                    \
   FC_ROW(kFprop, dtype, Layout::kNHWC, "fprop_" dtype_name "_nhwc_window" #r "_s" #s,         \

@@ -100,29 +100,29 @@ int launch_conv_wgrad_direct_plain(const ConvCall& call) {
   return launch_wgrad_reduce<dtype>(partial, call.w, weights, slices, call.stream);
 }
 
-#define PLAIN_ROWS(dtype, dtype_name, layout, layout_name)                                    \
-  {"fprop_" dtype_name "_" layout_name "_analytic",                                           \
-   Direction::kFprop,                                                                         \
-   dtype,                                                                                     \
-   layout,                                                                                    \
-   false,                                                                                     \
-   applicable,                                                                                \
-   no_workspace,                                                                              \
-   cost<dtype, Direction::kFprop>,                                                            \
-   launch_conv_fprop_direct_plain<dtype, layout>},                                            \
-      {"dgrad_" dtype_name "_" layout_name "_analytic",                                       \
-       Direction::kDgrad,                                                                     \
-       dtype,                                                                                 \
-       layout,                                                                                \
-       false,                                                                                 \
-       applicable,                                                                            \
-       no_workspace,                                                                          \
-       cost<dtype, Direction::kDgrad>,                                                        \
-       launch_conv_dgrad_direct_plain<dtype, layout>},                                        \
-  {                                                                                           \
-    "wgrad_" dtype_name "_" layout_name "_analytic", Direction::kWgrad, dtype, layout, false, \
-        applicable, wgrad_workspace<acc_t<scalar_of<dtype>>>, cost<dtype, Direction::kWgrad>, \
-        launch_conv_wgrad_direct_plain<dtype, layout>                                         \
+#define PLAIN_ROWS(dtype, dtype_name, layout, layout_name)                             \
+  {"fprop_" dtype_name "_" layout_name "_analytic",                                    \
+   Direction::kFprop,                                                                  \
+   dtype,                                                                              \
+   layout,                                                                             \
+   Products::kIeee,                                                                    \
+   applicable,                                                                         \
+   no_workspace,                                                                       \
+   cost<dtype, Direction::kFprop>,                                                     \
+   launch_conv_fprop_direct_plain<dtype, layout>},                                     \
+      {"dgrad_" dtype_name "_" layout_name "_analytic",                                \
+       Direction::kDgrad,                                                              \
+       dtype,                                                                          \
+       layout,                                                                         \
+       Products::kIeee,                                                                \
+       applicable,                                                                     \
+       no_workspace,                                                                   \
+       cost<dtype, Direction::kDgrad>,                                                 \
+       launch_conv_dgrad_direct_plain<dtype, layout>},                                 \
+  {                                                                                    \
+    "wgrad_" dtype_name "_" layout_name "_analytic", Direction::kWgrad, dtype, layout, \
+        Products::kIeee, applicable, wgrad_workspace<acc_t<scalar_of<dtype>>>,         \
+        cost<dtype, Direction::kWgrad>, launch_conv_wgrad_direct_plain<dtype, layout>  \
   }
 #define PLAIN_TABLE(dtype, dtype_name)                  \
   PLAIN_ROWS(dtype, dtype_name, Layout::kNCHW, "nchw"), \

@@ -49,9 +49,10 @@ constexpr double kL2OverDram = 1.5;    // rate of either
 constexpr int64_t kOverheadTiles = 2;  // of gemm_k: filling the ring, epilogue
 
 double full_rate(const Im2colShape& s, const DeviceRates& rates) {
-  return s.math == GemmMath::kFma    ? rates.fma_flops
-         : s.math == GemmMath::kTf32 ? rates.tensor_tf32_flops
-                                     : rates.tensor_16_flops;
+  return s.math == GemmMath::kFma      ? rates.fma_flops
+         : s.math == GemmMath::kTf32   ? rates.tensor_tf32_flops
+         : s.math == GemmMath::kTf32x3 ? rates.tensor_tf32_flops / 3
+                                       : rates.tensor_16_flops;
 }
 
 // Fraction of the peak that a full SM reaches: element-wise gathers cost issue slots, small tiles
@@ -60,6 +61,7 @@ double efficiency(const Im2colShape& s) {
   const bool fma = s.math == GemmMath::kFma;
   double share = fma ? 0.75 : 0.7;
   if (s.block_m * s.block_n < 128 * 64) share *= 0.7;
+  if (s.math == GemmMath::kTf32x3) share *= 0.85;  // splitting, sums outside
   if (s.vec_data == 1) share *= fma ? 0.8 : 0.5;
   if (s.vec_other == 1) share *= fma ? 0.9 : 0.8;
   return share;
@@ -314,12 +316,12 @@ double cost(const ConvProblem& p, const Device& device) {
   return im2col_cost(Config::shape, p, device);
 }
 
-#define FC_IM2COL_ROW(name, dtype, tf32, config)                                           \
+#define FC_IM2COL_ROW(name, dtype, products, config)                                       \
   {name,                                                                                   \
    FC_IM2COL_CONFIG(config)::shape.direction,                                              \
    dtype,                                                                                  \
    FC_IM2COL_CONFIG(config)::shape.layout,                                                 \
-   tf32,                                                                                   \
+   products,                                                                               \
    refusal<FC_IM2COL_CONFIG(config)>,                                                      \
    workspace<FC_IM2COL_CONFIG(config)>,                                                    \
    cost<FC_IM2COL_CONFIG(config)>,                                                         \

@@ -74,6 +74,9 @@ using Mma64 = GemmTile<scalar_t, GemmMath::kMma16, 64, 64, 32, 32, 4, 3>;
 using Tf32Tile128 = GemmTile<float, GemmMath::kTf32, 128, 128, 64, 32, 4, 2>;
 using Tf32Tile128x64 = GemmTile<float, GemmMath::kTf32, 128, 64, 32, 32, 4, 2>;
 using Tf32Tile64 = GemmTile<float, GemmMath::kTf32, 64, 64, 32, 32, 4, 3>;
+// Both parts of the operands are in registers beside the accumulators: the wide tile is too much.
+using Tf32x3Tile128x64 = GemmTile<float, GemmMath::kTf32x3, 128, 64, 64, 32, 4, 2>;
+using Tf32x3Tile64 = GemmTile<float, GemmMath::kTf32x3, 64, 64, 32, 32, 4, 3>;
 using FmaTile128x64 = GemmTile<float, GemmMath::kFma, 128, 64, 32, 64, 4, 3>;
 using FmaTile64 = GemmTile<float, GemmMath::kFma, 64, 64, 32, 32, 4, 3>;
 
@@ -90,35 +93,45 @@ using Im2colNchwVec =
     Im2colConfig<direction, Layout::kNCHW, Tile, direction == Direction::kWgrad ? VEC : 1,
                  direction == Direction::kFprop ? VEC : 1, true, Im2colNchw<direction, TileSmall>>;
 
-// X(name, dtype, tf32, configuration) for every instance of one direction `d` (a Direction), `dn`
-// its name: the table and the explicit instantiations are both made of this list.
-#define FC_IM2COL_16(X, d, dn, dtype, name, scalar_t)                                 \
-  X(dn "_" name "_nhwc_mma_128x128x32_vec8", dtype, false,                            \
-    (Im2colNhwcVec<d, Mma128<scalar_t>, Mma64<scalar_t>, 8>))                         \
-  X(dn "_" name "_nhwc_mma_64x64x32_vec8", dtype, false,                              \
-    (Im2colNhwcVec<d, Mma64<scalar_t>, Mma64<scalar_t>, 8, false>))                   \
-  X(dn "_" name "_nhwc_mma_64x64x32", dtype, false, (Im2colNhwc<d, Mma64<scalar_t>>)) \
-  X(dn "_" name "_nchw_mma_128x64x32", dtype, false,                                  \
-    (Im2colNchwVec<d, Mma128x64<scalar_t>, Mma64<scalar_t>, 8>))                      \
-  X(dn "_" name "_nchw_mma_64x64x32", dtype, false, (Im2colNchw<d, Mma64<scalar_t>>))
-#define FC_IM2COL_TF32(X, d, dn)                                                      \
-  X(dn "_tf32_nhwc_mma_128x128x16_vec4", DType::kFloat32, true,                       \
-    (Im2colNhwcVec<d, Tf32Tile128, Tf32Tile64, 4>))                                   \
-  X(dn "_tf32_nhwc_mma_64x64x16", DType::kFloat32, true, (Im2colNhwc<d, Tf32Tile64>)) \
-  X(dn "_tf32_nchw_mma_128x64x16", DType::kFloat32, true,                             \
-    (Im2colNchwVec<d, Tf32Tile128x64, Tf32Tile64, 4>))                                \
-  X(dn "_tf32_nchw_mma_64x64x16", DType::kFloat32, true, (Im2colNchw<d, Tf32Tile64>))
-#define FC_IM2COL_F32(X, d, dn)                                                       \
-  X(dn "_f32_nhwc_ffma_128x64x16_vec4", DType::kFloat32, false,                       \
-    (Im2colNhwcVec<d, FmaTile128x64, FmaTile64, 4>))                                  \
-  X(dn "_f32_nhwc_ffma_64x64x16", DType::kFloat32, false, (Im2colNhwc<d, FmaTile64>)) \
-  X(dn "_f32_nchw_ffma_128x64x16", DType::kFloat32, false,                            \
-    (Im2colNchwVec<d, FmaTile128x64, FmaTile64, 4>))                                  \
-  X(dn "_f32_nchw_ffma_64x64x16", DType::kFloat32, false, (Im2colNchw<d, FmaTile64>))
+// X(name, dtype, products, configuration) for every instance of one direction `d` (a Direction),
+// `dn` its name: the table and the explicit instantiations are both made of this list.
+#define FC_IM2COL_16(X, d, dn, dtype, name, scalar_t)                                           \
+  X(dn "_" name "_nhwc_mma_128x128x32_vec8", dtype, Products::kIeee,                            \
+    (Im2colNhwcVec<d, Mma128<scalar_t>, Mma64<scalar_t>, 8>))                                   \
+  X(dn "_" name "_nhwc_mma_64x64x32_vec8", dtype, Products::kIeee,                              \
+    (Im2colNhwcVec<d, Mma64<scalar_t>, Mma64<scalar_t>, 8, false>))                             \
+  X(dn "_" name "_nhwc_mma_64x64x32", dtype, Products::kIeee, (Im2colNhwc<d, Mma64<scalar_t>>)) \
+  X(dn "_" name "_nchw_mma_128x64x32", dtype, Products::kIeee,                                  \
+    (Im2colNchwVec<d, Mma128x64<scalar_t>, Mma64<scalar_t>, 8>))                                \
+  X(dn "_" name "_nchw_mma_64x64x32", dtype, Products::kIeee, (Im2colNchw<d, Mma64<scalar_t>>))
+#define FC_IM2COL_TF32(X, d, dn)                                                                 \
+  X(dn "_tf32_nhwc_mma_128x128x16_vec4", DType::kFloat32, Products::kTf32,                       \
+    (Im2colNhwcVec<d, Tf32Tile128, Tf32Tile64, 4>))                                              \
+  X(dn "_tf32_nhwc_mma_64x64x16", DType::kFloat32, Products::kTf32, (Im2colNhwc<d, Tf32Tile64>)) \
+  X(dn "_tf32_nchw_mma_128x64x16", DType::kFloat32, Products::kTf32,                             \
+    (Im2colNchwVec<d, Tf32Tile128x64, Tf32Tile64, 4>))                                           \
+  X(dn "_tf32_nchw_mma_64x64x16", DType::kFloat32, Products::kTf32, (Im2colNchw<d, Tf32Tile64>))
+#define FC_IM2COL_TF32X3(X, d, dn)                                            \
+  X(dn "_tf32x3_nhwc_mma_128x64x16_vec4", DType::kFloat32, Products::kTf32x3, \
+    (Im2colNhwcVec<d, Tf32x3Tile128x64, Tf32x3Tile64, 4>))                    \
+  X(dn "_tf32x3_nhwc_mma_64x64x16", DType::kFloat32, Products::kTf32x3,       \
+    (Im2colNhwc<d, Tf32x3Tile64>))                                            \
+  X(dn "_tf32x3_nchw_mma_128x64x16", DType::kFloat32, Products::kTf32x3,      \
+    (Im2colNchwVec<d, Tf32x3Tile128x64, Tf32x3Tile64, 4>))                    \
+  X(dn "_tf32x3_nchw_mma_64x64x16", DType::kFloat32, Products::kTf32x3,       \
+    (Im2colNchw<d, Tf32x3Tile64>))
+#define FC_IM2COL_F32(X, d, dn)                                                                 \
+  X(dn "_f32_nhwc_ffma_128x64x16_vec4", DType::kFloat32, Products::kIeee,                       \
+    (Im2colNhwcVec<d, FmaTile128x64, FmaTile64, 4>))                                            \
+  X(dn "_f32_nhwc_ffma_64x64x16", DType::kFloat32, Products::kIeee, (Im2colNhwc<d, FmaTile64>)) \
+  X(dn "_f32_nchw_ffma_128x64x16", DType::kFloat32, Products::kIeee,                            \
+    (Im2colNchwVec<d, FmaTile128x64, FmaTile64, 4>))                                            \
+  X(dn "_f32_nchw_ffma_64x64x16", DType::kFloat32, Products::kIeee, (Im2colNchw<d, FmaTile64>))
 #define FC_IM2COL_INSTANCES(X, d, dn)                             \
   FC_IM2COL_16(X, d, dn, DType::kBFloat16, "bf16", __nv_bfloat16) \
   FC_IM2COL_16(X, d, dn, DType::kFloat16, "f16", __half)          \
   FC_IM2COL_TF32(X, d, dn)                                        \
+  FC_IM2COL_TF32X3(X, d, dn)                                      \
   FC_IM2COL_F32(X, d, dn)
 
 // A configuration in parentheses, so that its commas survive the macros.
@@ -129,7 +142,7 @@ struct Im2colArgument<void(Config)> {
   using type = Config;
 };
 #define FC_IM2COL_CONFIG(config) Im2colArgument<void config>::type
-#define FC_IM2COL_INSTANTIATE(name, dtype, tf32, config) \
+#define FC_IM2COL_INSTANTIATE(name, dtype, products, config) \
   template int launch_conv_im2col<FC_IM2COL_CONFIG(config)>(const ConvCall&);
 
 }  // namespace fastconv::cuda

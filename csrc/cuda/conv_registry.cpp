@@ -38,15 +38,15 @@ std::string capability_refusal(const ConvInstance& instance, const Device& devic
 }
 
 const ConvInstance* choose_instance(const ConvAlgorithm& algorithm, const ConvProblem& problem,
-                                    Direction direction, DType dtype, Layout layout, bool tf32,
-                                    const Device& device, std::string* reason) {
+                                    Direction direction, DType dtype, Layout layout,
+                                    Products products, const Device& device, std::string* reason) {
   const ConvInstance* best = nullptr;
   double best_cost = std::numeric_limits<double>::infinity();
   std::string why = "no kernel for this direction, dtype and layout";
   for (int i = 0; i < algorithm.size; ++i) {
     const ConvInstance& instance = algorithm.instances[i];
     if (instance.direction != direction || instance.dtype != dtype || instance.layout != layout ||
-        (instance.tf32 && !tf32))
+        instance.products > products)
       continue;
     std::string refused = capability_refusal(instance, device);
     if (refused.empty()) refused = instance.applicable(problem);

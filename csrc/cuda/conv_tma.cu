@@ -214,7 +214,7 @@ using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
    direction,                                                \
    dtype,                                                    \
    Layout::kNHWC,                                            \
-   false,                                                    \
+   Products::kIeee,                                          \
    refusal<Config16<direction, dtype, __VA_ARGS__>>,         \
    no_workspace,                                             \
    cost<Config16<direction, dtype, __VA_ARGS__>>,            \

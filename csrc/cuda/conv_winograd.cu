@@ -65,7 +65,8 @@ using WinogradOf = std::conditional_t<kTileOut == 4, WinogradF4x4_3x3, WinogradF
 // What the table says of TF32: fp32 tensors whose transformed tiles are rounded to it. 16-bit
 // storage gains nothing from strict fp32 products and has no other kernels.
 template <class scalar_t, bool kTensorCores>
-constexpr bool kTf32 = kTensorCores && std::is_same_v<scalar_t, float>;
+constexpr Products kProducts =
+    kTensorCores && std::is_same_v<scalar_t, float> ? Products::kTf32 : Products::kIeee;
 
 template <int kTileOut, class scalar_t, DType dtype, bool kTensorCores, Layout layout,
           Direction direction>
@@ -87,9 +88,15 @@ struct Fused {
       return launch_fused<Wino, scalar_t, layout, kTensorCores>(call, direction);
   }
   static constexpr ConvInstance instance(const char* name) {
-    return {
-        name,      direction, dtype, layout, kTf32<scalar_t, kTensorCores>, applicable<kTileOut>,
-        workspace, cost,      launch};
+    return {name,
+            direction,
+            dtype,
+            layout,
+            kProducts<scalar_t, kTensorCores>,
+            applicable<kTileOut>,
+            workspace,
+            cost,
+            launch};
   }
 };
 
@@ -111,7 +118,7 @@ struct NonFused {
             direction,
             dtype,
             layout,
-            kTf32<scalar_t, kTensorCores>,
+            kProducts<scalar_t, kTensorCores>,
             nonfused_applicable<kTileOut>,
             workspace,
             cost,

@@ -137,7 +137,7 @@ def call_for(
             weight_size,
             *geometry,
             channels_last,
-            select.allows_tf32(device, like.dtype, algo),
+            select.products_for(device, like.dtype, algo),
         )
         resolve = select.choose_with_epilogue if epilogue else select.resolve
         name = resolve(spec, algo, tensors)

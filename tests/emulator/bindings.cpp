@@ -156,6 +156,10 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
   py::enum_<cuda::Layout>(m, "Layout", py::module_local())
       .value("NCHW", cuda::Layout::kNCHW)
       .value("NHWC", cuda::Layout::kNHWC);
+  py::enum_<cuda::Products>(m, "Products", py::module_local())
+      .value("ieee", cuda::Products::kIeee)
+      .value("tf32x3", cuda::Products::kTf32x3)
+      .value("tf32", cuda::Products::kTf32);
   py::class_<ConvProblem>(m, "ConvProblem", py::module_local())
       .def(py::init(&make_conv_problem), py::arg("input_size"), py::arg("weight_size"),
            py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
@@ -181,7 +185,7 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
       .def_readonly("direction", &ConvInstance::direction)
       .def_readonly("dtype", &ConvInstance::dtype)
       .def_readonly("layout", &ConvInstance::layout)
-      .def_readonly("tf32", &ConvInstance::tf32)
+      .def_readonly("products", &ConvInstance::products)
       .def("refusal", [](const ConvInstance& i, const ConvProblem& p) { return i.applicable(p); })
       .def("workspace", [](const ConvInstance& i, const ConvProblem& p,
                            const cuda::Device& device) { return i.workspace(p, device); })

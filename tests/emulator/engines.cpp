@@ -2,6 +2,7 @@
 // the PTX ISA defines them (section "Matrix multiply-accumulate operation using mma instruction").
 // Products are exact and added to the accumulator one by one in fp32, gemm_k ascending; the order
 // inside a tensor core is not documented, and tolerances leave room for it.
+#include <cmath>
 #include <cstdio>
 #include <string>
 
@@ -127,6 +128,15 @@ float operand_value(const uint32_t* registers, int element) {
   }
 }
 
+// Tensor cores do not round their sums but drop what does not fit. Source: Fasi, Higham, Mikaitis
+// and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021, section 4 (where the few bits are
+// counted that terms keep while they are aligned: here all of them).
+float cut_off(double sum) {
+  const float nearest = static_cast<float>(sum);
+  if (!(std::abs(double(nearest)) > std::abs(sum)) || std::isinf(nearest)) return nearest;
+  return std::nextafter(nearest, 0.f);
+}
+
 // With g = lane / 4 and t = lane % 4, element i of a lane's fragment is
 //   16-bit  a[16][16]: row g + 8 * (i / 2 % 2), column 2t + i % 2 + 8 * (i / 4)
 //           b[16][8]:  row 2t + i % 2 + 8 * (i / 2), column g
@@ -160,9 +170,9 @@ void exchange_product(Fiber* lanes, uint32_t) {
     const auto& mine = *static_cast<const Fragments*>(lanes[lane].argument);
     const unsigned g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i) {
-      float sum = mine.d[i];
-      for (int k = 0; k < kDepth; ++k) sum += a[g + 8 * (i / 2)][k] * b[k][2 * t + i % 2];
-      mine.d[i] = sum;
+      double sum = mine.d[i];
+      for (int k = 0; k < kDepth; ++k) sum += double(a[g + 8 * (i / 2)][k]) * b[k][2 * t + i % 2];
+      mine.d[i] = cut_off(sum);
     }
   }
 }

@@ -49,7 +49,7 @@ class Instance:
     direction: str
     dtype: torch.dtype
     layout: str
-    tf32: bool
+    products: str  # of `ConvSpec.products`
 
     @property
     def algo(self) -> str:
@@ -61,7 +61,7 @@ class Instance:
         """How it rounds, as `conv_tolerance` calls it."""
         if self.algorithm.startswith("winograd"):
             return self.algorithm + ("_tf32" if self.name.endswith("_tf32") else "")
-        return "tf32" if self.tf32 else self.algorithm
+        return self.algorithm if self.products == "ieee" else self.products
 
     @property
     def channels_last(self) -> bool:
@@ -86,7 +86,7 @@ def instances() -> tuple[Instance, ...]:
     where FASTCONV_GPU_ALGORITHM names it."""
     if ON_CPU_KERNELS:
         return tuple(
-            Instance(algorithm, "", direction, dtype, layout, False)
+            Instance(algorithm, "", direction, dtype, layout, "ieee")
             for algorithm in _C.cpu_algorithms()
             for direction in DIRECTIONS
             for dtype, layout in zip(REHEARSED_DTYPES, LAYOUTS, strict=True)
@@ -96,8 +96,10 @@ def instances() -> tuple[Instance, ...]:
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
     present = 10 * major + minor
     return tuple(
-        Instance(algorithm, name, direction.name, getattr(torch, dtype.name), layout.name, tf32)
-        for algorithm, name, direction, dtype, layout, tf32 in _C.cuda_instances()
+        Instance(
+            algorithm, name, direction.name, getattr(torch, dtype.name), layout.name, products.name
+        )
+        for algorithm, name, direction, dtype, layout, products in _C.cuda_instances()
         if only in (None, algorithm)
         if not present or _C.cuda_capability(algorithm, name) in (0, present)
     )
@@ -109,7 +111,7 @@ def one_of_each() -> tuple[Instance, ...]:
     surrounds a kernel."""
     found: dict[Any, Instance] = {}
     for i in instances():
-        found.setdefault((i.algorithm, i.direction, i.dtype, i.layout, i.tf32), i)
+        found.setdefault((i.algorithm, i.direction, i.dtype, i.layout, i.products), i)
     return tuple(found.values())
 
 

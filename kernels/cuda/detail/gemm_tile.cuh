@@ -14,9 +14,10 @@
 namespace fastconv::cuda {
 
 enum class GemmMath : int {
-  kFma,    // fp32 on the FMA pipe
-  kTf32,   // fp32 rounded to TF32, mma.sync m16n8k8
-  kMma16,  // bf16 or fp16, mma.sync m16n8k16
+  kFma,     // fp32 on the FMA pipe
+  kTf32,    // fp32 rounded to TF32, mma.sync m16n8k8
+  kMma16,   // bf16 or fp16, mma.sync m16n8k16
+  kTf32x3,  // fp32 as the sum of two TF32 numbers, three products, mma.sync m16n8k8
 };
 
 // The threads of a product are those of the block.

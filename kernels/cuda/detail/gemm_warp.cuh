@@ -19,6 +19,7 @@ class TensorCoreWarp {
   using scalar_t = typename Tile::scalar_t;
   using A = OperandTile<scalar_t, Tile::BLOCK_M, A_K_CONTIGUOUS>;
   using B = OperandTile<scalar_t, Tile::BLOCK_N, B_K_CONTIGUOUS>;
+  static constexpr bool SPLIT = Tile::MATH == GemmMath::kTf32x3;
   static constexpr int STEPS = 2;
   static constexpr int STEP_K = Tile::BLOCK_K / STEPS, HALF_K = STEP_K / 2;
   static constexpr bool LDMATRIX = sizeof(scalar_t) == 2;
@@ -64,16 +65,20 @@ class TensorCoreWarp {
       for (int i = 0; i < FRAGMENTS_M; ++i) load_a(fa[i], ring, i * 16, step * STEP_K);
 #pragma unroll
       for (int j = 0; j < FRAGMENTS_N / 2; ++j) load_b(fb[j], ring, j * 16, step * STEP_K);
+      if constexpr (SPLIT) {
+        multiply_split(fa, fb);
+      } else {
 #pragma unroll
-      for (int i = 0; i < FRAGMENTS_M; ++i)
+        for (int i = 0; i < FRAGMENTS_M; ++i)
 #pragma unroll
-        for (int j = 0; j < FRAGMENTS_N; ++j) {
-          const uint32_t pair[2] = {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]};
-          if constexpr (Tile::MATH == GemmMath::kTf32)
-            mma_m16n8k8_tf32(acc_[i][j], fa[i], pair);
-          else
-            mma_m16n8k16<scalar_t>(acc_[i][j], fa[i], pair);
-        }
+          for (int j = 0; j < FRAGMENTS_N; ++j) {
+            const uint32_t pair[2] = {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]};
+            if constexpr (Tile::MATH == GemmMath::kTf32)
+              mma_m16n8k8_tf32(acc_[i][j], fa[i], pair);
+            else
+              mma_m16n8k16<scalar_t>(acc_[i][j], fa[i], pair);
+          }
+      }
     }
   }
 
@@ -93,6 +98,41 @@ class TensorCoreWarp {
   }
 
  private:
+  // v = big + small, each of 11 significant bits, to within 2^-22 |v|; what the three products
+  // leave out, small times small, is as little. They start from zero at each step and are added to
+  // the accumulators outside: the tensor cores cut off what does not fit, so that sums carried
+  // along in them would lose up to a unit per step, always toward zero.
+  __device__ __forceinline__ void multiply_split(uint32_t (&fa)[FRAGMENTS_M][4],
+                                                 uint32_t (&fb)[FRAGMENTS_N / 2][4]) {
+    uint32_t small_a[FRAGMENTS_M][4], small_b[FRAGMENTS_N / 2][4];
+#pragma unroll
+    for (int i = 0; i < FRAGMENTS_M; ++i) split(fa[i], small_a[i]);
+#pragma unroll
+    for (int j = 0; j < FRAGMENTS_N / 2; ++j) split(fb[j], small_b[j]);
+#pragma unroll
+    for (int i = 0; i < FRAGMENTS_M; ++i)
+#pragma unroll
+      for (int j = 0; j < FRAGMENTS_N; ++j) {
+        const int e = j % 2 * 2;
+        const uint32_t big[2] = {fb[j / 2][e], fb[j / 2][e + 1]};
+        const uint32_t small[2] = {small_b[j / 2][e], small_b[j / 2][e + 1]};
+        float sum[4] = {};
+        mma_m16n8k8_tf32(sum, small_a[i], big);
+        mma_m16n8k8_tf32(sum, fa[i], small);
+        mma_m16n8k8_tf32(sum, fa[i], big);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) acc_[i][j][k] += sum[k];
+      }
+  }
+  static __device__ __forceinline__ void split(uint32_t (&big)[4], uint32_t (&small)[4]) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float v = __uint_as_float(big[e]);
+      big[e] = to_tf32(v);
+      small[e] = to_tf32(v - __uint_as_float(big[e]));
+    }
+  }
+
   // r[0..3]: rows 0-7 and 8-15 of the first half of gemm_k, then of the second half.
   __device__ __forceinline__ void load_a(uint32_t (&r)[4], const scalar_t* ring, int m,
                                          int k) const {
