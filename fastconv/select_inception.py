@@ -96,12 +96,12 @@ def _chosen(sizes: tuple[int, ...], x: Tensor, channels_last: bool, request: str
     refused = gpu.refusal(device)
     if refused is not None:
         return Choice(None, refused)
-    described, tf32 = gpu.describe(device), select.allows_tf32(device, x.dtype, request)
+    described, products = gpu.describe(device), select.products_for(device, x.dtype, request)
     rows = _C.cuda_inception_candidates(
         sizes,
         NATIVE_DTYPES[x.dtype],
         layout_of(channels_last),
-        tf32,
+        products == "tf32",
         described.capability,
         described.sm_count,
     )
@@ -111,7 +111,7 @@ def _chosen(sizes: tuple[int, ...], x: Tensor, channels_last: bool, request: str
         return Choice(None, rows[-1][2] if rows else none)
     cost, name, by_tf32 = able[0]
     if algo == select.AUTO:
-        ours, aten = _apart(sizes, x.dtype, device, channels_last, tf32)
+        ours, aten = _apart(sizes, x.dtype, device, channels_last, products)
         if cost >= min(ours, MARGIN * aten):
             text = f"predicted to take {cost:.2g} s, its convolutions one by one"
             return Choice(None, f"{text} {min(ours, aten):.2g} s")
@@ -125,7 +125,7 @@ def _chosen(sizes: tuple[int, ...], x: Tensor, channels_last: bool, request: str
 
 
 def _apart(
-    sizes: tuple[int, ...], dtype: torch.dtype, device: str, channels_last: bool, tf32: bool
+    sizes: tuple[int, ...], dtype: torch.dtype, device: str, channels_last: bool, products: str
 ) -> tuple[float, float]:
     """Estimated seconds of the module's convolutions one by one: by our kernels, by PyTorch's."""
     n, c, h, w, one, red3, three, red5, five, projection, extent3, extent5 = sizes
@@ -135,7 +135,7 @@ def _apart(
         nonlocal ours, aten
         spec = ConvSpec(
             "fprop", device, dtype, (n, channels, h, w), (filters, channels, extent, extent),
-            (1, 1), (extent // 2,) * 2, (1, 1), 1, channels_last, tf32,
+            (1, 1), (extent // 2,) * 2, (1, 1), 1, channels_last, products,
         )  # fmt: skip
         if own:
             able = (e.cost for e in select.candidates(spec)[:-1] if e.reason is None)

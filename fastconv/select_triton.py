@@ -72,7 +72,7 @@ def precision_of(spec: ConvSpec, precision: str | None) -> str:
     """How float32 products are rounded: as the request says, else as PyTorch's switch."""
     if spec.dtype != torch.float32:
         return "ieee"
-    return precision or ("tf32" if spec.tf32 else "ieee")
+    return precision or spec.products
 
 
 def at_precision(spec: ConvSpec, name: str, precision: str | None) -> str:

@@ -5,12 +5,12 @@
 // Every element of dx belongs to one class and is written once, also where no tap reaches it.
 //
 // Threads: one block per tile; all classes and groups in one launch. Any stride, padding, dilation
-// and groups; fp32 (FFMA, or TF32 tensor cores), bf16, fp16; accumulation in fp32.
-// FLOPs: 2 N C D H W K/g T R S / prod(stride): those of fprop, without inserted zeros. Bytes and
-// bounds as in fprop; with stride > 1 the writes of a class are strided and meet in L2.
-// Workspace: none. Deterministic. Speed: not measured on a GPU.
-// Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, section
-// 4 (transposed convolution); the split by residues is the polyphase form of its zero insertion.
+// and groups; fp32 (FFMA; tensor cores by TF32, or by three TF32 products), bf16, fp16;
+// accumulation in fp32. FLOPs: 2 N C D H W K/g T R S / prod(stride): those of fprop, without
+// inserted zeros. Bytes and bounds as in fprop; with stride > 1 the writes of a class are strided
+// and meet in L2. Workspace: none. Deterministic. Speed: not measured on a GPU. Source: Dumoulin
+// and Visin, "A guide to convolution arithmetic for deep learning", 2016, section 4 (transposed
+// convolution); the split by residues is the polyphase form of its zero insertion.
 #pragma once
 #include "detail/gemm_conv_gather.cuh"
 

@@ -6,11 +6,11 @@
 // of every 16 bytes) while a stage is filled.
 //
 // Threads: one block per tile of the product, see detail/gemm.cuh. Any stride, padding, dilation
-// and groups; fp32 (FFMA, or TF32 tensor cores), bf16, fp16; accumulation in fp32. FLOPs: 2 N K O P
-// Q C/g T R S. Bytes from DRAM: x, w, y once where the L2 holds what neighbouring blocks share;
-// from L2: 1/BLOCK_M + 1/BLOCK_N elements per multiply-add (predictions per tile: detail/gemm.cuh).
-// Workspace: none. Deterministic. Speed: not measured on a GPU. Source: Chetlur et al., "cuDNN:
-// Efficient Primitives for Deep Learning", 2014, section 3.
+// and groups; fp32 (FFMA; tensor cores by TF32, or by three TF32 products), bf16, fp16;
+// accumulation in fp32. FLOPs: 2 N K O P Q C/g T R S. Bytes from DRAM: x, w, y once where the L2
+// holds what neighbouring blocks share; from L2: 1/BLOCK_M + 1/BLOCK_N elements per multiply-add
+// (predictions per tile: detail/gemm.cuh). Workspace: none. Deterministic. Speed: not measured on a
+// GPU. Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, section 3.
 #pragma once
 #include "detail/gemm_conv_gather.cuh"
 

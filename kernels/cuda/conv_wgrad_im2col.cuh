@@ -8,10 +8,11 @@
 // Threads: one block per tile of dw, per group and per split. gemm_k is cut in SPLIT_K ranges where
 // the tiles alone are too few for the GPU; each range's sum goes to the workspace [SPLIT_K, K,
 // gemm_n] in fp32 and a second kernel adds them in ascending order, so that the result depends on
-// nothing but the problem and SPLIT_K. Any stride, padding, dilation and groups; fp32 (FFMA, or
-// TF32 tensor cores), bf16, fp16; accumulation in fp32. FLOPs: 2 N K O P Q C/g T R S. Bytes from
-// L2: as fprop; the workspace is written and read once. Speed: not measured on a GPU. Source:
-// Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, section 3.
+// nothing but the problem and SPLIT_K. Any stride, padding, dilation and groups; fp32 (FFMA;
+// tensor cores by TF32, or by three TF32 products), bf16, fp16; accumulation in fp32. FLOPs: 2 N K
+// O P Q C/g T R S. Bytes from L2: as fprop; the workspace is written and read once. Speed: not
+// measured on a GPU. Source: Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014,
+// section 3.
 #pragma once
 #include "detail/gemm.cuh"
 #include "detail/gemm_conv_maps.cuh"

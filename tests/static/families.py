@@ -87,7 +87,7 @@ FAMILIES: tuple[Family, ...] = (
     *gemm_families(
         r"conv_(fprop|dgrad|wgrad)_im2col_kernel",
         r".*, ([48], \d|1, [48])(, \w+)?>",
-        GEMM_ENGINES,
+        (*GEMM_ENGINES, ("float", 3, "tensor_tf32")),  # in three products
     ),
     family(r"conv_wgrad_im2col_reduce_kernel<.*>", occupancy=STREAMING),
     *(

@@ -29,6 +29,23 @@ def test_instructions(arch):
     assert not bad, "\n".join(f"{name} ({arch}): {line}" for name in bad for line in bad[name])
 
 
+@pytest.mark.cuda_build
+@pytest.mark.parametrize("arch", build.built_archs())
+def test_three_products_are_three_times_the_instructions(arch):
+    """Of the same tile, by one TF32 product and by three."""
+    products = {
+        kernel: sum(opcode(text).startswith("HMMA") for _, text in instructions)
+        for kernel, instructions in build.machine_code(arch).items()
+        if "_im2col_kernel<GemmTile<float, (GemmMath)" in kernel
+    }
+    pairs = [
+        (products[kernel], products[kernel.replace("(GemmMath)3", "(GemmMath)1")])
+        for kernel in products
+        if "(GemmMath)3, 64, 64" in kernel
+    ]
+    assert len(pairs) >= 6 and all(three == 3 * one > 0 for three, one in pairs), pairs
+
+
 # --- the looking itself ---------------------------------------------------------------------------
 
 

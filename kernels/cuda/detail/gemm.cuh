@@ -15,6 +15,8 @@
 //   128x128 TF32              32             192                        512, 686
 //   128x64  16-bit, TF32      43, 21         256, 128                   352, 343
 //   64x64   16-bit, TF32      32, 16         192, 96                    192, 171
+//   128x64  TF32x3           21                  128                  288, 1029 (55 TFLOP/s), and
+//                                                                  some 500 of splitting and adding
 //   128x64  FFMA              21             128                        288, 1024 (57 TFLOP/s)
 //
 // So the 128x128 tiles are bound by mma.sync, the narrower ones by shared memory about as much, and
