@@ -61,7 +61,9 @@ def _applies(spec: ConvSpec, backend: str) -> dict[str, str | None]:
     reasons: dict[str, str | None] = dict.fromkeys(_C.cuda_algorithms(), "no kernel")
     arguments = (spec.native, NATIVE_DTYPES[spec.dtype], NATIVE_DIRECTIONS[spec.direction])
     for layout in (_C.Layout.NCHW, _C.Layout.NHWC):
-        for name, _, reason, *_ in _C.cuda_candidates(*arguments, layout, True, *_SM_90):
+        for name, _, reason, *_ in _C.cuda_candidates(
+            *arguments, layout, _C.Products.tf32, *_SM_90
+        ):
             if reasons[name] is not None:
                 reasons[name] = reason or None
     return reasons

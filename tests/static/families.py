@@ -61,14 +61,25 @@ GEMM_ENGINES = (
 )
 
 
-def gemm_families(kernel: str, wide: str, engines: tuple[tuple[str, int, str], ...]):
+# Three products of split operands: both parts of them are in registers beside the accumulators, so
+# that 8 warps are on an SM; each has 16 independent groups of three products under way.
+THREE_PRODUCTS = (("float", 3, "tensor_tf32"),)
+
+
+def gemm_families(
+    kernel: str,
+    wide: str,
+    engines: tuple[tuple[str, int, str], ...],
+    occupancy: float = BLOCKED,
+):
     """Kernels over GemmTile. `wide` matches the arguments of an operand that is loaded by vectors;
     scalars of 16-bit types are smaller than a cp.async."""
     tile = rf"{kernel}<GemmTile<"
     for scalar, math, engine in engines:
         single = "async_copy " if scalar == "float" else ""
-        yield family(rf"{tile}{scalar}, \(GemmMath\){math}, {wide}", f"async_copy128 {engine}")
-        yield family(rf"{tile}{scalar}, \(GemmMath\){math}, .*", single + engine)
+        name = rf"{tile}{scalar}, \(GemmMath\){math}, "
+        yield family(name + wide, f"async_copy128 {engine}", occupancy)
+        yield family(name + ".*", single + engine, occupancy)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -87,7 +98,13 @@ FAMILIES: tuple[Family, ...] = (
     *gemm_families(
         r"conv_(fprop|dgrad|wgrad)_im2col_kernel",
         r".*, ([48], \d|1, [48])(, \w+)?>",
-        (*GEMM_ENGINES, ("float", 3, "tensor_tf32")),  # in three products
+        GEMM_ENGINES,
+    ),
+    *gemm_families(
+        r"conv_(fprop|dgrad|wgrad)_im2col_kernel",
+        r".*, ([48], \d|1, [48])(, \w+)?>",
+        THREE_PRODUCTS,
+        occupancy=0.12,
     ),
     family(r"conv_wgrad_im2col_reduce_kernel<.*>", occupancy=STREAMING),
     *(
