@@ -44,6 +44,9 @@ IMPLICIT_GEMM = {
     "64x64x32_w4_s4": Config(64, 64, 32, 4, 4, 8),
     "128x32x32_w4_s4": Config(128, 32, 32, 4, 4, 8),
     "64x32x32_w4_s3_persistent": Config(64, 32, 32, 4, 3, 8, persistent=True),
+    # For float32 in two parts.
+    "128x64x16_w4_s4": Config(128, 64, 16, 4, 4, 8),
+    "64x64x16_w4_s4": Config(64, 64, 16, 4, 4, 8),
 }
 _DEEP = tuple(name for name in IMPLICIT_GEMM if "x64_w" in name)  # of 16 bits
 _SHALLOW = tuple(name for name in IMPLICIT_GEMM if name not in _DEEP)
@@ -58,6 +61,12 @@ PER_ARCHITECTURE = {
         "128x32x32_w4_s4",
         "64x32x32_w4_s3_persistent",
     ),
+}
+# Where both parts of split operands do not fit into registers: compiled for either, each of these
+# kept some in local memory (of other chips nothing is known: taken to be as sm_80).
+_SPILLING_IN_THREE_PRODUCTS = {
+    80: frozenset(("128x128x32_w8_s3", "128x64x32_w4_s4", "64x64x32_w4_s4")),
+    90: frozenset(("128x128x32_w8_s3", "128x64x32_w4_s4")),
 }
 DEPTHWISE = {
     config.name: config
@@ -89,12 +98,20 @@ def shared_bytes(config: Config, itemsize: int) -> int:
     return (config.block_m + config.block_n) * config.block_k * itemsize * config.stages
 
 
-def resources_refusal(config: Config, dtype: torch.dtype, capability: int) -> str | None:
-    """Why a device cannot hold this configuration; None if it can."""
+def resources_refusal(
+    config: Config, dtype: torch.dtype, capability: int, products: str = "ieee"
+) -> str | None:
+    """Why a device cannot hold this configuration; None if it can. products: of float32."""
     if config.descriptor and capability < 90:
         return f"tensor descriptors need sm_90, the device is sm_{capability}"
     if dtype.itemsize == 4 and config.block_k > _MOST_FLOAT32:
         return f"its steps of {config.block_k} float32 elements do not fit into registers"
+    if dtype.itemsize == 2 and config.block_k < 32:
+        return f"its steps of {config.block_k} are for float32"
+    if products == "tf32x3":
+        spilling = _SPILLING_IN_THREE_PRODUCTS[90 if capability == 90 else 80]
+        if any(IMPLICIT_GEMM[name] == config for name in spilling):
+            return "both TF32 parts of its operands do not fit into registers"
     need, room = shared_bytes(config, dtype.itemsize), _SHARED.get(capability, _LEAST_SHARED)
     if need > room:
         return f"its tiles take {need} bytes of shared memory, sm_{capability} has {room}"

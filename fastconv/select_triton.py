@@ -59,7 +59,8 @@ def config_refusal(algorithm: str, config: Any, spec: ConvSpec, capability: int 
         return depthwise.refusal(
             spec.input_size, spec.weight_size, spec.groups, spec.channels_last, config
         )
-    reason = cost_triton.resources_refusal(config, spec.dtype, capability)
+    products = precision_of(spec, None)
+    reason = cost_triton.resources_refusal(config, spec.dtype, capability, products)
     if reason is not None:
         return reason
     return conv.refusal(

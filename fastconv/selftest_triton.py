@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from torch import Tensor
 from fastconv import cost_triton, gpu, select_triton
 from fastconv.ops import triton_run
 from fastconv.problem import DIRECTIONS
-
-if TYPE_CHECKING:
-    from fastconv.selftest import Problem
+from fastconv.selftest_problems import PROBLEMS, Problem
 
 LIMIT = 2  # problems of an instance: each costs compilations
 
@@ -52,12 +50,10 @@ class TritonInstance:
     @property
     def tolerance(self) -> str:
         """As `conv_tolerance` takes it."""
-        return "tf32" if self.rounds == "tf32" else self.algorithm
+        return self.algorithm if self.rounds == "ieee" else self.rounds
 
     def problems(self) -> Iterator[Problem]:
         """Those it can run."""
-        from fastconv.selftest import PROBLEMS
-
         config = select_triton.CONFIGS[self.algorithm][self.kernel]
         for problem in PROBLEMS:
             if self.channels_last and len(problem.input_size) < 4:

@@ -66,6 +66,21 @@ def test_budget(build: Build) -> None:
     judge(build, compile_build(build), FACTS["kernels"][build.key])
 
 
+def test_three_products_are_for_configurations_that_hold_both_parts() -> None:
+    """On either architecture one is left that was compiled without spilling."""
+    for arch in triton_budgets.ARCHITECTURES:
+        left = {
+            name
+            for name in cost_triton.names_for(arch)
+            if not cost_triton.resources_refusal(
+                cost_triton.IMPLICIT_GEMM[name], torch.float32, arch, "tf32x3"
+            )
+        }
+        compiled = {b.config for b in BUILDS if b.arch == arch and b.rounds == "tf32x3"}
+        assert compiled and compiled <= left
+        assert "128x128x32_w8_s3" not in left
+
+
 def test_the_table_has_every_configuration() -> None:
     assert set(FACTS["kernels"]) == {build.key for build in BUILDS}
     for arch in triton_budgets.ARCHITECTURES:
