@@ -50,7 +50,9 @@ def gemm_flops_per_second(
 def measured(
     samples: RateSamples, device: str, arithmetics: tuple[str, ...], small: bool = False
 ) -> dict[str, float]:
-    """Rates per second. arithmetics: dtypes' names, or "tf32". small: a rehearsal."""
+    """Rates per second. arithmetics: dtypes' names, "tf32", or "tf32x3", whose ceiling is a
+    third of that. small: a rehearsal."""
+    arithmetics = tuple(dict.fromkeys("tf32" if a == "tf32x3" else a for a in arithmetics))
     rates = {"triad_bytes_per_s": triad_bytes_per_second(samples, device, small)}
     for name in arithmetics:
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)

@@ -188,6 +188,8 @@ def test_precision_decides_on_tf32(monkeypatch):
     assert names & tf32x3 and not names & tf32
     names = {c.name for c in ours(grouped_spec(products="tf32"))}
     assert names & tf32x3 and names & tf32
+    # Where tensor cores are far ahead of FMA.
+    monkeypatch.setattr(gpu, "describe", lambda key: gpu.Gpu("NVIDIA A100", 80, 108, 13000))
     dense = spec_3x3((32, 256, 28, 28), 256, products="tf32x3", stride=(2, 2), channels_last=True)
     assert "tf32x3" in select.resolve(dense, "im2col")
     # PyTorch's own follows its switch, which the name then carries.
@@ -369,7 +371,7 @@ def test_autotune_measures_and_remembers_on_the_device(monkeypatch):
     torch.testing.assert_close(y, F.conv2d(x, w, padding=1), rtol=1e-4, atol=1e-4)
     spec = ConvSpec(
         "fprop", "cuda:0", torch.float32, (1, 4, 6, 6), (4, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1,
-        False, gpu.tf32_allowed(),
+        False, select.products_for("cuda:0", torch.float32, "auto"),
     )  # fmt: skip
     entry = fastconv.explain(x, w, padding=1)["fprop"]
     measured = {row.name for row in entry.rows if row.measured is not None}

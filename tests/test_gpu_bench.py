@@ -32,7 +32,7 @@ from bench.gpu_layers import timed_layers
 from bench.gpu_stages import PASSED
 from bench.providers import PYTORCH
 from bench.timing import rate_samples
-from fastconv import _C, gpu, select, trust
+from fastconv import _C, gpu, select, select_triton, trust
 from fastconv.problem import ConvSpec
 
 
@@ -332,6 +332,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         pytest.skip("this build has no CUDA kernels")
     monkeypatch.setattr(gpu, "describe", lambda key: gpu.Gpu("NVIDIA H200", 90, 132, 13000))
     monkeypatch.setattr(gpu, "refusal", lambda key: None)
+    monkeypatch.setattr(select_triton, "machine_refusal", lambda device, dtype: "pretended")
     monkeypatch.setattr(trust, "error_of", lambda device, name: None)
     select.forget()
     yield

@@ -51,7 +51,7 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> tuple[ConvSpec, list[str]]:
     monkeypatch.setattr(select_cuda, "MARGIN", 2.0)  # several of them
     spec = ConvSpec(
         "fprop", "cuda:0", torch.float32, (8, 64, 56, 56), (64, 2, 3, 3), (1, 1), (1, 1), (1, 1),
-        32, False, False,
+        32, False, "ieee",
     )  # fmt: skip
     *ours, aten = select.candidates(spec)
     good = [c for c in ours if c.reason is None and c.cost < select_cuda.MARGIN * aten.cost]

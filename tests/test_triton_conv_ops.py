@@ -47,11 +47,11 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def spec(
     direction: str = "fprop", device: str = "cpu", dtype: torch.dtype = torch.float32,
     x: tuple[int, ...] = (2, 8, 6, 5), w: tuple[int, ...] = (6, 8, 3, 3), groups: int = 1,
-    last: bool = False, tf32: bool = False,
+    last: bool = False, products: str = "ieee",
 ) -> ConvSpec:  # fmt: skip
     rank = len(x) - 2
     lists = ((1,) * rank, (1,) * rank, (1,) * rank)
-    return ConvSpec(direction, device, dtype, x, w, *lists, groups, last, tf32)
+    return ConvSpec(direction, device, dtype, x, w, *lists, groups, last, products)
 
 
 def test_names_and_reasons() -> None:
@@ -234,7 +234,9 @@ def test_precision_reaches_the_kernel(interpreted, monkeypatch) -> None:
     for precision in ("ieee", "tf32", "tf32x3", None):
         fastconv.conv2d(x, w, algo=GEMM, precision=precision)
     assert seen == ["ieee", "tf32", "tf32x3", "ieee"]
-    assert select_triton.at_precision(spec(tf32=True), f"{GEMM}/a", None) == f"{GEMM}/a+tf32"
+    for products in ("tf32", "tf32x3"):
+        name = select_triton.at_precision(spec(products=products), f"{GEMM}/a", None)
+        assert name == f"{GEMM}/a+{products}"
     half = spec(dtype=torch.bfloat16)
     assert select_triton.at_precision(half, f"{GEMM}/a", "tf32") == f"{GEMM}/a"
 

@@ -19,7 +19,7 @@ from cases import CONV_CASES, EXPANSIONS, LAYOUTS, ConvCase, channels_last, conv
 from fused_reference import ACTIVATIONS, NUMBER, SLOPE, STEEPEST, check_statistics, epilogue
 from integer_conv import aten_backward, integers
 from test_triton_conv import config
-from tolerances import TF32_PER_PRODUCT, UNIT_ROUNDOFF
+from tolerances import PER_PRODUCT, UNIT_ROUNDOFF
 
 from fastconv import reference
 from fastconv._triton import conv_geometry
@@ -75,7 +75,7 @@ def test_tf32_rounds_to_nearest_and_three_of_them_make_up_for_it(conv: Any) -> N
     )
     for expected, magnitude, ieee, tf32, three in results:
         off = [(y - expected).abs() for y in (ieee, tf32, three)]
-        assert (off[1] <= TF32_PER_PRODUCT * magnitude + 8 * UNIT * magnitude).all()
+        assert (off[1] <= PER_PRODUCT["tf32"] * magnitude + 8 * UNIT * magnitude).all()
         # Cut off, operands would be smaller than they are: sums of products of one sign show it.
         assert off[1].max() > 50 * off[0].max()
         assert off[2].max() <= 2 * off[0].max() and off[2].sum() <= 2 * off[0].sum()

@@ -12,6 +12,22 @@ from .families import family_of
 from .machine_code import Code, complaints, opcode
 
 
+def three_products(code: dict) -> dict[str, list[str]]:
+    """Kernels of three TF32 products that have not three times the products of the same tile by
+    one."""
+
+    def products(kernel: str) -> int:
+        return sum(opcode(text).startswith("HMMA") for _, text in code[kernel])
+
+    found = {}
+    for kernel in code:
+        if "_im2col_kernel<GemmTile<float, (GemmMath)3, 64, 64" in kernel:
+            three, one = products(kernel), products(kernel.replace("(GemmMath)3", "(GemmMath)1"))
+            if not three == 3 * one > 0:
+                found[kernel] = [f"{three} HMMA, where one product each has {one}"]
+    return found
+
+
 @pytest.mark.cuda_build
 @pytest.mark.parametrize("arch", build.built_archs())
 def test_instructions(arch):
@@ -25,25 +41,18 @@ def test_instructions(arch):
             continue
         claims = family.claims if family.has_code_for(arch) else frozenset()
         found[kernel] += complaints(Code(instructions), claims, bool(family.divides))
+    for kernel, lines in three_products(code).items():
+        found[kernel] += lines
     bad = {kernel: lines for kernel, lines in found.items() if lines}
     assert not bad, "\n".join(f"{name} ({arch}): {line}" for name in bad for line in bad[name])
 
 
-@pytest.mark.cuda_build
-@pytest.mark.parametrize("arch", build.built_archs())
-def test_three_products_are_three_times_the_instructions(arch):
-    """Of the same tile, by one TF32 product and by three."""
-    products = {
-        kernel: sum(opcode(text).startswith("HMMA") for _, text in instructions)
-        for kernel, instructions in build.machine_code(arch).items()
-        if "_im2col_kernel<GemmTile<float, (GemmMath)" in kernel
-    }
-    pairs = [
-        (products[kernel], products[kernel.replace("(GemmMath)3", "(GemmMath)1")])
-        for kernel in products
-        if "(GemmMath)3, 64, 64" in kernel
-    ]
-    assert len(pairs) >= 6 and all(three == 3 * one > 0 for three, one in pairs), pairs
+def test_products_are_counted():
+    name = "conv_fprop_im2col_kernel<GemmTile<float, (GemmMath){}, 64, 64, 32, 32, 4, 3>, true>"
+    one, three = ([(16 * i, "HMMA.1688.F32.TF32 R4") for i in range(n)] for n in (2, 6))
+    assert three_products({name.format(1): one, name.format(3): three}) == {}
+    for wrong in (three[:5], []):
+        assert three_products({name.format(1): one, name.format(3): wrong}) != {}
 
 
 # --- the looking itself ---------------------------------------------------------------------------
