@@ -134,7 +134,7 @@ def test_the_time_of_a_stage(tmp_path: Path) -> None:
     stage = {run.STAGE_SECONDS: "0"}
     done, doc = bench(tmp_path, "--until", "stage", "--restarts", "1", **stage)
     assert done.returncode == RC_LIMITED, done.stdout + done.stderr
-    assert doc["rows"] == [] and doc["settings"]["left_out"] == "11 of 11 layers"
+    assert doc["rows"] == [] and doc["settings"]["left_out"] == "12 of 12 layers"
 
 
 def test_seconds_until(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,8 +138,9 @@ def test_every_configuration_can_be_forced(interpreted, name: str) -> None:
     C = 64 if name.endswith("descriptor") else 8 if last else 2
     groups = C if name.startswith(DEPTHWISE) else 1
     sizes = ((1, C, 4, 3), (C, C // groups, 3, 3), (1, C, 4, 3))
+    dtype = torch.float32 if "x16_" in name else torch.bfloat16
     x, w, dy = (
-        t.detach().bfloat16().contiguous(
+        t.detach().to(dtype).contiguous(
             memory_format=torch.channels_last if last else torch.contiguous_format
         )
         for t in leaves(*sizes)
@@ -313,10 +314,10 @@ def test_auto_takes_one_only_after_its_check(h200, monkeypatch) -> None:
 
 
 def test_selftest_of_a_configuration(interpreted, monkeypatch) -> None:
-    from fastconv import selftest
+    from fastconv import selftest, selftest_problems
 
-    small = [selftest._problem("3x3", (1, 5, 4, 3), (4, 5, 3, 3), padding=1)]
-    monkeypatch.setattr(selftest, "PROBLEMS", small)
+    small = [selftest_problems._problem("3x3", (1, 5, 4, 3), (4, 5, 3, 3), padding=1)]
+    monkeypatch.setattr(selftest_triton, "PROBLEMS", small)
     for name in (
         f"{GEMM}/64x64x32_w4_s4 fprop float32 nhwc tf32",
         f"{GEMM}/64x64x32_w4_s4 wgrad float16 nchw",
