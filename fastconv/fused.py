@@ -271,7 +271,7 @@ def _short_key(
             gpu.tf32_allowed() if input.is_cuda else _threads(), select.generation,
         )  # fmt: skip
     except (TypeError, AttributeError, RuntimeError, NotImplementedError):
-        return None
+        return None  # no tensors, no strides, or no hash: the long way says why
     return key
 
 

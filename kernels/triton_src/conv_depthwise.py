@@ -31,27 +31,13 @@ Source    the definition.
 import triton
 import triton.language as tl
 
+from .conv_epilogue import activate
 from .pool_window import split
 
 # Filters of more taps are walked by a loop at run time: code grows with the taps.
 UNROLLED_TAPS = tl.constexpr(32)
 # Which are divisible by 16 says nothing about an address.
 _EXTENTS = ["rows", "O", "P", "Q", "D", "H", "W"]
-
-
-@triton.jit
-def activate(v, slope, CODE: tl.constexpr):
-    """csrc/common/epilogue.h's activation of that number; NaN stays NaN."""
-    if CODE == 1:
-        return tl.where(v < 0, 0.0, v)
-    elif CODE == 2:
-        return tl.where(v > 0, v, v * slope)
-    elif CODE == 3:
-        return tl.where(v < 0, 0.0, tl.where(v > 6, 6.0, v))
-    elif CODE == 4:
-        return v / (1.0 + tl.exp(-v))
-    else:
-        return v
 
 
 @triton.jit

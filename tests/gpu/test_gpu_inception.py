@@ -23,6 +23,7 @@ GOOGLENET = {"3a": (28, 192, 64, 96, 128, 16, 32, 32), "5b": (7, 832, 384, 192, 
 def test_every_instance(family: InceptionFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-test of all sizes, within larger allocations of NaN."""
     if ON_CPU_KERNELS:
+        # The op is of CUDA alone: CPU calls go branch by branch.
         pytest.skip("rehearsal: the CPU has no such op")
     ops = device_ops()
 
@@ -41,6 +42,7 @@ def test_every_instance(family: InceptionFamily, monkeypatch: pytest.MonkeyPatch
 def test_maximum_of_special_values(family: InceptionFamily) -> None:
     """NaN wins in its windows and shows nowhere else; a window of -inf is -inf."""
     if ON_CPU_KERNELS:
+        # The op is of CUDA alone: CPU calls go branch by branch.
         pytest.skip("rehearsal: the CPU has no such op")
     sizes = (2, 8, 6, 5, 4, 8, 4, 8, 4, 1, 3, 5)
     operands = [torch.zeros_like(t) for t in selftest_inception._operands(sizes, family.dtype)]
@@ -104,6 +106,7 @@ def test_module(name: str, batch: int, dtype: torch.dtype, channels_last: bool) 
     assert torch.equal(fastconv.inception(x, weights, biases, algo="im2col"), y)
 
 
+# A graph is captured by the driver: there is nothing of it to rehearse.
 @pytest.mark.skipif(ON_CPU_KERNELS or EMULATED, reason="rehearsal: no graphs")
 @pytest.mark.gpu
 def test_two_kernels_and_a_graph() -> None:
