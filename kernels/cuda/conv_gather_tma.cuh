@@ -92,8 +92,40 @@ __device__ __forceinline__ void conv_tma_multiply(float (&acc)[Tile::PRODUCTS][T
           accumulate || step != 0);
 }
 
-// One body for both directions; the kernels below give it their names.
+// The sums of one tile: a warpgroup's products of `k_tiles` stages, from `at` on, each given back
+// to `empty` once it is read.
 template <class Tile, bool B_MN>
+struct ConvTmaMainloop {
+  static __device__ __forceinline__ void run(float (&acc)[Tile::PRODUCTS][Tile::BLOCK_N / 2],
+                                             const unsigned char* ring, uint64_t* full,
+                                             uint64_t* empty, RingPosition<Tile::NUM_STAGES>& at,
+                                             int consumer, int k_tiles) {
+    const int lane = threadIdx.x % 32;
+    int read = 0;  // the slot of the products in flight
+    for (int k_tile = 0; k_tile < k_tiles; ++k_tile) {
+      mbarrier_wait(full + at.slot, at.parity);
+#pragma unroll
+      for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
+      wgmma_fence();
+      conv_tma_multiply<Tile, B_MN>(acc, ring + at.slot * Tile::STAGE_BYTES, consumer, k_tile != 0);
+      wgmma_commit();
+      // The stage before is read once these are the only ones in flight.
+      wgmma_wait<1>();
+      if (lane == 0 && k_tile != 0) mbarrier_arrive(empty + read);
+#pragma unroll
+      for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
+      read = at.slot;
+      at.advance();
+    }
+    wgmma_wait<0>();
+    if (lane == 0) mbarrier_arrive(empty + read);
+#pragma unroll
+    for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
+  }
+};
+
+// One body for both directions; the kernels below give it their names.
+template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>>
 __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
 #if defined(FC_SM90A)
   using scalar_t = typename Tile::scalar_t;
@@ -105,7 +137,7 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
   uint64_t* const full =
       reinterpret_cast<uint64_t*>(turns + Tile::CONSUMER_WARPS * Tile::TURN_BYTES);
   uint64_t* const empty = full + Tile::NUM_STAGES;
-  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Tile::NUM_STAGES; ++i) {
       mbarrier_init(full + i, 1);
@@ -140,27 +172,7 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
     RingPosition<Tile::NUM_STAGES> at;
     for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
       float acc[Tile::PRODUCTS][Tile::BLOCK_N / 2];
-      int read = 0;  // the slot of the products in flight
-      for (int k_tile = 0; k_tile < p.k_tiles; ++k_tile) {
-        mbarrier_wait(full + at.slot, at.parity);
-#pragma unroll
-        for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
-        wgmma_fence();
-        conv_tma_multiply<Tile, B_MN>(acc, ring + at.slot * Tile::STAGE_BYTES, consumer,
-                                      k_tile != 0);
-        wgmma_commit();
-        // The stage before is read once these are the only ones in flight.
-        wgmma_wait<1>();
-        if (lane == 0 && k_tile != 0) mbarrier_arrive(empty + read);
-#pragma unroll
-        for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
-        read = at.slot;
-        at.advance();
-      }
-      wgmma_wait<0>();
-      if (lane == 0) mbarrier_arrive(empty + read);
-#pragma unroll
-      for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
+      Mainloop::run(acc, ring, full, empty, at, consumer, p.k_tiles);
       const ConvTmaPlace place = conv_tma_place<Tile>(p, tile);
 #pragma unroll
       for (int i = 0; i < Tile::PRODUCTS; ++i)
