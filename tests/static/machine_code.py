@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 
 from .build import Instruction
@@ -12,7 +12,16 @@ from .build import Instruction
 
 def opcode(text: str) -> str:
     """`@!P0 LDG.E.128.CONSTANT R8, desc[UR8][R12.64]` -> LDG.E.128.CONSTANT"""
-    return re.sub(r"^@!?U?P[T\d]+\s+", "", text).split(" ", 1)[0]
+    if text.startswith("@"):
+        text = text.split(None, 1)[1]
+    return text.split(" ", 1)[0]
+
+
+@cache
+def opcode_is(pattern: str, opcode: str) -> bool:
+    """Whether the opcode matches from its start. There are a few hundred opcodes in half a million
+    instructions, which is why this is remembered."""
+    return re.match(pattern, opcode) is not None
 
 
 class Code:
@@ -25,7 +34,7 @@ class Code:
     def matching(self, pattern: str, within: Iterable[int] | None = None) -> list[str]:
         """Instructions whose opcode matches from its start."""
         places = range(len(self.opcodes)) if within is None else within
-        return [self.instructions[i][1] for i in places if re.match(pattern, self.opcodes[i])]
+        return [self.instructions[i][1] for i in places if opcode_is(pattern, self.opcodes[i])]
 
     # --- blocks: instruction ranges, and where they go ------------------------------------------
 
@@ -42,18 +51,18 @@ class Code:
         return [range(a, b) for a, b in pairwise(ordered)]
 
     def _jumps(self, i: int) -> bool:
-        leaves = re.match(r"(BRA|BRX|JMP|JMX|EXIT|RET)\b", self.opcodes[i]) is not None
+        leaves = opcode_is(r"(BRA|BRX|JMP|JMX|EXIT|RET)\b", self.opcodes[i])
         return leaves or self._target(i) is not None
 
     def calls(self, i: int) -> bool:
         """A call of a function, such as a 64-bit division."""
-        return re.match(r"CALL\b", self.opcodes[i]) is not None and not self._jumps(i)
+        return opcode_is(r"CALL\b", self.opcodes[i]) and not self._jumps(i)
 
     def _target(self, i: int) -> int | None:
         """Address that it may jump to."""
-        address, text = self.instructions[i]
-        if not re.match(r"(BRA|JMP|CALL)\b", self.opcodes[i]):
+        if not opcode_is(r"(BRA|JMP|CALL)\b", self.opcodes[i]):
             return None
+        address, text = self.instructions[i]
         found = re.findall(r"0x([0-9a-f]+)", text)
         target = int(found[-1], 16) if found else None
         if self.opcodes[i].startswith("CALL"):
