@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastconv.plans import MODULE, Plans
+
 
 class Entry:
     """What is remembered of some sources: `value`, and what its users plan with it."""
@@ -25,7 +27,7 @@ class Entry:
     ) -> None:  # fmt: skip
         self.sources = sources  # weak reference, version, memory of each
         self.number, self.value = number, value
-        self.plans: dict[Any, Any] = {}
+        self.plans = Plans(MODULE)
 
 
 class Derived:

@@ -32,10 +32,10 @@ from fastconv.ops.conv_autograd import Fprop
 from fastconv.ops.conv_call import Call, inherited
 from fastconv.ops.conv_library import cast_for_autocast
 from fastconv.ops.conv_run import run_fprop
+from fastconv.plans import NO_KEY, Plans
 from fastconv.problem import ConvSpec, is_channels_last
 
-_PLAN_LIMIT = 4096
-_plans: dict[Any, _Plan] = select.forget_with({})
+_plans: Plans = select.forget_with(Plans())
 
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -136,9 +136,7 @@ def _plan_or_torch(
     plan.defaults = args[3:] == (1, 0, 1, 1)
     plan.stride, plan.padding, plan.dilation = args[3:6]
     if key is not None:
-        if len(_plans) >= _PLAN_LIMIT:
-            _plans.clear()
-        _plans[key] = plan
+        _plans.remember(key, plan)
     return plan, y
 
 
@@ -214,8 +212,8 @@ def _conv(
                 plan = plan if _all_int(padding) else None
             if dilation is not plan.dilation:
                 plan = plan if _all_int(dilation) else None
-    except (TypeError, AttributeError, RuntimeError, NotImplementedError):
-        key = plan = None  # no tensors, no strides, or sizes that are not numbers yet
+    except NO_KEY:
+        key = plan = None
     if plan is None:
         args = (input, weight, bias, stride, padding, dilation, groups)
         if key is None and conv.is_fake(input):

@@ -25,6 +25,7 @@ from fastconv.ops.conv_call import Call, call_for
 from fastconv.ops.conv_library import cast_for_autocast
 from fastconv.ops.fused_autograd import Training, composed, conv_norm_act, statistics_type
 from fastconv.ops.fused_run import Ending, conv_epilogue, ending
+from fastconv.plans import NO_KEY, Plans
 from fastconv.problem import conv_output_size, is_channels_last
 from fastconv.select_fused import admitted
 
@@ -36,9 +37,7 @@ _any_autocast = torch._C._is_any_autocast_enabled
 _jit_tracing = torch._C._get_tracing_state
 _grad_enabled = torch.is_grad_enabled
 _threads = torch.get_num_threads
-_PLAN_LIMIT = 4096
-_SHORT_LIMIT = 64  # ways of calling one layer
-_plans: dict[Any, tuple[Call, tuple[Any, ...]]] = select.forget_with({})
+_plans: Plans = select.forget_with(Plans())  # (call, stride, padding and dilation as given)
 
 
 class _Short(NamedTuple):
@@ -270,17 +269,14 @@ def _short_key(
             ),
             gpu.tf32_allowed() if input.is_cuda else _threads(), select.generation,
         )  # fmt: skip
-    except (TypeError, AttributeError, RuntimeError, NotImplementedError):
-        return None  # no tensors, no strides, or no hash: the long way says why
+    except NO_KEY:
+        return None
     return key
 
 
 def _remember(entry: Entry | None, key: Any, short: _Short) -> None:
-    if entry is None or key is None:
-        return
-    if len(entry.plans) >= _SHORT_LIMIT:
-        entry.plans.clear()
-    entry.plans[key] = short
+    if entry is not None and key is not None:
+        entry.plans.remember(key, short)
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -370,9 +366,7 @@ def _planned(
     )  # fmt: skip
     if not admitted(input, call.channels_last, algo):
         return None
-    if len(_plans) >= _PLAN_LIMIT:
-        _plans.clear()
-    _plans[key] = call, moves[:3]
+    _plans.remember(key, (call, moves[:3]))
     return call
 
 

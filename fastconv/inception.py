@@ -28,6 +28,7 @@ from fastconv.ops.conv_call import Call, call_for
 from fastconv.ops.conv_run import dgrad_by, wgrad_by
 from fastconv.ops.fused_run import conv_epilogue, conv_epilogue_into, ending
 from fastconv.ops.pool_kernels import BARE
+from fastconv.plans import NO_KEY
 from fastconv.problem import dense_strides, is_channels_last
 from fastconv.select_fused import admitted
 
@@ -62,7 +63,6 @@ def _join_pointwise(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 _joined = Derived(_join)
 _joined_pointwise = Derived(_join_pointwise)
-_PLAN_LIMIT = 64  # ways of calling one module
 
 
 def inception(
@@ -169,8 +169,8 @@ def _recalled(
         return None
     try:
         return entry.plans.get(_key(x, end, algo, precision))
-    except (TypeError, AttributeError, RuntimeError, NotImplementedError):
-        return None  # no strides, or no hash: the long way says why
+    except NO_KEY:
+        return None
 
 
 def _remember(
@@ -182,11 +182,8 @@ def _remember(
     plan: _Plan,
 ) -> None:
     entry = _joined.entry(*parameters)
-    if entry is None:
-        return
-    if len(entry.plans) >= _PLAN_LIMIT:
-        entry.plans.clear()
-    entry.plans[_key(x, end, algo, precision)] = plan
+    if entry is not None:
+        entry.plans.remember(_key(x, end, algo, precision), plan)
 
 
 def _check(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:

@@ -19,14 +19,14 @@ from torch import Tensor
 from fastconv.arguments import as_ints
 from fastconv.ops import pool
 from fastconv.ops.pool import Windows
+from fastconv.plans import Plans
 
 IntOrInts = int | Sequence[int]
 
 _HALVES = (torch.bfloat16, torch.float16)
 _any_autocast = torch._C._is_any_autocast_enabled
 
-_LIMIT = 4096
-_known: dict[Any, Windows | None] = {}
+_known = Plans()
 
 
 def plain(value: Any) -> bool:
@@ -50,9 +50,7 @@ def windows_of(
     if key in _known:
         return _known[key]
     windows = _windows(input.shape, rank, kernel, stride, padding, dilation, ceil_mode)
-    if len(_known) >= _LIMIT:
-        _known.clear()
-    _known[key] = windows
+    _known.remember(key, windows)
     return windows
 
 

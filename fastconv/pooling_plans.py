@@ -17,12 +17,12 @@ from fastconv import gpu, select
 from fastconv.ops import pool
 from fastconv.ops.pool import Windows
 from fastconv.ops.pool_eager import LpPlan, MaxPlan, Plan, SumPlan, ordinary
+from fastconv.plans import NO_KEY, Plans
 from fastconv.pooling_call import batched, plain
 from fastconv.problem import suggests_channels_last
 from fastconv.select_pool import DIRECT
 
-_LIMIT = 4096
-_plans: dict[Any, tuple[Plan, tuple[Any, ...], tuple[Any, ...]]] = select.forget_with({})
+_plans: Plans = select.forget_with(Plans())  # (plan, numbers and flags as given)
 _grad_enabled = torch.is_grad_enabled
 
 
@@ -51,9 +51,7 @@ def recalled(
             return None
         key = _key(function, rank, input, numbers, flags, algo)
         plan, known_numbers, known_flags = _plans[key]
-    except (KeyError, TypeError, AttributeError, RuntimeError, NotImplementedError):
-        # Not remembered; a list among the numbers, which has no hash; no tensor at all; sparse or
-        # nested, without strides. The long way answers each of them, or raises PyTorch's error.
+    except (KeyError, *NO_KEY):  # KeyError: not remembered
         return None
     # 1 equals True and 1.0, which are errors where it is not, and the other way round.
     if any(map(is_not, flags, known_flags)):
@@ -81,9 +79,7 @@ def remember(
     plan = make(input, rank)
     if not plan.fits:
         return
-    if len(_plans) >= _LIMIT:
-        _plans.clear()
-    _plans[_key(function, rank, input, numbers, flags, algo)] = (plan, numbers, flags)
+    _plans.remember(_key(function, rank, input, numbers, flags, algo), (plan, numbers, flags))
 
 
 def run(plan: Plan, input: Tensor, rank: int) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -54,6 +54,7 @@ class Candidate:
 _CPU_NAMES: tuple[str, ...] = tuple(_C.cpu_algorithms())
 _decisions: dict[Any, str] = {}
 _caches: list[dict[Any, Any]] = [_decisions]
+D = TypeVar("D", bound=dict[Any, Any])
 
 
 def _nothing_recorded(spec: ConvSpec, threads: int, isa: str) -> str | None:
@@ -78,7 +79,7 @@ def forget() -> None:
         cache.clear()
 
 
-def forget_with(cache: dict[Any, Any]) -> dict[Any, Any]:
+def forget_with(cache: D) -> D:
     """Registers a dictionary of decisions to be cleared by `forget`; returns it."""
     _caches.append(cache)
     return cache
