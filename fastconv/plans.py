@@ -7,9 +7,9 @@ from typing import Any
 CALLS = 4096  # ways of calling a function, over all shapes
 MODULE = 64  # of calling one module
 
-# What making a key raises of arguments that cannot have a plan: no tensors at all; a list, which has
-# no hash; sparse or nested tensors, without strides; sizes that are not numbers yet. The long way
-# answers each of them, or raises PyTorch's error.
+# What making a key raises of arguments that cannot have a plan: no tensors at all; a list, which
+# has no hash; sparse or nested tensors, without strides; sizes that are not numbers yet. The long
+# way answers each of them, or raises PyTorch's error.
 NO_KEY = (TypeError, AttributeError, RuntimeError, NotImplementedError)
 
 
