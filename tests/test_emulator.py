@@ -230,6 +230,16 @@ PLANTED = {
     "wgmma_wrong_start": Planted(product_of_rows, "not in the first row of a swizzle", 4096),
     "wgmma_half_a_warpgroup": Planted(product_of_rows, "issued different numbers of wgmma", 4096),
     "wgmma_not_committed": Planted(product_of_rows, "thread exits with wgmma", 4096),
+    "wgmma_registers_no_fence": Planted(
+        product_of_rows, "A in registers was written after the last wgmma.fence", 4096
+    ),
+    "wgmma_registers_fenced_early": Planted(
+        product_of_rows, "A in registers was written after the last wgmma.fence", 4096
+    ),
+    "wgmma_registers_changed": Planted(
+        product_of_rows, "A in registers was written while the wgmma was in flight", 4096
+    ),
+    "wgmma_registers_fragment": Planted(product_of_rows, None, 4096),
     "tma_store_no_proxy_fence": Planted(
         reversed_blocks(128), "store reads .* wrote without a fence.proxy.async since", 1024, False
     ),

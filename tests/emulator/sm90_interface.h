@@ -41,8 +41,10 @@ struct WarpgroupProduct {
   bool a_mn_major, b_mn_major;
   uint64_t a, b;  // descriptors
 };
-// d: n / 2 accumulators of the thread. They read as NaN until the wait.
-void warpgroup_product(const WarpgroupProduct& product, float* d, Site site);
+// d: n / 2 accumulators of the thread. They read as NaN until the wait. a: null, or the thread's
+// four registers of operand a, which then has no descriptor.
+void warpgroup_product(const WarpgroupProduct& product, float* d, Site site,
+                       const uint32_t* a = nullptr);
 void warpgroup_fence(Site site);
 void warpgroup_commit(Site site);
 void warpgroup_wait(unsigned pending, Site site);

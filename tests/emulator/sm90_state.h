@@ -54,15 +54,22 @@ struct Accumulators {
   bool used = false;
   std::vector<float> values;  // [16][n]
 };
+// An operand in registers: of which lanes, and its bytes [16][32] at the last fence.
+struct RegisterOperand {
+  const uint32_t* lanes[kWarpSize];
+  std::vector<unsigned char> fenced;
+};
 struct PendingProduct {
   WarpgroupProduct what;
   size_t accumulators;
+  int register_operand;  // its number, -1: a is in shared memory
   // Operands as they were when it was issued, in bytes, and where they lie.
   std::vector<unsigned char> a, b;
   uint32_t low[2], high[2];
 };
 struct WarpProducts {
   std::vector<Accumulators> accumulators;
+  std::vector<RegisterOperand> register_operands;
   std::vector<PendingProduct> open;
   std::deque<std::vector<PendingProduct>> groups;
   size_t issued = 0;

@@ -1,8 +1,8 @@
-// wgmma: products of a warpgroup whose operands are read from shared memory and whose accumulators
-// are written at some time between issue and wait. Here a product is computed in the wait that
-// names its group; until then its accumulators read as NaN, and neither they nor the operands may
-// change. Each of the four warps waits for its own 16 rows. Products are added to the accumulator
-// one by one in fp32, gemm_k ascending, as in engines.cpp.
+// wgmma: products of a warpgroup whose operands are read from shared memory (the first also from
+// registers) and whose accumulators are written at some time between issue and wait. Here a product
+// is computed in the wait that names its group; until then its accumulators read as NaN, and
+// neither they nor the operands may change. Each of the four warps waits for its own 16 rows.
+// Products are added to the accumulator one by one in fp32, gemm_k ascending, as in engines.cpp.
 //
 // Source: PTX ISA, "Asynchronous warpgroup level matrix multiply-accumulate".
 #include <algorithm>
@@ -96,7 +96,38 @@ uint64_t tag_of(const WarpgroupProduct& p) {
 struct Issue {
   const WarpgroupProduct* product;
   float* d;
+  const uint32_t* a;  // or null
 };
+
+// As [16][32] bytes. Register i of a lane holds four of them, of row lane / 4 + 8 (i % 2), from
+// 4 (lane % 4) + 16 (i / 2) on: of 16-bit types and of TF32 alike.
+void gather(const RegisterOperand& from, std::vector<unsigned char>& out) {
+  out.resize(16 * 32);
+  for (unsigned lane = 0; lane < kWarpSize; ++lane)
+    for (unsigned i = 0; i < 4; ++i)
+      std::memcpy(&out[(lane / 4 + i % 2 * 8) * 32 + lane % 4 * 4 + i / 2 * 16],
+                  from.lanes[lane] + i, 4);
+}
+
+// The operand that the lanes' pointers name. One that is new has to be behind a fence; one that is
+// known has to be as it was at the last one.
+int find_register_operand(WarpProducts& warp, Fiber* lanes, std::vector<unsigned char>& bytes) {
+  RegisterOperand mine;
+  for (unsigned i = 0; i < kWarpSize; ++i)
+    mine.lanes[i] = static_cast<const Issue*>(lanes[i].argument)->a;
+  gather(mine, bytes);
+  for (size_t i = 0; i < warp.register_operands.size(); ++i) {
+    const RegisterOperand& known = warp.register_operands[i];
+    if (std::memcmp(known.lanes, mine.lanes, sizeof mine.lanes) != 0) continue;
+    if (known.fenced != bytes)
+      fail("wgmma: operand A in registers was written after the last wgmma.fence");
+    return static_cast<int>(i);
+  }
+  if (!warp.fenced) fail("wgmma without wgmma.fence after operand A in registers was written");
+  mine.fenced = bytes;
+  warp.register_operands.push_back(std::move(mine));
+  return static_cast<int>(warp.register_operands.size()) - 1;
+}
 
 // The matrix of accumulators that the lanes' pointers name: a new one the first time.
 size_t find_accumulators(WarpProducts& warp, Fiber* lanes, unsigned n) {
@@ -156,10 +187,13 @@ void issue_product(Fiber* lanes, uint32_t) {
         " written");
   to.used = true;
   ++to.in_flight;
-  warp.open.push_back({p, number, {}, {}, {}, {}});
+  warp.open.push_back({p, number, -1, {}, {}, {}, {}});
   PendingProduct& pending = warp.open.back();
-  read_operand(p.a, p.a_mn_major, p.type, index % 4 * 16, 16, "A", pending.a, pending.low[0],
-               pending.high[0]);
+  if (static_cast<const Issue*>(lanes[0].argument)->a != nullptr)
+    pending.register_operand = find_register_operand(warp, lanes, pending.a);
+  else
+    read_operand(p.a, p.a_mn_major, p.type, index % 4 * 16, 16, "A", pending.a, pending.low[0],
+                 pending.high[0]);
   read_operand(p.b, p.b_mn_major, p.type, 0, p.n, "B", pending.b, pending.low[1], pending.high[1]);
 }
 
@@ -179,7 +213,13 @@ void finish_product(WarpProducts& warp, const PendingProduct& pending, unsigned 
   const WarpgroupProduct& p = pending.what;
   std::vector<unsigned char> a, b;
   uint32_t low, high;
-  read_operand(p.a, p.a_mn_major, p.type, index % 4 * 16, 16, "A", a, low, high);
+  if (pending.register_operand >= 0) {
+    gather(warp.register_operands[static_cast<size_t>(pending.register_operand)], a);
+    if (a != pending.a)
+      fail("wgmma: operand A in registers was written while the wgmma was in flight");
+  } else {
+    read_operand(p.a, p.a_mn_major, p.type, index % 4 * 16, 16, "A", a, low, high);
+  }
   read_operand(p.b, p.b_mn_major, p.type, 0, p.n, "B", b, low, high);
   if (a != pending.a || b != pending.b)
     fail("wgmma: an operand in shared memory changed while the wgmma was in flight");
@@ -200,19 +240,24 @@ void finish_product(WarpProducts& warp, const PendingProduct& pending, unsigned 
 
 }  // namespace
 
-void warpgroup_product(const WarpgroupProduct& product, float* d, Site site) {
+void warpgroup_product(const WarpgroupProduct& product, float* d, Site site, const uint32_t* a) {
   if (product.n < 8 || product.n > 256 || product.n % 8 != 0)
     fail("wgmma: n is a multiple of 8 up to 256");
   if (product.type == Operand::kTf32 && (product.a_mn_major || product.b_mn_major))
     fail("wgmma: operands of TF32 are K-major");
-  Issue mine{&product, d};
+  Issue mine{&product, d, a};
   warp_collective("wgmma", 0xFFFFFFFFu, &mine, issue_product, site);
 }
 
 void warpgroup_fence(Site site) {
   warp_collective(
       "wgmma.fence", 0xFFFFFFFFu, nullptr,
-      [](Fiber* lanes, uint32_t) { products_of(lanes[0]).fenced = true; }, site);
+      [](Fiber* lanes, uint32_t) {
+        WarpProducts& warp = products_of(lanes[0]);
+        warp.fenced = true;
+        for (RegisterOperand& operand : warp.register_operands) gather(operand, operand.fenced);
+      },
+      site);
 }
 
 void warpgroup_commit(Site site) {

@@ -1,7 +1,7 @@
 // wgmma (sm_90a): d [64, N] += a [64, depth] * b [N, depth]^T by the four warps of a warpgroup,
-// with both operands in shared memory and d in registers; the depth is 32 bytes, 16 elements of
-// bf16 and fp16, 8 of TF32. All 128 threads call each of these together, the first warp's index
-// being a multiple of four.
+// with b in shared memory, a there or in registers, and d in registers; the depth is 32 bytes, 16
+// elements of bf16 and fp16, 8 of TF32. All 128 threads call each of these together, the first
+// warp's index being a multiple of four.
 //
 // d of thread t: d[i] is row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (t % 4)
 // + i % 2. Between the first wgmma and the wait its registers may not be touched.
@@ -72,6 +72,16 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[COUNT]) {
   for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
 #endif
 }
+// The same of an operand in registers: until here they are not free for anything else.
+template <int COUNT>
+__device__ __forceinline__ void wgmma_pin(uint32_t (&a)[COUNT]) {
+#if defined(FC_EMULATE)
+  static_cast<void>(a);
+#else
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(a[i])::"memory");
+#endif
+}
 
 #if !defined(FC_EMULATE)
 // The accumulators as the text of the instruction and as its operands.
@@ -91,24 +101,39 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[COUNT]) {
 #define FC_LIST128() FC_LIST64(), FC_LIST16(64), FC_LIST16(80), FC_LIST16(96), FC_LIST16(112)
 
 // What follows the accumulators: a, b, whether to accumulate, and of 16-bit types which operands
-// are MN-major. The list comes as the name of a macro, so that its commas stay within it.
-#define FC_WGMMA(shape_and_types, text, list, a_at, b_at, keep_at, more, ...)               \
-  asm volatile("{\n  .reg .pred p;\n  setp.ne.b32 p, " keep_at                              \
-               ", 0;\n  wgmma.mma_async.sync.aligned." shape_and_types " {" text "}, " a_at \
-               ", " b_at ", p, 1, 1" more ";\n}"                                            \
-               : list()                                                                     \
-               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate))__VA_ARGS__)
-#define FC_COMMA ,
-#define FC_WGMMA_16(shape, type, text, list, a_at, b_at, keep_at, a_mn_at, b_mn_at) \
-  FC_WGMMA(shape "k16.f32." type "." type, text, list, a_at, b_at, keep_at,         \
-           ", " a_mn_at ", " b_mn_at, FC_COMMA "n"(A_MN)FC_COMMA "n"(B_MN))
-#define FC_WGMMA_SHAPE(shape, text, list, a_at, b_at, keep_at, a_mn_at, b_mn_at)   \
-  if constexpr (std::is_same_v<T, __nv_bfloat16>)                                  \
-    FC_WGMMA_16(shape, "bf16", text, list, a_at, b_at, keep_at, a_mn_at, b_mn_at); \
-  else if constexpr (std::is_same_v<T, __half>)                                    \
-    FC_WGMMA_16(shape, "f16", text, list, a_at, b_at, keep_at, a_mn_at, b_mn_at);  \
-  else                                                                             \
-    FC_WGMMA(shape "k8.f32.tf32.tf32", text, list, a_at, b_at, keep_at, "", )
+// are MN-major. Lists come as names of macros, so that their commas stay within them.
+#define FC_WGMMA(shape_and_types, text, list, a_text, a_list, b_at, keep_at, more, ...)       \
+  asm volatile("{\n  .reg .pred p;\n  setp.ne.b32 p, " keep_at                                \
+               ", 0;\n  wgmma.mma_async.sync.aligned." shape_and_types " {" text "}, " a_text \
+               ", " b_at ", p, 1, 1" more ";\n}"                                              \
+               : list()                                                                       \
+               : a_list(), "l"(b), "r"(static_cast<int>(accumulate))__VA_ARGS__)
+#define FC_A_SHARED() "l"(a)
+#define FC_A_REGISTERS() "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+#define FC_MAJORS_SHARED() , "n"(A_MN), "n"(B_MN)
+#define FC_MAJORS_REGISTERS() , "n"(B_MN)
+#define FC_WGMMA_SHAPE(shape, text, list, a_text, a_list, b_at, keep_at, majors_text, majors)      \
+  if constexpr (std::is_same_v<T, __nv_bfloat16>)                                                  \
+    FC_WGMMA(shape "k16.f32.bf16.bf16", text, list, a_text, a_list, b_at, keep_at,                 \
+             ", " majors_text, majors());                                                          \
+  else if constexpr (std::is_same_v<T, __half>)                                                    \
+    FC_WGMMA(shape "k16.f32.f16.f16", text, list, a_text, a_list, b_at, keep_at, ", " majors_text, \
+             majors());                                                                            \
+  else                                                                                             \
+    FC_WGMMA(shape "k8.f32.tf32.tf32", text, list, a_text, a_list, b_at, keep_at, "", )
+#define FC_WGMMA_SHARED(shape, text, list, a_at, b_at, keep_at, a_mn_at, b_mn_at)           \
+  FC_WGMMA_SHAPE(shape, text, list, a_at, FC_A_SHARED, b_at, keep_at, a_mn_at ", " b_mn_at, \
+                 FC_MAJORS_SHARED)
+#define FC_WGMMA_REGISTERS(shape, text, list, a_text, b_at, keep_at, b_mn_at)               \
+  FC_WGMMA_SHAPE(shape, text, list, "{" a_text "}", FC_A_REGISTERS, b_at, keep_at, b_mn_at, \
+                 FC_MAJORS_REGISTERS)
+#endif
+
+#if defined(FC_EMULATE)
+template <class T>
+constexpr emu::Operand WGMMA_OPERAND = std::is_same_v<T, __half>          ? emu::Operand::kHalf
+                                       : std::is_same_v<T, __nv_bfloat16> ? emu::Operand::kBfloat16
+                                                                          : emu::Operand::kTf32;
 #endif
 
 // T: __nv_bfloat16, __half, or float, whose top 19 bits count. N / 2 accumulators. A_MN, B_MN: the
@@ -118,17 +143,36 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b,
   static_assert(N == 64 || N == 128 || N == 256, "the shapes in use");
   static_assert(sizeof(T) == 2 || !(A_MN || B_MN), "TF32 is K-major");
 #if defined(FC_EMULATE)
-  constexpr emu::Operand TYPE = std::is_same_v<T, __half>          ? emu::Operand::kHalf
-                                : std::is_same_v<T, __nv_bfloat16> ? emu::Operand::kBfloat16
-                                                                   : emu::Operand::kTf32;
-  emu::warpgroup_product({TYPE, N, accumulate, A_MN, B_MN, a, b}, d, {__FILE__, __LINE__});
+  emu::warpgroup_product({WGMMA_OPERAND<T>, N, accumulate, A_MN, B_MN, a, b}, d,
+                         {__FILE__, __LINE__});
 #else
   if constexpr (N == 64) {
-    FC_WGMMA_SHAPE("m64n64", FC_TEXT32, FC_LIST32, "%32", "%33", "%34", "%35", "%36");
+    FC_WGMMA_SHARED("m64n64", FC_TEXT32, FC_LIST32, "%32", "%33", "%34", "%35", "%36");
   } else if constexpr (N == 128) {
-    FC_WGMMA_SHAPE("m64n128", FC_TEXT64, FC_LIST64, "%64", "%65", "%66", "%67", "%68");
+    FC_WGMMA_SHARED("m64n128", FC_TEXT64, FC_LIST64, "%64", "%65", "%66", "%67", "%68");
   } else {
-    FC_WGMMA_SHAPE("m64n256", FC_TEXT128, FC_LIST128, "%128", "%129", "%130", "%131", "%132");
+    FC_WGMMA_SHARED("m64n256", FC_TEXT128, FC_LIST128, "%128", "%129", "%130", "%131", "%132");
+  }
+#endif
+}
+
+// The same with a in registers, which leaves its rows free to come from anywhere: each warp has its
+// 16 rows as mma.cuh has them for one product of a warp (with an ldmatrix_x4, of 16-bit types).
+// They may not change before the wait either, and a wgmma_fence stands between their last change
+// and this.
+template <class T, int N, bool B_MN = false>
+__device__ __forceinline__ void wgmma_with_registers(float (&d)[N / 2], const uint32_t (&a)[4],
+                                                     uint64_t b, bool accumulate) {
+  static_assert(N == 64 || N == 128, "the shapes in use");
+  static_assert(sizeof(T) == 2 || !B_MN, "TF32 is K-major");
+#if defined(FC_EMULATE)
+  emu::warpgroup_product({WGMMA_OPERAND<T>, N, accumulate, false, B_MN, 0, b}, d,
+                         {__FILE__, __LINE__}, a);
+#else
+  if constexpr (N == 64) {
+    FC_WGMMA_REGISTERS("m64n64", FC_TEXT32, FC_LIST32, "%32, %33, %34, %35", "%36", "%37", "%38");
+  } else {
+    FC_WGMMA_REGISTERS("m64n128", FC_TEXT64, FC_LIST64, "%64, %65, %66, %67", "%68", "%69", "%70");
   }
 #endif
 }

@@ -1,5 +1,6 @@
 // Mistakes with mbarriers, TMA and wgmma. One warpgroup multiplies tiles of bf16 that one of its
 // threads brings through a ring of two slots, or brings rows that it reverses.
+#include "detail/mma.cuh"
 #include "detail/tma.cuh"
 #include "detail/wgmma.cuh"
 #include "planted.h"
@@ -128,6 +129,51 @@ void run_product(bool bug, const Arguments& a) {
                 a.y, a.n);
 }
 
+enum class RegisterBug { kNone, kNoFence, kFenceTooEarly, kInFlight, kFragmentIndex };
+
+// The same with a in registers, loaded from where it lies; the first of two products, of b's rows,
+// is not kept.
+template <RegisterBug kBug>
+__global__ void __launch_bounds__(128) registers_product(const float* x, float* y, int64_t) {
+  FC_DYN_SHARED(unsigned char, shared);
+  const int me = static_cast<int>(threadIdx.x), lane = me % 32, row = me / 32 * 16 + lane % 16;
+  unsigned char* const base = shared + (1024 - reinterpret_cast<uintptr_t>(shared) % 1024) % 1024;
+  for (int k = 0; k < 16; ++k) {
+    const int at = me % 64 * 128 + (((k / 8) ^ (me % 8)) * 16) + k % 8 * 2;
+    *reinterpret_cast<__nv_bfloat16*>(base + me / 64 * 8192 + at) =
+        __float2bfloat16_rn(x[me * 16 + k]);
+  }
+  fence_proxy_async();
+  __syncthreads();
+  float d[32];
+  uint32_t a[4];
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool bug = pass == 1;
+    if (bug && kBug == RegisterBug::kFenceTooEarly) wgmma_fence();
+    ldmatrix_x4(a, base + (pass == 0 ? 8192 : 0) + row * 128 + ((lane / 16 ^ row % 8) * 16));
+    if (kBug == RegisterBug::kFragmentIndex) {
+      const uint32_t keep = a[1];
+      a[1] = a[2];
+      a[2] = keep;
+    }
+    if (!bug || (kBug != RegisterBug::kNoFence && kBug != RegisterBug::kFenceTooEarly))
+      wgmma_fence();
+    wgmma_with_registers<__nv_bfloat16, 64>(d, a, wgmma_operand(base + 8192), false);
+    wgmma_commit();
+    if (kBug == RegisterBug::kInFlight) a[me % 4] ^= 0x80008000u;
+    wgmma_wait<0>();
+  }
+  for (int i = 0; i < 32; ++i)
+    y[(me / 32 * 16 + lane / 4 + i / 2 % 2 * 8) * 64 + i / 4 * 8 + lane % 4 * 2 + i % 2] = d[i];
+}
+
+template <RegisterBug kBug>
+void run_registers(bool bug, const Arguments& a) {
+  launch_kernel(bug ? registers_product<kBug> : registers_product<RegisterBug::kNone>,
+                LaunchConfig{dim3(1), dim3(128), 20480, nullptr}, static_cast<const float*>(a.x),
+                a.y, a.n);
+}
+
 // --- stores -------------------------------------------------------------------------------------
 
 enum class StoreBug { kNone, kNoProxyFence, kNoWait, kReusedEarly };
@@ -184,6 +230,10 @@ static const Scenario kScenarios[] = {
     {"wgmma_wrong_start", run_product<ProductBug::kWrongStart>},
     {"wgmma_half_a_warpgroup", run_product<ProductBug::kHalfAWarpgroup>},
     {"wgmma_not_committed", run_product<ProductBug::kNotCommitted>},
+    {"wgmma_registers_no_fence", run_registers<RegisterBug::kNoFence>},
+    {"wgmma_registers_fenced_early", run_registers<RegisterBug::kFenceTooEarly>},
+    {"wgmma_registers_changed", run_registers<RegisterBug::kInFlight>},
+    {"wgmma_registers_fragment", run_registers<RegisterBug::kFragmentIndex>},
     {"tma_store_no_proxy_fence", run_stores<StoreBug::kNoProxyFence>},
     {"tma_store_no_wait", run_stores<StoreBug::kNoWait>},
     {"tma_store_reused_early", run_stores<StoreBug::kReusedEarly>},
