@@ -121,7 +121,7 @@ def test_derivatives_of_two_orders(interpreted, monkeypatch, algo, sizes, moves,
     for module in (conv, depthwise):
         launch = module.launch
         monkeypatch.setattr(
-            module, "launch", lambda *a, launch=launch: (ran.append(a[0]), launch(*a))
+            module, "launch", lambda *a, launch=launch: (ran.append(a[0].kernel), launch(*a))
         )
     found = second_order(algo, tensors, **moves)
     for direction in ("fprop", "dgrad", "wgrad"):
@@ -226,9 +226,9 @@ def test_precision_reaches_the_kernel(interpreted, monkeypatch) -> None:
     seen = []
     launch = conv.launch
 
-    def spy(name: str, grid: int, args: Any, constants: Any) -> None:
-        seen.append(constants.get("PRECISION"))
-        launch(name, grid, args, constants)
+    def spy(step: Any, tensors: Any) -> None:
+        seen.append(step.constants.get("PRECISION"))
+        launch(step, tensors)
 
     monkeypatch.setattr(conv, "launch", spy)
     x, w = torch.randn(1, 4, 4, 4), torch.randn(4, 4, 1, 1)

@@ -36,6 +36,11 @@ def conv() -> Any:
     return interpreted_triton.load("conv")
 
 
+def part(name: str) -> Any:
+    """A module of the interpreted copy."""
+    return sys.modules[f"{interpreted_triton.NAME}.{name}"]
+
+
 def run(function: Any, *args: Any, **named: Any) -> Any:
     return interpreted_triton.quietly(lambda: function(*args, **named))
 
@@ -175,9 +180,9 @@ def launches(conv: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict
     seen: list[tuple[int, dict[str, Any]]] = []
     launch = conv.launch
 
-    def spied(name: str, grid: int, args: Any, constants: dict[str, Any]) -> None:
-        seen.append((grid, constants))
-        launch(name, grid, args, constants)
+    def spied(step: Any, tensors: Any) -> None:
+        seen.append((step.grid, step.constants))
+        launch(step, tensors)
 
     monkeypatch.setattr(conv, "launch", spied)
     return seen
@@ -229,17 +234,20 @@ def test_offsets_of_64_bits_give_the_same_bits(conv: Any, monkeypatch: pytest.Mo
         given = (conv, x[:1], w, dy[:1], case.params)
         with monkeypatch.context() as patch:
             narrow = list(directions(*given, config=config(conv)))
-            patch.setattr(conv, "far", lambda *tensors: True)
+            plans = part("conv_plan")
+            patch.setattr(plans, "far", lambda *tensors: True)
+            plans.forget()
             seen = launches(conv, patch)
             assert same(narrow, directions(*given, config=config(conv)))
             assert all(c["WIDE"] for _, c in seen if "WIDE" in c) and len(seen) >= 3
+            plans.forget()
 
 
 def test_which_offsets_need_64_bits(conv: Any) -> None:
-    far = sys.modules[f"{interpreted_triton.NAME}.conv_layout"].far
+    far, facts = part("conv_layout").far, part("launching").facts
     small, base = torch.zeros(3, 4), torch.zeros(1)
-    assert not far(small, base.expand(2**20, 2**20))
-    assert far(small, torch.empty(2**16, 2**15, device="meta"))
+    assert not far(facts(small), facts(base.expand(2**20, 2**20)))
+    assert far(facts(small), facts(torch.empty(2**16, 2**15, device="meta")))
 
 
 # Memory.

@@ -139,6 +139,7 @@ def test_epilogue(launchers, code: int, last: bool) -> None:
 def test_wide_offsets_and_odd_strides(launchers, monkeypatch, last: bool) -> None:
     """64-bit offsets give the same; operands in the midst of NaN are read where they are."""
     monkeypatch.setattr(launchers.module, "_INT32", 0)
+    launchers.module.forget()
     case = CASES[2]
     x, w, dy = (
         sliced(integers(s, torch.float32, last))
@@ -154,6 +155,7 @@ def test_wide_offsets_and_odd_strides(launchers, monkeypatch, last: bool) -> Non
     assert torch.equal(y.double(), reference.conv_fprop(x, w, None, *case.params))
     assert torch.equal(dx.double(), reference.conv_dgrad(dy, w, x.shape, *case.params))
     assert torch.equal(dw.double(), reference.conv_wgrad(dy, x, w.shape, *case.params))
+    launchers.module.forget()
 
 
 def test_padding_adds_nothing(launchers) -> None:
@@ -176,9 +178,10 @@ def test_many_slices_add_up(launchers, monkeypatch) -> None:
     sizes = []
     launch = launchers.module.launch
 
-    def seen(name: str, grid: int, args: Any, constants: Any) -> None:
-        sizes.append((name, args[2].shape if name.endswith("wgrad_depthwise_kernel") else None))
-        launch(name, grid, args, constants)
+    def seen(step: Any, tensors: Any) -> None:
+        partial = step.kernel.endswith("wgrad_depthwise_kernel")
+        sizes.append((step.kernel, tensors[2].shape if partial else None))
+        launch(step, tensors)
 
     monkeypatch.setattr(launchers.module, "launch", seen)
     config = config_of(launchers, False)

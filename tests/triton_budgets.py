@@ -157,7 +157,12 @@ def launches(build: Build) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     )
     known: dict[str, Any] = {"config": config, "precision": build.rounds}
     found: list[Any] = []
-    real, module.launch = module.launch, lambda name, _, *rest: found.append((name, *rest))
+
+    def kept(step: Any, tensors: Any) -> None:
+        args = (*step.given(tensors), *step.numbers)
+        found.append((step.kernel, args, step.constants))
+
+    real, module.launch = module.launch, kept
     try:
         if build.direction == "fprop":
             bias = torch.empty(w.shape[0], dtype=build.dtype)
@@ -180,7 +185,6 @@ def compile_build(build: Build) -> Built:
         row for row in launches(build) if row[0].startswith(f"conv_{build.direction}_")
         and not row[0].endswith("_sum_kernel")
     )  # fmt: skip
-    constants = {"enable_fp_fusion": True, **constants}
     args = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in args)
     with driver(build.arch), tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         kernel = module.kernels()[name].warmup(*args, grid=(1,), **constants)

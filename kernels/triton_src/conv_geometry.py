@@ -13,6 +13,7 @@ from typing import NamedTuple
 Ints = Sequence[int]
 Triple = tuple[int, int, int]
 Five = tuple[int, int, int, int, int]
+Moves = tuple[Ints, Ints, Ints, int]  # stride, padding, dilation, groups
 
 INT32 = 2**31 - 2**20  # leaves room for places beyond the last tile's end
 PRECISIONS = ("ieee", "tf32", "tf32x3")

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .conv_geometry import INT32, ConvGeometry, Five, Ints, span, vector
+from .launching import Box, Facts
 
 _BOX = 256  # elements per axis that one load by descriptor may have
 
 
-def far(*tensors: Tensor) -> bool:
+def far(*tensors: Facts) -> bool:
     """Whether an offset into one of them needs 64 bits."""
-    return max(span(t.stride(), t.shape) for t in tensors) > INT32
+    return max(span(t.strides, t.shape) for t in tensors) > INT32
 
 
 def filters(w: Tensor) -> Tensor:
     """w [K, C/groups, taps] as a dense [K, taps, C/groups]; a copy unless it lies so already."""
     return w.movedim(1, -1).contiguous()
+
+
+def lies_as_filters(w: Facts) -> bool:
+    """Whether `filters` would be w's own memory."""
+    dense = 1
+    for axis in (1, *range(len(w.shape) - 1, 1, -1), 0):
+        if w.shape[axis] != 1 and w.strides[axis] != dense:
+            return False
+        dense *= w.shape[axis]
+    return True
 
 
 def merge(strides: Five, extents: Ints) -> Five | None:
@@ -83,15 +94,13 @@ def units(s: Five, by: int) -> Five:
     return s[0] // by, s[1], s[2] // by, s[3] // by, s[4] // by
 
 
-def descriptor(t: Tensor, shape: Ints, strides: Ints, box: Ints) -> Any | None:
-    """A tensor descriptor of t's memory from its first element on, last axis dense; None where the
+def box(t: Facts, shape: Ints, strides: Ints, block: Ints) -> Box | None:
+    """A descriptor of t's memory from its first element on, last axis dense; None where the
     hardware asks for more alignment than there is."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    size = t.element_size()
-    aligned = t.data_ptr() % 16 == 0 and all(s * size % 16 == 0 for s in strides[:-1])
-    if not aligned or strides[-1] != 1 or max(box) > _BOX:
+    size = t.dtype.itemsize
+    aligned = t.aligned and all(s * size % 16 == 0 for s in strides[:-1])
+    if not aligned or strides[-1] != 1 or max(block) > _BOX:
         return None
     # An axis of one element has no stride of its own, but 0 is none.
     strides = [s or strides[-2] or 16 for s in strides]
-    return TensorDescriptor(t, list(shape), list(strides), list(box))
+    return Box(tuple(shape), tuple(strides), tuple(block))

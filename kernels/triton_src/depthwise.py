@@ -1,20 +1,24 @@
 """Launchers of the depthwise convolutions in Triton, in the three directions.
 
 Tensors of any strides; results are dense in the memory format asked for, or a given channel slice.
-No autograd. Imports Triton at the first launch.
+What a problem launches is worked out once and remembered. No autograd. Imports Triton at the first
+launch.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastconv.problem import conv_output_size, dense_strides, is_channels_last
+from fastconv.problem import conv_output_size, dense_strides, strides_channels_last
 
+from .launching import Facts, Launch, facts, run
 from .pool_geometry import Ints, Triple
 
 _INT32 = 2**31 - 2**20  # leaves room for places beyond the last tile's end
@@ -24,6 +28,7 @@ _SUM_BLOCK = 256
 # that the order of a sum is the problem's alone.
 _PROGRAMS = 528
 _LEAST_STEPS = 8  # tiles that a slice of wgrad has at least
+_KEPT = 4096  # plans of each direction
 
 
 class Config(NamedTuple):
@@ -62,15 +67,14 @@ def kernels() -> dict[str, Any]:
     return {n: k for n, k in vars(conv_depthwise).items() if n.endswith("_kernel")}
 
 
-def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    """Runs kernel `name` on the device of its first argument."""
-    constants = {**constants, "enable_fp_fusion": True}
-    kernel = kernels()[name][(grid,)]
-    if args[0].device.type != "cuda" or args[0].device.index == torch.cuda.current_device():
-        kernel(*args, **constants)
-        return
-    with torch.cuda.device(args[0].device):
-        kernel(*args, **constants)
+def launch(step: Launch, tensors: Sequence[Tensor | None]) -> None:
+    """Runs the step's kernel on the device of the first tensor."""
+    run(kernels()[step.kernel], step, tensors)
+
+
+def _step(kernel: str, grid: int, numbers: tuple[Any, ...], warps: int, **constants: Any) -> Launch:
+    constants.update(num_warps=warps, enable_fp_fusion=True)
+    return Launch(kernel, grid, numbers, constants)
 
 
 def _triple(values: Ints, fill: int) -> Triple:
@@ -101,69 +105,169 @@ class _Moves(NamedTuple):
         )
 
 
-def _moves(weight_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> _Moves:
-    return _Moves(
-        _triple(weight_size[2:], 1), _triple(stride, 1), _triple(padding, 0), _triple(dilation, 1)
-    )
+class _Lists(NamedTuple):
+    """Stride, padding and dilation as an op is given them."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def moves(self, weight_size: Ints) -> _Moves:
+        return _Moves(
+            _triple(weight_size[2:], 1), _triple(self.stride, 1), _triple(self.padding, 0),
+            _triple(self.dilation, 1),
+        )  # fmt: skip
 
 
-def _empty(like: Tensor, size: Ints, channels_last: bool) -> Tensor:
-    strides = dense_strides(size, channels_last)
-    return torch.empty_strided(size, strides, dtype=like.dtype, device=like.device)
+def _lists(stride: Ints, padding: Ints, dilation: Ints) -> _Lists:
+    return _Lists(tuple(stride), tuple(padding), tuple(dilation))
 
 
-def _place_stride(t: Tensor) -> int | None:
+class _Lie(NamedTuple):
+    """How a kernel reads a tensor: as it is, or from a dense copy; strides of image, channel and
+    place."""
+
+    copied: bool
+    strides: Triple
+    wide: bool
+
+    def of(self, t: Tensor, channels_last: bool) -> Tensor:
+        if not self.copied:
+            return t
+        return t.new_empty_strided(t.shape, dense_strides(t.shape, channels_last)).copy_(t)
+
+
+def _place_stride(shape: Ints, strides: Ints) -> int | None:
     """Between neighbouring places; None where they are not equally far apart throughout."""
-    step = run = 1  # axes of one entry have strides without a meaning
-    for axis in range(t.dim() - 1, 1, -1):
-        if t.shape[axis] == 1:
+    step = run_ = 1  # axes of one entry have strides without a meaning
+    for axis in range(len(shape) - 1, 1, -1):
+        if shape[axis] == 1:
             continue
-        if run == 1:
-            step = t.stride(axis)
-        elif t.stride(axis) != step * run:
+        if run_ == 1:
+            step = strides[axis]
+        elif strides[axis] != step * run_:
             return None
-        run *= t.shape[axis]
+        run_ *= shape[axis]
     return step
 
 
-def _strides(t: Tensor) -> tuple[int, int, int]:
+def _strides(shape: Ints, strides: Ints) -> Triple:
     """Of image, channel and place."""
-    step = _place_stride(t)
+    step = _place_stride(shape, strides)
     if step is None:
-        raise ValueError(f"strides {t.stride()} of a tensor of size {list(t.shape)} are not dense")
-    return t.stride(0), t.stride(1), step
+        raise ValueError(f"strides {strides} of a tensor of size {list(shape)} are not dense")
+    return strides[0], strides[1], step
 
 
-def _readable(t: Tensor, channels_last: bool) -> Tensor:
-    """t, or a dense copy where what a warp reads together would lie apart."""
-    step = _place_stride(t)
-    close = t.stride(1) == 1 or t.shape[1] == 1 if channels_last else step == 1
-    if step is not None and close:
-        return t
-    return _empty(t, t.shape, channels_last).copy_(t)
-
-
-def _wide(*tensors: Tensor) -> bool:
+def _wide(shape: Ints, strides: Ints) -> bool:
     """Whether an offset needs 64 bits."""
-    return any(
-        sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride(), strict=True)) >= _INT32
-        or t.numel() >= _INT32
-        for t in tensors
-    )
+    span = sum((n - 1) * abs(s) for n, s in zip(shape, strides, strict=True))
+    return span >= _INT32 or prod(shape) >= _INT32
 
 
-def _filter(w: Tensor, transposed: bool) -> tuple[Tensor, int, int]:
-    """w as rows of taps, or of channels, and its strides of channel and tap."""
+def _lie(t: Facts, channels_last: bool) -> _Lie:
+    """Of an operand: copied where what a warp reads together would lie apart."""
+    step = _place_stride(t.shape, t.strides)
+    close = t.strides[1] == 1 or t.shape[1] == 1 if channels_last else step == 1
+    copied = step is None or not close
+    strides = dense_strides(t.shape, channels_last) if copied else t.strides
+    return _Lie(copied, _strides(t.shape, strides), _wide(t.shape, strides))
+
+
+def _result(shape: Ints, strides: Ints) -> _Lie:
+    return _Lie(False, _strides(shape, strides), _wide(shape, strides))
+
+
+class _Filter(NamedTuple):
+    """The filter as rows of taps or, where `turn` is a launch, of channels; its strides of channel
+    and tap."""
+
+    shape: tuple[int, int]
+    turn: Launch | None
+    strides: tuple[int, int]
+
+    def of(self, w: Tensor) -> Tensor:
+        # The channel axis has one entry: either dense format is this.
+        flat = w.reshape(self.shape).contiguous()
+        if self.turn is None:
+            return flat
+        turned = w.new_empty(self.shape[::-1])
+        launch(self.turn, (flat, turned))
+        return turned
+
+
+def _filter(w: Facts, transposed: bool) -> _Filter:
     K, taps = w.shape[0], prod(w.shape[2:])
-    flat = w.reshape(K, taps)  # the channel axis has one entry: either dense format is this
-    if not flat.is_contiguous():
-        flat = flat.contiguous()
     if not transposed or taps == 1:
-        return flat, taps, 1
-    turned = torch.empty(taps, K, dtype=w.dtype, device=w.device)
-    constants = {"TAPS": taps, "BLOCK": _SUM_BLOCK, "num_warps": 4}
-    launch("conv_depthwise_filter_kernel", -(-K * taps // _SUM_BLOCK), (flat, turned, K), constants)
-    return turned, 1, K
+        return _Filter((K, taps), None, (taps, 1))
+    grid = -(-K * taps // _SUM_BLOCK)
+    step = _step("conv_depthwise_filter_kernel", grid, (K,), 4, TAPS=taps, BLOCK=_SUM_BLOCK)
+    return _Filter((K, taps), step, (1, K))
+
+
+@dataclass(eq=False)
+class _Plan:
+    """A new result's size and strides, how operands are read, and the launch. total: of wgrad's
+    partial sums, which are of size `partial`."""
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    lies: tuple[_Lie | None, ...]
+    channels_last: bool
+    step: Launch
+    filter: _Filter | None = None
+    partial: tuple[int, ...] = ()
+    total: Launch | None = None
+
+
+@lru_cache(_KEPT)
+def _plan_fprop(
+    x: Facts,
+    w: Facts,
+    vectors: tuple[Facts | None, Facts | None, Facts | None],
+    residual: Facts | None,
+    out: Facts | None,
+    ending: tuple[int, float, bool],
+    lists: _Lists,
+    config: Config,
+) -> _Plan:
+    """vectors: bias, scale, shift. ending: the activation's number, its slope, whether the residual
+    comes after it."""
+    channels_last = strides_channels_last(x.shape, x.strides) or strides_channels_last(
+        w.shape, w.strides
+    )
+    size = tuple(conv_output_size(x.shape, w.shape, *lists))
+    strides = tuple(dense_strides(size, channels_last)) if out is None else out.strides
+    from_x, from_residual = _lie(x, channels_last), None
+    if residual is not None:
+        from_residual = _lie(residual, channels_last)
+    to_y = _result(size, strides)
+    rows_of = to_y if from_residual is None else from_residual
+    filter_ = _filter(w, config.block_c > 1)
+    moves, (activation, slope, after) = lists.moves(w.shape), ending
+    ins, outs = _triple(x.shape[2:], 1), _triple(size[2:], 1)
+    rows, K = size[0] * prod(outs), size[1]
+    numbers = (
+        rows, K, *ins, *outs, *from_x.strides, *filter_.strides, *to_y.strides, *rows_of.strides,
+        float(slope),
+    )  # fmt: skip
+    step = _step(
+        "conv_fprop_depthwise_kernel",
+        -(-rows // config.block_m) * -(-K // config.block_c),
+        numbers,
+        config.warps,
+        **moves.constants(),
+        MULTIPLIER=K // x.shape[1],
+        BIAS=vectors[0] is not None,
+        SCALE=vectors[1] is not None,
+        RESIDUAL=0 if residual is None else 2 if after else 1,
+        ACTIVATION=int(activation),
+        BORDER=moves.border(ins, outs),
+        WIDE=from_x.wide or rows_of.wide or to_y.wide,
+        BLOCK_M=config.block_m,
+        BLOCK_C=config.block_c,
+    )
+    return _Plan(size, strides, (from_x, from_residual), channels_last, step, filter_)
 
 
 def conv_fprop(
@@ -185,41 +289,49 @@ def conv_fprop(
     epilogue: (activation's number, slope, residual, residual_after, scale, shift). precision: any;
     sums are IEEE.
     """
-    channels_last = is_channels_last(x, w)
-    size = conv_output_size(x.shape, w.shape, stride, padding, dilation)
-    y = _empty(x, size, channels_last) if out is None else out
     code, slope, residual, after, scale, shift = epilogue or (0, 0.0, None, False, None, None)
-    x = _readable(x, channels_last)
-    f, w_k, w_t = _filter(w, config.block_c > 1)
-    moves = _moves(w.shape, stride, padding, dilation)
-    ins, outs = _triple(x.shape[2:], 1), _triple(size[2:], 1)
-    if residual is not None:
-        residual = _readable(residual, channels_last)
-    rows, K = size[0] * prod(outs), size[1]
+    plan = _plan_fprop(
+        facts(x), facts(w), (facts(bias), facts(scale), facts(shift)), facts(residual),
+        facts(out), (code, slope, after), _lists(stride, padding, dilation), config,
+    )  # fmt: skip
+    from_x, from_residual = plan.lies
+    y = x.new_empty_strided(plan.size, plan.strides) if out is None else out
+    x = from_x.of(x, plan.channels_last)
+    residual = residual if residual is None else from_residual.of(residual, plan.channels_last)
     # What is not there is never read; x stands in for its address.
     small = [x if t is None else t.contiguous() for t in (bias, scale, shift)]
-    others = () if residual is None else (residual,)
-    args = (
-        x, f, *small, x if residual is None else residual, y, rows, K, *ins, *outs,
-        *_strides(x), w_k, w_t, *_strides(y), *_strides(y if residual is None else residual),
-        float(slope),
-    )  # fmt: skip
-    constants = {
-        **moves.constants(),
-        "MULTIPLIER": K // x.shape[1],
-        "BIAS": bias is not None,
-        "SCALE": scale is not None,
-        "RESIDUAL": 0 if residual is None else 2 if after else 1,
-        "ACTIVATION": int(code),
-        "BORDER": moves.border(ins, outs),
-        "WIDE": _wide(x, y, *others),
-        "BLOCK_M": config.block_m,
-        "BLOCK_C": config.block_c,
-        "num_warps": config.warps,
-    }
-    grid = -(-rows // config.block_m) * -(-K // config.block_c)
-    launch("conv_fprop_depthwise_kernel", grid, args, constants)
+    launch(plan.step, (x, plan.filter.of(w), *small, x if residual is None else residual, y))
     return y
+
+
+@lru_cache(_KEPT)
+def _plan_dgrad(
+    dy: Facts,
+    w: Facts,
+    input_size: tuple[int, ...],
+    lists: _Lists,
+    channels_last: bool,
+    config: Config,
+) -> _Plan:
+    channels_last = channels_last and len(dy.shape) > 3
+    strides = tuple(dense_strides(input_size, channels_last))
+    from_dy, to_dx = _lie(dy, channels_last), _result(input_size, strides)
+    filter_, moves = _filter(w, config.block_c > 1), lists.moves(w.shape)
+    ins, outs, C = _triple(input_size[2:], 1), _triple(dy.shape[2:], 1), input_size[1]
+    rows = input_size[0] * prod(-(-n // s) for n, s in zip(ins, moves.stride, strict=True))
+    tiles = -(-rows // config.block_m) * -(-C // config.block_c)
+    step = _step(
+        "conv_dgrad_depthwise_kernel",
+        tiles * prod(moves.stride),
+        (rows, C, *ins, *outs, *from_dy.strides, *filter_.strides, *to_dx.strides),
+        config.warps,
+        **moves.constants(),
+        MULTIPLIER=w.shape[0] // C,
+        WIDE=from_dy.wide or to_dx.wide,
+        BLOCK_M=config.block_m,
+        BLOCK_C=config.block_c,
+    )
+    return _Plan(input_size, strides, (from_dy,), channels_last, step, filter_)
 
 
 def conv_dgrad(
@@ -236,28 +348,53 @@ def conv_dgrad(
     channels_last: bool = False,
 ) -> Tensor:
     """dx (N, C, *in) of dy (N, K, *out)."""
-    channels_last = channels_last and dy.dim() > 3
-    dx = _empty(dy, input_size, channels_last)
-    dy = _readable(dy, channels_last)
-    f, w_k, w_t = _filter(w, config.block_c > 1)
-    moves = _moves(w.shape, stride, padding, dilation)
-    ins, outs = _triple(input_size[2:], 1), _triple(dy.shape[2:], 1)
-    C = input_size[1]
-    rows = input_size[0] * prod(-(-n // s) for n, s in zip(ins, moves.stride, strict=True))
-    args = (
-        dy, f, dx, rows, C, *ins, *outs, *_strides(dy), w_k, w_t, *_strides(dx),
-    )  # fmt: skip
-    constants = {
-        **moves.constants(),
-        "MULTIPLIER": w.shape[0] // C,
-        "WIDE": _wide(dx, dy),
-        "BLOCK_M": config.block_m,
-        "BLOCK_C": config.block_c,
-        "num_warps": config.warps,
-    }
-    tiles = -(-rows // config.block_m) * -(-C // config.block_c)
-    launch("conv_dgrad_depthwise_kernel", tiles * prod(moves.stride), args, constants)
+    lists = _lists(stride, padding, dilation)
+    plan = _plan_dgrad(facts(dy), facts(w), tuple(input_size), lists, channels_last, config)
+    dx = dy.new_empty_strided(plan.size, plan.strides)
+    launch(plan.step, (plan.lies[0].of(dy, plan.channels_last), plan.filter.of(w), dx))
     return dx
+
+
+@lru_cache(_KEPT)
+def _plan_wgrad(
+    dy: Facts,
+    x: Facts,
+    weight_size: tuple[int, ...],
+    lists: _Lists,
+    channels_last: bool,
+    config: Config,
+    sliced: tuple[int, int],
+) -> _Plan:
+    """sliced: `_PROGRAMS` and `_LEAST_STEPS`."""
+    channels_last = channels_last and len(dy.shape) > 3
+    strides = tuple(dense_strides(weight_size, channels_last))
+    from_dy, from_x = _lie(dy, channels_last), _lie(x, channels_last)
+    moves = lists.moves(weight_size)
+    ins, outs = _triple(x.shape[2:], 1), _triple(dy.shape[2:], 1)
+    rows, K, taps = dy.shape[0] * prod(outs), dy.shape[1], prod(moves.kernel)
+    row_taps = min(1 << (moves.kernel[2] - 1).bit_length(), _ROW)
+    block_m = max(config.block_m // row_taps, 1)
+    programs = moves.kernel[0] * moves.kernel[1] * -(-moves.kernel[2] // row_taps)
+    programs *= -(-K // config.block_c)
+    steps = -(-rows // block_m)
+    per_split = -(-steps // wgrad_splits(programs, steps, *sliced)) * block_m
+    splits = -(-rows // per_split)
+    step = _step(
+        "conv_wgrad_depthwise_kernel",
+        programs * splits,
+        (rows, K, *ins, *outs, *from_dy.strides, *from_x.strides, per_split, splits),
+        config.warps,
+        **moves.constants(),
+        MULTIPLIER=K // x.shape[1],
+        WIDE=from_dy.wide or from_x.wide,
+        TAPS=row_taps,
+        BLOCK_M=block_m,
+        BLOCK_C=config.block_c,
+    )
+    count, name = K * taps, "conv_wgrad_depthwise_sum_kernel"
+    total = _step(name, -(-count // _SUM_BLOCK), (count, splits), 4, BLOCK=_SUM_BLOCK)
+    lies, size = (from_dy, from_x), (splits, K, taps)
+    return _Plan(weight_size, strides, lies, channels_last, step, None, size, total)
 
 
 def conv_wgrad(
@@ -274,45 +411,25 @@ def conv_wgrad(
     channels_last: bool = False,
 ) -> Tensor:
     """dw (K, 1, *kernel) of dy (N, K, *out) and x (N, C, *in)."""
-    channels_last = channels_last and dy.dim() > 3
-    dw = _empty(dy, weight_size, channels_last)
-    dy = _readable(dy, channels_last)
-    x = _readable(x, channels_last)
-    moves = _moves(weight_size, stride, padding, dilation)
-    ins, outs = _triple(x.shape[2:], 1), _triple(dy.shape[2:], 1)
-    rows, K, taps = dy.shape[0] * prod(outs), dy.shape[1], prod(moves.kernel)
-    row_taps = min(1 << (moves.kernel[2] - 1).bit_length(), _ROW)
-    block_m = max(config.block_m // row_taps, 1)
-    programs = moves.kernel[0] * moves.kernel[1] * -(-moves.kernel[2] // row_taps)
-    programs *= -(-K // config.block_c)
-    steps = -(-rows // block_m)
-    per_split = -(-steps // wgrad_splits(programs, steps)) * block_m
-    splits = -(-rows // per_split)
-    partial = torch.empty(splits, K, taps, dtype=torch.float32, device=dy.device)
-    args = (
-        dy, x, partial, rows, K, *ins, *outs, *_strides(dy), *_strides(x), per_split, splits,
+    plan = _plan_wgrad(
+        facts(dy), facts(x), tuple(weight_size), _lists(stride, padding, dilation), channels_last,
+        config, (_PROGRAMS, _LEAST_STEPS),
     )  # fmt: skip
-    constants = {
-        **moves.constants(),
-        "MULTIPLIER": K // x.shape[1],
-        "WIDE": _wide(x, dy),
-        "TAPS": row_taps,
-        "BLOCK_M": block_m,
-        "BLOCK_C": config.block_c,
-        "num_warps": config.warps,
-    }
-    launch("conv_wgrad_depthwise_kernel", programs * splits, args, constants)
-    constants = {"BLOCK": _SUM_BLOCK, "num_warps": 4}
-    args = (partial, dw, K * taps, splits)
-    launch("conv_wgrad_depthwise_sum_kernel", -(-K * taps // _SUM_BLOCK), args, constants)
+    from_dy, from_x = plan.lies
+    dw = dy.new_empty_strided(plan.size, plan.strides)
+    partial = dy.new_empty(plan.partial, dtype=torch.float32)
+    dy, x = from_dy.of(dy, plan.channels_last), from_x.of(x, plan.channels_last)
+    launch(plan.step, (dy, x, partial))
+    launch(plan.total, (partial, dw))
     return dw
 
 
-def wgrad_splits(programs: int, steps: int) -> int:
-    """How many slices the places are cut into; programs: of one slice."""
-    return max(1, min(-(-_PROGRAMS // programs), steps // _LEAST_STEPS))
+def wgrad_splits(programs: int, steps: int, most: int, least_steps: int) -> int:
+    """How many slices the places are cut into; programs: of one slice, `most` of all."""
+    return max(1, min(-(-most // programs), steps // least_steps))
 
 
-def wgrad_workspace(weight_size: Ints, splits: int) -> int:
-    """Bytes of the partial sums."""
-    return 4 * splits * weight_size[0] * prod(weight_size[2:])
+def forget() -> None:
+    """Drops every plan."""
+    for kept in (_plan_fprop, _plan_dgrad, _plan_wgrad):
+        kept.cache_clear()
