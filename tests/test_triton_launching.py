@@ -165,6 +165,13 @@ def test_other_alignments_and_sizes_are_other_kernels(device: _StandIn) -> None:
     # Sizes are numbers of the same kernel, in a plan of their own.
     assert run(tensors(size=18)[0], bias) == straight
     assert run(x, bias.float()) not in {straight, *others}
+    # A launch alone, whose plan asked nothing of its tensors.
+    step = conv_plan.plan_merges(3, 4, 16, 40, 64)[0]
+    device.launched.clear()
+    for first in (torch.empty(3, 64), torch.empty(193)[1:].view(3, 64), torch.empty(3, 64)):
+        conv.launch(step, (first, torch.empty(3, 64), torch.empty(1, 64), torch.empty(1, 64)))
+    one, two, three = (launch[4] for launch in device.launched)
+    assert one == three != two
 
 
 class _Ops(TorchDispatchMode):
