@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ import triton_budgets
 from triton_budgets import BUILDS, TABLE, Build, Built, compile_build
 
 from fastconv import cost_triton, select_triton
+from fastconv._triton import conv
 
 FACTS = json.loads(TABLE.read_text())
 SAME_COMPILER = FACTS["triton"] == triton.__version__
@@ -66,6 +68,30 @@ def judge(build: Build, built: Built, row: dict[str, int]) -> None:
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.key.replace(" ", "-"))
 def test_budget(build: Build) -> None:
     judge(build, compile_build(build), FACTS["kernels"][build.key])
+
+
+def test_nchw_products_of_matrices_are_loaded_and_stored_in_vectors(monkeypatch) -> None:
+    """Of pixels, which lie side by side there: a filter of one tap over several images."""
+    found: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def kept(step: Any, tensors: Any) -> None:
+        found.append((step.kernel, (*step.given(tensors), *step.numbers), step.constants))
+
+    monkeypatch.setattr(conv, "launch", kept)
+    config = cost_triton.IMPLICIT_GEMM["64x64x32_w4_s4"]
+    x, w = (
+        torch.empty(size, dtype=torch.bfloat16) for size in ((4, 256, 14, 16), (256, 256, 1, 1))
+    )
+    moves = ([1, 1], [0, 0], [1, 1], 1)
+    conv.conv_fprop(x, w, None, *moves, config=config)
+    conv.conv_dgrad(x, w, x.shape, *moves, config=config)
+    conv.conv_wgrad(x, x, w.shape, *moves, config=config)
+    assert len(found) == 3
+    for launch in found:
+        built = triton_budgets.compile_launch(80, *launch)
+        assert not re.search(r"LDG\.E\.U16|STG\.E\.U16|LDGSTS\.E(?!\S*\.128)", built.sass)
+        assert "LDGSTS" in built.sass and "STG.E.128" in built.sass and "HMMA" in built.sass
+        assert built.spills == 0
 
 
 def test_three_products_are_for_configurations_that_hold_both_parts() -> None:

@@ -22,7 +22,7 @@ from test_triton_conv import config
 from tolerances import PER_PRODUCT, UNIT_ROUNDOFF
 
 from fastconv import reference
-from fastconv._triton import conv_geometry
+from fastconv._triton import conv_geometry, conv_layout, launching
 from fastconv.testing import assert_conv_close
 
 CASES = {case.id: case for case in CONV_CASES}
@@ -311,6 +311,35 @@ def test_classes_hold_every_tap_once(stride: int, dilation: int) -> None:
         assert taps == expected and len(taps) <= g.class_taps
         found += taps
     assert sorted(found) == list(range(5))
+
+
+def test_runs_of_pixels_are_runs() -> None:
+    """What the compiler is told and cannot check, counted out on every pixel of many layouts."""
+    found = set()
+    for dtype, size in itertools.product(
+        (torch.float32, torch.float16), ((1, 3, 4, 4), (2, 16, 8, 2), (3, 8, 5, 4), (2, 8, 3, 3))
+    ):
+        base = torch.zeros(size, dtype=dtype)
+        wide = torch.zeros(size[0], size[1] + 3, size[2], 2 * size[3], dtype=dtype)
+        for t in (
+            base, channels_last(base), base.transpose(2, 3), wide[:, :, :, : size[3]],
+            wide[:, :, :, ::2], wide[:, 1:-2, :, : size[3]], base[:1], base[:, :1], base[:, :, :1],
+            base.expand(*size).transpose(0, 1), base[:1].expand(*size), base[:, ::2],
+        ):  # fmt: skip
+            known = launching.facts(t)
+            run = conv_layout.run_of(known, t.shape[0], (1, *t.shape[2:]))
+            found.add(run)
+            assert run * t.element_size() <= 16
+            places = torch.zeros(t.shape, dtype=torch.int64)
+            for axis, (n, s) in enumerate(zip(t.shape, t.stride(), strict=True)):
+                places += (torch.arange(n) * s).view([-1 if a == axis else 1 for a in range(4)])
+            # [channels, pixels of all images]
+            places = places.transpose(0, 1).flatten(1)
+            assert run == 1 or places.shape[1] % run == 0
+            runs = places[:, : places.shape[1] // run * run].unflatten(1, (-1, run))
+            assert run == 1 or (runs[..., 0] % run == 0).all()
+            assert (runs - runs[..., :1] == torch.arange(run)).all()
+    assert found == {1, 2, 4, 8}
 
 
 def test_ranges_of_pixels_cover_all(conv: Any) -> None:

@@ -180,13 +180,17 @@ def launches(build: Build) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
 
 def compile_build(build: Build) -> Built:
     """The main kernel of a configuration, compiled."""
-    module = conv if build.algorithm == select_triton.IMPLICIT_GEMM else depthwise
     ((name, args, constants),) = (
         row for row in launches(build) if row[0].startswith(f"conv_{build.direction}_")
         and not row[0].endswith("_sum_kernel")
     )  # fmt: skip
+    return compile_launch(build.arch, name, args, constants)
+
+
+def compile_launch(arch: int, name: str, args: tuple[Any, ...], constants: dict[str, Any]) -> Built:
+    module = depthwise if "depthwise" in name else conv
     args = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in args)
-    with driver(build.arch), tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+    with driver(arch), tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         kernel = module.kernels()[name].warmup(*args, grid=(1,), **constants)
         cubin.write(kernel.asm["cubin"])
         cubin.flush()

@@ -53,7 +53,8 @@ def fprop_tile(
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
     PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, RUNS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     tiles_k = (K + BLOCK_N - 1) // BLOCK_N
@@ -73,7 +74,7 @@ def fprop_tile(
         first_c = first_c.to(tl.int64)
     if DESCRIPTORS < 2:
         x += first_c * x_c
-    rows = place(n, d, h, v, x_n, x_d, x_h, x_w, RANK, WIDE)
+    rows = place(n, d, h, v, x_n, x_d, x_h, x_w, RANK, WIDE, RUNS[0])
     sums = gather_sums(
         x, w, rows, (tile_m * BLOCK_M, group * C), (d, h, v), inside, (D, H, W), (x_d, x_h, x_w),
         x_c, C, C, group * K, k_start, k < K, KERNEL, DILATION, (0, 0, 0), (1, 1, 1), KERNEL, False,
@@ -88,13 +89,13 @@ def fprop_tile(
         far_k = k.to(tl.int64)
     from_residual = 0
     if RESIDUAL != 0:
-        pixel = place(n, o, p, q, r_n, r_d, r_h, r_w, RANK, WIDE)
+        pixel = place(n, o, p, q, r_n, r_d, r_h, r_w, RANK, WIDE, RUNS[2])
         from_residual = pixel[:, None] + (far_k * r_c)[None, :]
     sums = ending(
         sums, k, k_inside, from_residual, both, bias, scale, shift, residual, slope, ACTIVATION,
         RESIDUAL,
     )  # fmt: skip
-    pixel = place(n, o, p, q, y_n, y_d, y_h, y_w, RANK, WIDE)
+    pixel = place(n, o, p, q, y_n, y_d, y_h, y_w, RANK, WIDE, RUNS[1])
     stored = sums.to(y.dtype.element_ty)
     tl.store(y + (pixel[:, None] + (far_k * y_c)[None, :]), stored, both)
     if mean is not None:
@@ -113,21 +114,27 @@ def conv_fprop_implicit_gemm_kernel(
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
     PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
-    VEC: tl.constexpr, PERSISTENT: tl.constexpr,
+    PACKED: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, RUNS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, VEC: tl.constexpr, PERSISTENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """x [N, GROUPS C, D, H, W], w [GROUPS K, T, R, S, C] -> y [N, GROUPS K, O, P, Q]; bias, scale,
     shift [GROUPS K] or None. mean, m2 [tiles of pixels, GROUPS K]: of the results as stored.
 
-    C, K, the strides of x and those of y and the residual (but of channels) count VEC elements.
+    C, K, the strides of x, those of y and the residual (but of channels), and pixels count VEC
+    elements. RUNS: so many pixels lie side by side, of x, y and the residual; where more than one,
+    strides of images and channels count such runs.
     DESCRIPTORS: w, or w and x, are tensor descriptors (conv_mainloop.py).
     """
     C *= VEC[0]
     K *= VEC[1]
+    pixels *= VEC[4]
     x_n, x_d, x_h, x_w = x_n * VEC[2], x_d * VEC[2], x_h * VEC[2], x_w * VEC[2]
     y_n, y_d, y_h, y_w = y_n * VEC[3], y_d * VEC[3], y_h * VEC[3], y_w * VEC[3]
     r_n, r_d, r_h, r_w = r_n * VEC[3], r_d * VEC[3], r_h * VEC[3], r_w * VEC[3]
+    x_n, x_c = x_n * RUNS[0], x_c * RUNS[0]
+    y_n, y_c = y_n * RUNS[1], y_c * RUNS[1]
+    r_n, r_c = r_n * RUNS[2], r_c * RUNS[2]
     if PERSISTENT:
         for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
             fprop_tile(
@@ -135,7 +142,8 @@ def conv_fprop_implicit_gemm_kernel(
                 (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift),
                 x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
                 RANK, GROUPS, KERNEL, STRIDE, PADDING, DILATION, BORDER, ACTIVATION, RESIDUAL,
-                PRECISION, PACKED, WHOLE, WIDE, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                PRECISION, PACKED, WHOLE, WIDE, RUNS, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K,
+                GROUP_M,
             )  # fmt: skip
     else:
         fprop_tile(
@@ -143,7 +151,7 @@ def conv_fprop_implicit_gemm_kernel(
             D, H, W, (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift),
             x_n, x_c, x_d, x_h, x_w, y_n, y_c, y_d, y_h, y_w, r_n, r_c, r_d, r_h, r_w,
             RANK, GROUPS, KERNEL, STRIDE, PADDING, DILATION, BORDER, ACTIVATION, RESIDUAL,
-            PRECISION, PACKED, WHOLE, WIDE, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            PRECISION, PACKED, WHOLE, WIDE, RUNS, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
         )  # fmt: skip
 
 
@@ -168,7 +176,7 @@ def dgrad_tile(
     CLASSES_D: tl.constexpr, CLASSES_H: tl.constexpr, CLASSES_W: tl.constexpr,
     HOP: tl.constexpr, STEP: tl.constexpr,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, WHOLE: tl.constexpr,
-    WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    WIDE: tl.constexpr, RUNS: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     number = tile // class_tiles
@@ -193,15 +201,17 @@ def dgrad_tile(
     d = d_first + i * CLASSES_D[0]
     h = h_first + j * CLASSES_H[0]
     v = w_first + k * CLASSES_W[0]
-    # Classes are as large as the largest one.
-    inside = (m < pixels) & (d < D) & (h < H) & (v < W)
+    inside = m < pixels
+    if CLASSES_D[0] * CLASSES_H[0] * CLASSES_W[0] > 1:
+        # Classes are as large as the largest one.
+        inside = inside & (d < D) & (h < H) & (v < W)
     i, j, k = i + o_start, j + p_start, k + q_start
     first_k = group * K
     if WIDE:
         first_k = first_k.to(tl.int64)
     if DESCRIPTORS < 2:
         dy += first_k * y_c
-    rows = place(n, i, j, k, y_n, y_d, y_h, y_w, RANK, WIDE)
+    rows = place(n, i, j, k, y_n, y_d, y_h, y_w, RANK, WIDE, RUNS[0])
     sums = gather_sums(
         dy, w, rows, (tile_m * BLOCK_M, group * K), (i, j, k), inside, (O, P, Q), (y_d, y_h, y_w),
         y_c, K, C, group * K, c_start, c < C, (t_taps, r_taps, s_taps),
@@ -212,7 +222,7 @@ def dgrad_tile(
     c += group * C
     if WIDE:
         c = c.to(tl.int64)
-    pixel = place(n, d, h, v, x_n, x_d, x_h, x_w, RANK, WIDE)
+    pixel = place(n, d, h, v, x_n, x_d, x_h, x_w, RANK, WIDE, RUNS[1])
     tl.store(dx + (pixel[:, None] + (c * x_c)[None, :]), sums.to(dx.dtype.element_ty), both)
 
 
@@ -225,7 +235,8 @@ def conv_dgrad_implicit_gemm_kernel(
     CLASSES_D: tl.constexpr, CLASSES_H: tl.constexpr, CLASSES_W: tl.constexpr,
     HOP: tl.constexpr, STEP: tl.constexpr,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, WHOLE: tl.constexpr,
-    WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr, VEC: tl.constexpr, PERSISTENT: tl.constexpr,
+    WIDE: tl.constexpr, RUNS: tl.constexpr, DESCRIPTORS: tl.constexpr, VEC: tl.constexpr,
+    PERSISTENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """dy [N, GROUPS K, O, P, Q], w [GROUPS K, T, R, S, C] -> dx [N, GROUPS C, D, H, W].
@@ -234,12 +245,16 @@ def conv_dgrad_implicit_gemm_kernel(
     CLASSES_D, _H, _W: (stride, dilation, their gcd, the inverse of dilation / gcd modulo stride /
     gcd, the distance of a class's taps). HOP: that of each axis; STEP: between the outputs which
     they lead to.
-    C, K, the strides of dy and those of dx (but of channels) count VEC elements.
+    C, K, the strides of dy, those of dx (but of channels), and pixels count VEC elements; RUNS as
+    in fprop, of dy and dx.
     """
     C *= VEC[0]
     K *= VEC[1]
+    pixels *= VEC[4]
     y_n, y_d, y_h, y_w = y_n * VEC[2], y_d * VEC[2], y_h * VEC[2], y_w * VEC[2]
     x_n, x_d, x_h, x_w = x_n * VEC[3], x_d * VEC[3], x_h * VEC[3], x_w * VEC[3]
+    y_n, y_c = y_n * RUNS[0], y_c * RUNS[0]
+    x_n, x_c = x_n * RUNS[1], x_c * RUNS[1]
     if PERSISTENT:
         for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
             dgrad_tile(
@@ -247,7 +262,8 @@ def conv_dgrad_implicit_gemm_kernel(
                 (I, I_mul, I_shift), (J, J_mul, J_shift), (L, L_mul, L_shift),
                 y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w, RANK, GROUPS, KERNEL, PADDING,
                 CLASSES_D, CLASSES_H, CLASSES_W, HOP, STEP, BORDER, PRECISION, PACKED, WHOLE, WIDE,
-                DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                RUNS, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K,
+                GROUP_M,
             )  # fmt: skip
     else:
         dgrad_tile(
@@ -255,5 +271,5 @@ def conv_dgrad_implicit_gemm_kernel(
             (I, I_mul, I_shift), (J, J_mul, J_shift), (L, L_mul, L_shift),
             y_n, y_c, y_d, y_h, y_w, x_n, x_c, x_d, x_h, x_w, RANK, GROUPS, KERNEL, PADDING,
             CLASSES_D, CLASSES_H, CLASSES_W, HOP, STEP, BORDER, PRECISION, PACKED, WHOLE, WIDE,
-            DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            RUNS, DESCRIPTORS, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
         )  # fmt: skip

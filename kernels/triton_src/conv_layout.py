@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .conv_geometry import INT32, ConvGeometry, Five, Ints, span, vector
+from .conv_geometry import INT32, ConvGeometry, Five, Ints, five, span, vector
 from .launching import Box, Facts
 
 _BOX = 256  # elements per axis that one load by descriptor may have
@@ -90,8 +90,20 @@ def vector_of(*tensors: Five) -> int:
     return vector(*(v for s in tensors for v in (s[0], *s[2:])))
 
 
-def units(s: Five, by: int) -> Five:
-    return s[0] // by, s[1], s[2] // by, s[3] // by, s[4] // by
+def units(s: Five, by: int, run: int = 1) -> Five:
+    """Strides as a kernel is given them: by vectors of channels, or by runs of pixels."""
+    return s[0] // by // run, s[1] // run, s[2] // by, s[3] // by, s[4] // by
+
+
+def run_of(t: Facts, images: int, extents: Ints) -> int:
+    """How many pixels lie side by side, each run at a multiple of 16 bytes as far as strides tell,
+    wherever a multiple of that many pixels of all images begins; 1 where vectors of channels do."""
+    s = five(t.strides, t.shape)
+    merged, count = merge(s, extents), prod(extents)
+    if merged is None or s[1] == 1 or merged[4] != 1 or count == 1:
+        return 1
+    most = 16 // t.dtype.itemsize
+    return min(most, vector(count, s[1], s[0] if images > 1 else 0))
 
 
 def box(t: Facts, shape: Ints, strides: Ints, block: Ints) -> Box | None:

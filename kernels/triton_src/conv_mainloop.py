@@ -45,7 +45,8 @@ def gather_sums(
     one tap, BLOCK_K or BLOCK_N channels; at 2 so is source [pixels, channels], of a product of
     matrices, read from `corner` on. What is beyond the end of either reads as zero.
     """
-    pitch = KERNEL[0] * KERNEL[1] * KERNEL[2] * channels
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    pitch = TAPS * channels
     sums = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32)
     rests = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32) if PRECISION == "tf32x3" else 0
     lane = tl.arange(0, BLOCK_K)
@@ -82,7 +83,10 @@ def gather_sums(
         if WIDE:
             d, h, w, k = d.to(tl.int64), h.to(tl.int64), w.to(tl.int64), c.to(tl.int64)
         # All of [BLOCK_K] and rows of [BLOCK_M]: sums of two axes are left to the addresses.
-        columns = k * s_c + (d * strides[0] + h * strides[1] + w * strides[2])
+        if TAPS == 1:
+            columns = k * s_c  # the one tap moves nothing, which the counters do not show
+        else:
+            columns = k * s_c + (d * strides[0] + h * strides[1] + w * strides[2])
         tap_t, tap_r, tap_s = (
             first[0] + tap_t * HOP[0], first[1] + tap_r * HOP[1], first[2] + tap_s * HOP[2]
         )  # fmt: skip

@@ -30,7 +30,16 @@ from .conv_geometry import (
     shares_taps,
     vector,
 )
-from .conv_layout import box, far, lies_as_filters, pixel_stride, places_of, units, vector_of
+from .conv_layout import (
+    box,
+    far,
+    lies_as_filters,
+    pixel_stride,
+    places_of,
+    run_of,
+    units,
+    vector_of,
+)
 from .launching import Box, Facts, Launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -219,7 +228,12 @@ def _fprop_step(
     wide = far(w, *(t for t in (x, y, residual) if t is not None))
     vec_x = vector_of(x_s)
     vec_y = vector_of(y_s, *([r_s] if residual is not None else []))
-    vec = (vector(g.C), vector(g.K), vec_x, vec_y)
+    runs = (
+        run_of(x, g.N, g.outs) if g.pointwise else 1,
+        run_of(y, g.N, g.outs),
+        1 if residual is None else run_of(residual, g.N, g.outs),
+    )
+    vec = (vector(g.C), vector(g.K), vec_x, vec_y, max(runs))
     tiles = -(-g.pixels // config.block_m) * g.groups * -(-g.K // config.block_n)
     constants = _shape(config, g.C, g.taps)
     boxes: dict[int, Box] = {}
@@ -231,11 +245,13 @@ def _fprop_step(
             _put(boxes, 0, _matrix(x, x_s, g.pixels, (config.block_m, config.block_k)))
     activation, slope, after = ending
     numbers = (
-        float(slope), tiles, g.pixels, g.C // vec[0], g.K // vec[1], *places.ins,
-        *_divisors(places.outs), *units(x_s, vec_x), *units(y_s, vec_y), *units(r_s, vec_y),
+        float(slope), tiles, g.pixels // vec[4], g.C // vec[0], g.K // vec[1], *places.ins,
+        *_divisors(places.outs), *units(x_s, vec_x, runs[0]), *units(y_s, vec_y, runs[1]),
+        *units(r_s, vec_y, runs[2]),
     )  # fmt: skip
     constants.update(RANK=places.rank, GROUPS=g.groups, KERNEL=g.kernel, STRIDE=g.stride)
     constants.update(PADDING=g.padding, DILATION=g.dilation, VEC=vec, WIDE=wide)
+    constants.update(RUNS=runs)
     constants.update(BORDER=tuple(p > 0 for p in g.padding), ACTIVATION=int(activation))
     constants.update(RESIDUAL=0 if residual is None else 1 + bool(after))
     constants.update(PRECISION=_precision(x.dtype, asked), DESCRIPTORS=len(boxes))
@@ -259,7 +275,11 @@ def plan_dgrad(dy: Facts, w: Facts, input_size: tuple[int, ...], asked: Request)
         return Plan(dx.shape, dx.strides, None)
     places = places_of(g, [five(dx.strides, dx.shape), five(dy.strides, dy.shape)])
     x_s, y_s = places.strides
-    vec = (vector(g.C), vector(g.K), vector_of(y_s), vector_of(x_s))
+    runs = (
+        run_of(dy, g.N, g.outs) if g.pointwise else 1,
+        run_of(dx, g.N, g.ins) if g.classes == 1 else 1,
+    )
+    vec = (vector(g.C), vector(g.K), vector_of(y_s), vector_of(x_s), max(runs))
     extents = [-(-n // s) for n, s in zip(places.ins, g.stride, strict=True)]
     pixels = g.N * prod(g.class_extents)
     class_tiles = -(-pixels // config.block_m) * g.groups * -(-g.C // config.block_n)
@@ -271,10 +291,12 @@ def plan_dgrad(dy: Facts, w: Facts, input_size: tuple[int, ...], asked: Request)
         if boxes and places.rank == 0:
             _put(boxes, 0, _matrix(dy, y_s, g.pixels, (config.block_m, config.block_k)))
     numbers = (
-        tiles, class_tiles, pixels, g.C // vec[0], g.K // vec[1], *places.ins, *places.outs,
-        *_divisors(extents), *units(y_s, vec[2]), *units(x_s, vec[3]),
+        tiles, class_tiles, pixels // vec[4], g.C // vec[0], g.K // vec[1], *places.ins,
+        *places.outs, *_divisors(extents), *units(y_s, vec[2], runs[0]),
+        *units(x_s, vec[3], runs[1]),
     )  # fmt: skip
     constants.update(DESCRIPTORS=len(boxes), WIDE=far(w, dx, dy), VEC=vec)
+    constants.update(RUNS=runs)
     constants.update(RANK=places.rank, GROUPS=g.groups, KERNEL=g.kernel, PADDING=g.padding)
     classes = g.axis_classes
     constants.update(zip(("CLASSES_D", "CLASSES_H", "CLASSES_W"), classes, strict=True))
@@ -304,8 +326,9 @@ def plan_wgrad(dy: Facts, x: Facts, weight_size: tuple[int, ...], asked: Request
     if pixel is not None:
         y_s = (0, y_s[1], 0, 0, pixel)
     w_s = five(dw.strides, dw.shape)
+    runs = run_of(dy, g.N, g.outs), run_of(x, g.N, g.outs) if g.pointwise else 1
     vec = (vector(g.C), vector(g.K), vector_of(x_s), vector_of(y_s))
-    vec = (*vec, vector(vector_of(w_s), elements))
+    vec = (*vec, vector(vector_of(w_s), elements), max(runs))
     columns = shares_taps(g.C, g.taps, config.block_n)
     tiles_c = -(-g.taps * g.C // config.block_n) if columns else g.taps * -(-g.C // config.block_n)
     tiles = g.groups * -(-g.K // config.block_m) * tiles_c
@@ -315,8 +338,9 @@ def plan_wgrad(dy: Facts, x: Facts, weight_size: tuple[int, ...], asked: Request
         if boxes and places.rank == 0:
             _put(boxes, 1, _matrix(x, x_s, g.pixels, (config.block_k, config.block_n)))
     numbers = (
-        elements // vec[4], chunk, g.pixels, g.C // vec[0], g.K // vec[1], *places.ins,
-        *_divisors(places.outs), *units(y_s, vec[3]), *units(x_s, vec[2]), *units(w_s, vec[4]),
+        elements // vec[4], chunk // vec[5], g.pixels // vec[5], g.C // vec[0], g.K // vec[1],
+        *places.ins, *_divisors(places.outs), *units(y_s, vec[3], runs[0]),
+        *units(x_s, vec[2], runs[1]), *units(w_s, vec[4]),
     )  # fmt: skip
     constants = _shape(config, g.C, g.taps)
     del constants["WHOLE"], constants["PERSISTENT"]
@@ -324,7 +348,7 @@ def plan_wgrad(dy: Facts, x: Facts, weight_size: tuple[int, ...], asked: Request
     constants.update(PADDING=g.padding, DILATION=g.dilation, VEC=vec, WIDE=far(dy, x, dw))
     constants.update(BORDER=tuple(p > 0 for p in g.padding), PACKED=columns)
     constants.update(PRECISION=_precision(dy.dtype, asked), DESCRIPTORS=len(boxes))
-    constants.update(LINEAR=pixel is not None)
+    constants.update(LINEAR=pixel is not None, RUNS=runs)
     name = "conv_wgrad_implicit_gemm_kernel"
     step = Launch(name, _grid(op, split * tiles, asked), numbers, constants, boxes)
     total = None

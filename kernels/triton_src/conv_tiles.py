@@ -50,8 +50,11 @@ def split_pixel(m, depth, height, width, RANK: tl.constexpr):
 
 
 @triton.jit
-def place(n, d, h, w, s_n, s_d, s_h, s_w, RANK: tl.constexpr, WIDE: tl.constexpr):
-    """The offset of an element of channel 0."""
+def place(
+    n, d, h, w, s_n, s_d, s_h, s_w, RANK: tl.constexpr, WIDE: tl.constexpr, RUN: tl.constexpr = 1
+):  # fmt: skip
+    """The offset of an element of channel 0. RUN: so many neighbouring pixels lie side by side from
+    a multiple of that many on, which vectors need and the arithmetic of quotients does not show."""
     if WIDE:
         n, d, h, w = n.to(tl.int64), d.to(tl.int64), h.to(tl.int64), w.to(tl.int64)
     at = w * s_w
@@ -61,6 +64,9 @@ def place(n, d, h, w, s_n, s_d, s_h, s_w, RANK: tl.constexpr, WIDE: tl.constexpr
         at += h * s_h
     if RANK == 3:
         at += d * s_d
+    if RUN > 1:
+        # On this sum, not on a caller's argument: what is said of those is lost when it is inlined.
+        at = tl.max_contiguous(tl.multiple_of(at, RUN), RUN)
     return at
 
 

@@ -43,7 +43,7 @@ def conv_wgrad_implicit_gemm_kernel(
     RANK: tl.constexpr, GROUPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
     PADDING: tl.constexpr, DILATION: tl.constexpr, BORDER: tl.constexpr, LINEAR: tl.constexpr,
     PRECISION: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, VEC: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    RUNS: tl.constexpr, DESCRIPTORS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """dy [N, GROUPS K, O, P, Q], x [N, GROUPS C, D, H, W] -> dw [ranges, GROUPS K, C, T, R, S],
@@ -51,7 +51,9 @@ def conv_wgrad_implicit_gemm_kernel(
 
     LINEAR: dy's pixels lie y_w apart. DESCRIPTORS: at 1 and 2 dy is a tensor descriptor [pixels,
     GROUPS K], with boxes of BLOCK_K, BLOCK_M; at 2 so is x, BLOCK_K, BLOCK_N. C, K, size and
-    the strides of x, dy and dw (but of channels) count VEC elements.
+    the strides of x, dy and dw (but of channels), chunk and pixels count VEC elements. RUNS: so
+    many pixels lie side by side, of dy and x; where more than one, strides of images and channels
+    count such runs.
     """
     C *= VEC[0]
     K *= VEC[1]
@@ -59,6 +61,10 @@ def conv_wgrad_implicit_gemm_kernel(
     y_n, y_d, y_h, y_w = y_n * VEC[3], y_d * VEC[3], y_h * VEC[3], y_w * VEC[3]
     w_k, w_t, w_r, w_s = w_k * VEC[4], w_t * VEC[4], w_r * VEC[4], w_s * VEC[4]
     size *= VEC[4]
+    chunk *= VEC[5]
+    pixels *= VEC[5]
+    y_n, y_c = y_n * RUNS[0], y_c * RUNS[0]
+    x_n, x_c = x_n * RUNS[1], x_c * RUNS[1]
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     tiles_k = (K + BLOCK_M - 1) // BLOCK_M
     if PACKED:
@@ -99,7 +105,7 @@ def conv_wgrad_implicit_gemm_kernel(
     rests = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32) if PRECISION == "tf32x3" else 0
     o_split, p_split, q_split = (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift)
     start = part * chunk
-    end = tl.minimum(start + chunk, pixels)
+    end = tl.multiple_of(tl.minimum(start + chunk, pixels), VEC[5])
     for at in range(start, end, BLOCK_K):
         m = at + tl.arange(0, BLOCK_K)
         inside = m < end
@@ -110,14 +116,14 @@ def conv_wgrad_implicit_gemm_kernel(
             if LINEAR:
                 pixel = place(n, o, p, m, 0, 0, 0, y_w, 0, WIDE)
             else:
-                pixel = place(n, o, p, q, y_n, y_d, y_h, y_w, RANK, WIDE)
+                pixel = place(n, o, p, q, y_n, y_d, y_h, y_w, RANK, WIDE, RUNS[0])
             a = tl.load(
                 from_dy[:, None] + pixel[None, :], k_inside[:, None] & inside[None, :], other=0.0
             )
         o = o * STRIDE[0] - PADDING[0]
         p = p * STRIDE[1] - PADDING[1]
         q = q * STRIDE[2] - PADDING[2]
-        rows = place(n, o, p, q, x_n, x_d, x_h, x_w, RANK, WIDE)
+        rows = place(n, o, p, q, x_n, x_d, x_h, x_w, RANK, WIDE, RUNS[1])
         seen = (
             inside[:, None]
             & c_inside[None, :]
