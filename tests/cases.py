@@ -125,6 +125,8 @@ CONV_CASES: tuple[ConvCase, ...] = (
     conv_case("channels_many_to_1", (1, 21, 6, 6), (1, 21, 3, 3), padding=1),
     # Strides and dilations.
     conv_case("stride2", (2, 6, 11, 10), (8, 6, 3, 3), stride=2, padding=1),
+    conv_case("stride2_vectors", (2, 8, 11, 10), (16, 8, 3, 3), stride=2, padding=1),
+    conv_case("stride3x2_vectors", (1, 16, 10, 9), (8, 16, 3, 2), (3, 2), (2, 1), (2, 1)),
     conv_case("stride_exceeds_kernel", (2, 3, 14, 13), (4, 3, 2, 2), stride=3),
     conv_case(
         "stride_exceeds_kernel_padded", (1, 3, 11, 9), (4, 3, 1, 2), stride=(4, 5), padding=1

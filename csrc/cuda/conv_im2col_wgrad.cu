@@ -1,6 +1,7 @@
 // Launchers of im2col's wgrad.
 #include "conv_im2col.h"
 #include "conv_wgrad_im2col.cuh"
+#include "wgrad_reduce.h"
 
 namespace fastconv::cuda {
 namespace {
@@ -69,7 +70,11 @@ int launch_conv_im2col(const ConvCall& call) {
   else
     error = im2col_aligned(Config::shape, call) ? launch_tiles<Config>(call, p)
                                                 : launch_tiles<typename Config::Fallback>(call, p);
-  if (error != 0 || p.splits == 1) return error;
+  return error != 0 || p.splits == 1 ? error : launch_wgrad_reduce<scalar_t>(call, p.splits);
+}
+
+template <class scalar_t>
+int launch_wgrad_reduce(const ConvCall& call, int splits) {
   const int64_t weights =
       call.problem.K * call.problem.channels_per_group() * call.problem.filter_size();
   const int64_t blocks = (weights + kWgradReduceThreads - 1) / kWgradReduceThreads;
@@ -77,8 +82,11 @@ int launch_conv_im2col(const ConvCall& call) {
                             dim3(kWgradReduceThreads), 0, call.stream};
   return launch_kernel(conv_wgrad_im2col_reduce_kernel<scalar_t>, config,
                        static_cast<const float*>(call.workspace), static_cast<scalar_t*>(call.w),
-                       weights, p.splits);
+                       weights, splits);
 }
+template int launch_wgrad_reduce<float>(const ConvCall&, int);
+template int launch_wgrad_reduce<__half>(const ConvCall&, int);
+template int launch_wgrad_reduce<__nv_bfloat16>(const ConvCall&, int);
 
 FC_IM2COL_INSTANCES(FC_IM2COL_INSTANTIATE, Direction::kWgrad, "wgrad")
 

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "conv_tma_strided.h"
+#include "conv_tma_wgrad.h"
 #include "device_rates.h"
 #include "tensor_map.h"
 
@@ -227,11 +229,63 @@ using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
   FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x256x64", dtype, scalar_t, 128, 256, 4) \
   FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x64x64", dtype, scalar_t, 128, 64, 6)
 
+template <class Config>
+std::string strided_refusal(const ConvProblem& p) {
+  std::string why = tma_strided_refusal(Config::shape, p);
+  return why.empty() ? im2col_refusal(Config::Fallback::shape, p) : why;
+}
+template <class Config>
+double strided_cost(const ConvProblem& p, const Device& device) {
+  return tma_strided_cost(Config::shape, p, device);
+}
+
+#define FC_TMA_STRIDED_ROW(name, dtype, ...)                      \
+  {name,                                                          \
+   Direction::kDgrad,                                             \
+   dtype,                                                         \
+   Layout::kNHWC,                                                 \
+   Products::kIeee,                                               \
+   strided_refusal<TmaStridedConfig<dtype, __VA_ARGS__>>,         \
+   no_workspace,                                                  \
+   strided_cost<TmaStridedConfig<dtype, __VA_ARGS__>>,            \
+   launch_conv_tma_strided<TmaStridedConfig<dtype, __VA_ARGS__>>, \
+   nullptr,                                                       \
+   90},
+
+template <class Config>
+std::string wgrad_refusal(const ConvProblem& p) {
+  std::string why = tma_wgrad_refusal(Config::shape, p);
+  return why.empty() ? im2col_refusal(Config::Fallback::shape, p) : why;
+}
+template <class Config>
+int64_t wgrad_workspace(const ConvProblem& p, const Device& device) {
+  return tma_wgrad_workspace(Config::shape, p, device);
+}
+template <class Config>
+double wgrad_cost(const ConvProblem& p, const Device& device) {
+  return tma_wgrad_cost(Config::shape, p, device);
+}
+
+#define FC_TMA_WGRAD_ROW(name, dtype, ...)                    \
+  {name,                                                      \
+   Direction::kWgrad,                                         \
+   dtype,                                                     \
+   Layout::kNHWC,                                             \
+   Products::kIeee,                                           \
+   wgrad_refusal<TmaWgradConfig<dtype, __VA_ARGS__>>,         \
+   wgrad_workspace<TmaWgradConfig<dtype, __VA_ARGS__>>,       \
+   wgrad_cost<TmaWgradConfig<dtype, __VA_ARGS__>>,            \
+   launch_conv_tma_wgrad<TmaWgradConfig<dtype, __VA_ARGS__>>, \
+   nullptr,                                                   \
+   90},
+
 const ConvInstance kInstances[] = {
     FC_TMA_TILES(Direction::kFprop, "fprop", DType::kBFloat16, "bf16", __nv_bfloat16)
         FC_TMA_TILES(Direction::kFprop, "fprop", DType::kFloat16, "f16", __half)
             FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kBFloat16, "bf16", __nv_bfloat16)
-                FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)};
+                FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)
+                    FC_TMA_STRIDED_INSTANCES(FC_TMA_STRIDED_ROW)
+                        FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW)};
 
 }  // namespace
 

@@ -15,7 +15,10 @@ struct WgmmaTile {
   static constexpr int CONSUMERS = 2;                                     // warpgroups
   static constexpr int CONSUMER_WARPS = 4 * CONSUMERS;
   static constexpr int NUM_THREADS = 128 * (1 + CONSUMERS);  // the first warpgroup issues copies
-  static constexpr int PRODUCTS = block_m / 64 / CONSUMERS;  // of 64 rows, to a warpgroup
+  // Warpgroups below one another; the others are side by side, each with its own columns.
+  static constexpr int CONSUMER_ROWS = block_m < 64 * CONSUMERS ? 1 : CONSUMERS;
+  static constexpr int PRODUCTS = block_m / 64 / CONSUMER_ROWS;  // of 64 rows, to a warpgroup
+  static constexpr int CONSUMER_N = block_n / (CONSUMERS / CONSUMER_ROWS);
   static constexpr int A_BYTES = block_m * 128, B_BYTES = block_n * 128;
   static constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
   static constexpr int RING_BYTES = NUM_STAGES * STAGE_BYTES;
@@ -27,7 +30,7 @@ struct WgmmaTile {
       ALIGNMENT + RING_BYTES + CONSUMER_WARPS * TURN_BYTES + 2 * NUM_STAGES * 8;
   // With 168 registers for each of the 384 threads at entry, these add up to what an SM has.
   static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-  static_assert(block_m % (64 * CONSUMERS) == 0 && block_n % TURN_N == 0);
+  static_assert(block_m % (64 * CONSUMER_ROWS) == 0 && CONSUMER_N % TURN_N == 0);
   static_assert(NUM_STAGES >= 4 && SHARED_BYTES <= 227 * 1024 && CONSUMER_REGISTERS <= 240);
 };
 
@@ -99,11 +102,11 @@ __device__ __forceinline__ int turned_place(int row, int column) {
   return row * 64 + ((((chunk >> 1) ^ (row & 7) ^ (odd * 4)) + odd * 8) * 4) + column % 4;
 }
 
-// 16 rows of a warp from row m on: acc[i] as wgmma.cuh has it, BLOCK_N columns from n on.
-template <int BLOCK_N, class scalar_t>
+// 16 rows of a warp from row m on: acc[i] as wgmma.cuh has it, BLOCK_N columns from n on. Store has
+// load_bias and store as WgmmaStore has them.
+template <int BLOCK_N, class Store>
 __device__ __forceinline__ void store_accumulators(const float (&acc)[BLOCK_N / 2], float* turn,
-                                                   const WgmmaStore<scalar_t>& store, int m,
-                                                   int n) {
+                                                   const Store& store, int m, int n) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int part = 0; part < BLOCK_N; part += 64) {
