@@ -1,8 +1,7 @@
 // cp.async, ldmatrix and mma.sync (kernel_interface.h says what they promise), with fragments as
 // the PTX ISA defines them (section "Matrix multiply-accumulate operation using mma instruction").
-// Products are exact and added to the accumulator one by one in fp32, gemm_k ascending; the order
-// inside a tensor core is not documented, and tolerances leave room for it.
-#include <cmath>
+// Products are exact, and so is their sum until it is cut off (tensor_sums.h); what a tensor core
+// keeps of it is not documented, and tolerances leave room for it.
 #include <cstdio>
 #include <string>
 
@@ -10,6 +9,7 @@
 #include "half_types.h"
 #include "scheduler.h"
 #include "shared_memory.h"
+#include "tensor_sums.h"
 
 namespace emu {
 
@@ -126,15 +126,6 @@ float operand_value(const uint32_t* registers, int element) {
     const auto bits = static_cast<uint16_t>(registers[element / 2] >> (element % 2 * 16));
     return kType == Operand::kHalf ? half_to_float(bits) : bfloat16_to_float(bits);
   }
-}
-
-// Tensor cores do not round their sums but drop what does not fit. Source: Fasi, Higham, Mikaitis
-// and Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021, section 4 (where the few bits are
-// counted that terms keep while they are aligned: here all of them).
-float cut_off(double sum) {
-  const float nearest = static_cast<float>(sum);
-  if (!(std::abs(double(nearest)) > std::abs(sum)) || std::isinf(nearest)) return nearest;
-  return std::nextafter(nearest, 0.f);
 }
 
 // With g = lane / 4 and t = lane % 4, element i of a lane's fragment is

@@ -2,7 +2,7 @@
 // registers) and whose accumulators are written at some time between issue and wait. Here a product
 // is computed in the wait that names its group; until then its accumulators read as NaN, and
 // neither they nor the operands may change. Each of the four warps waits for its own 16 rows.
-// Products are added to the accumulator one by one in fp32, gemm_k ascending, as in engines.cpp.
+// Products are added up exactly and cut off, as in engines.cpp.
 //
 // Source: PTX ISA, "Asynchronous warpgroup level matrix multiply-accumulate".
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include "access_checks.h"
 #include "half_types.h"
 #include "sm90_state.h"
+#include "tensor_sums.h"
 #include "worker.h"
 
 namespace emu {
@@ -197,16 +198,20 @@ void issue_product(Fiber* lanes, uint32_t) {
   read_operand(p.b, p.b_mn_major, p.type, 0, p.n, "B", pending.b, pending.low[1], pending.high[1]);
 }
 
-// d [16][n] += a [depth][16]^T b [depth][n].
+// d [16][n] += a [depth][16]^T b [depth][n]: the sum of all products of an element is cut off once.
 __attribute__((optimize("O3"))) void multiply(float* __restrict d, const float* a, const float* b,
                                               unsigned n, unsigned depth) {
-  for (unsigned row = 0; row < 16; ++row)
+  double sums[256];
+  for (unsigned row = 0; row < 16; ++row) {
+    float* const to = d + row * n;
+    for (unsigned j = 0; j < n; ++j) sums[j] = to[j];
     for (unsigned k = 0; k < depth; ++k) {
-      const float by = a[k * 16 + row];
-      float* const to = d + row * n;
+      const double by = a[k * 16 + row];
       const float* const from = b + k * n;
-      for (unsigned j = 0; j < n; ++j) to[j] += by * from[j];
+      for (unsigned j = 0; j < n; ++j) sums[j] += by * from[j];
     }
+    for (unsigned j = 0; j < n; ++j) to[j] = cut_off(sums[j]);
+  }
 }
 
 void finish_product(WarpProducts& warp, const PendingProduct& pending, unsigned index) {
