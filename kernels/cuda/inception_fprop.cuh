@@ -119,8 +119,7 @@ struct InceptionStore {
       for (int e = 0; e < 4; ++e) values[e] += c.bias[e];
       if (p.epilogue.any) activate_values(p.epilogue, values);
       if (g.vec4) {
-        if (c.to[0] != nullptr)
-          store_aligned(c.to[0] + static_cast<int64_t>(m) * c.pitch[0], values);
+        if (c.to[0] != nullptr) store_four(c.to[0] + static_cast<int64_t>(m) * c.pitch[0], values);
         return;
       }
 #pragma unroll
@@ -141,7 +140,7 @@ struct InceptionStore {
       out_t* const to = static_cast<out_t*>(t.base) + tile.image0 * image_stride +
                         static_cast<int64_t>(second ? channel - g.split : channel) * size;
       if (g.vec4) {
-        if (c.image[0] >= 0) store_aligned(to + c.image[0] * image_stride + c.pixel[0], values);
+        if (c.image[0] >= 0) store_four(to + c.image[0] * image_stride + c.pixel[0], values);
         return;
       }
 #pragma unroll

@@ -11,22 +11,26 @@
 // device_rates.h for sm_90, 128 bytes of shared memory per clock and SM, and 6 TB/s of L2:
 //
 //   tile             FLOPs per byte of L2   L2 alone allows   clocks per stage and SM: shared, math
-//   128x128 16-bit            64             384 TFLOP/s                512, 686 (mma.sync)
-//   128x128 TF32              32             192                        512, 686
-//   128x64  16-bit, TF32      43, 21         256, 128                   352, 343
-//   64x64   16-bit, TF32      32, 16         192, 96                    192, 171
-//   128x64  TF32x3           21                  128                  288, 1029 (55 TFLOP/s), and
+//   128x128 16-bit            64             384 TFLOP/s                512, 435 (mma.sync)
+//   128x128 TF32              32             192                        512, 435
+//   128x64  16-bit, TF32      43, 21         256, 128                   352, 218
+//   64x64   16-bit, TF32      32, 16         192, 96                    192, 109
+//   128x64  TF32x3           21                  128                  288, 653 (90 TFLOP/s), and
 //                                                                  some 500 of splitting and adding
 //   128x64  FFMA              21             128                        288, 1024 (57 TFLOP/s)
 //
-// So the 128x128 tiles are bound by mma.sync, the narrower ones by shared memory about as much, and
-// FFMA by its own pipe. The bf16 NHWC fprop loop of 128x128, as nvcc 13.0 compiles it for sm_90a,
-// has 133 instructions: 32 HMMA, 12 LDSM, 4 LDGSTS of 16 bytes, and 85 of addresses and loop; two
-// warps to a scheduler issue 266 in the 686 clocks.
+// So shared memory bounds the tiles of one product, by little more than mma.sync where they are
+// wide; three products are bound by what surrounds them, and FFMA by its own pipe. The bf16 NHWC
+// fprop loop of 128x128, as nvcc 13.0 compiles it for sm_90a, has 133 instructions: 32 HMMA, 12
+// LDSM, 4 LDGSTS of 16 bytes, and 85 of addresses and loop; two warps to a scheduler issue 266 in
+// the 512 clocks.
 //
 // Deterministic: one thread owns an element of C and adds over gemm_k in ascending order.
 // Speed: not measured on a GPU.
 #pragma once
+#include <cstring>
+#include <type_traits>
+
 #include "epilogue.cuh"
 #include "gemm_loader.cuh"
 #include "gemm_warp.cuh"
@@ -73,6 +77,21 @@ __device__ __forceinline__ void gemm_mainloop(Warp& warp, LoaderA& a, LoaderB& b
   }
   cp_async_wait<0>();
   __syncthreads();
+}
+
+// Four neighbours that lie aligned to all of them. By the function of such a store: where a branch
+// stores single ones, nvcc would take an assignment apart to share its pieces with that. Nobody
+// reads the result from this SM's L1.
+template <class out_t>
+__device__ __forceinline__ void store_four(out_t* to, const float (&from)[4]) {
+  using Word = std::conditional_t<sizeof(out_t) == 4, float4, uint2>;
+  out_t values[4];
+#pragma unroll
+  for (int e = 0; e < 4; ++e) values[e] = from_acc<out_t>(from[e]);
+  Word word;
+  static_assert(sizeof(word) == sizeof(values));
+  memcpy(&word, values, sizeof(word));
+  __stcg(reinterpret_cast<Word*>(to), word);
 }
 
 // Where C goes: element (m, n) of the tile to base + rows(m).offset + columns(n).offset.
@@ -187,7 +206,7 @@ struct GemmStore {
     }
     out_t* to = base + row;
     if (vec4) {
-      if (c.offset[0] >= 0) store_aligned(to + c.offset[0], values);
+      if (c.offset[0] >= 0) store_four(to + c.offset[0], values);
       return;
     }
 #pragma unroll
