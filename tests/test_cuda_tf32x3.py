@@ -11,8 +11,9 @@ from cases import ConvCase, conv_case
 from conv_runner import integer_operands, integer_reference, reference_conv
 from emulated import Instance, instances, run_instance
 
-IM2COL = tuple(i for i in instances() if i.algorithm == "im2col" and i.dtype == torch.float32)
-X3 = tuple(i for i in IM2COL if i.products == "tf32x3")
+F32 = tuple(i for i in instances() if i.dtype == torch.float32)
+IM2COL = tuple(i for i in F32 if i.algorithm == "im2col")
+X3 = tuple(i for i in F32 if i.products == "tf32x3")
 DEEP = conv_case("deep", (1, 256, 4, 8), (32, 256, 3, 3), padding=1)
 FLAT = conv_case("flat", (2, 4, 8, 8), (8, 4, 3, 3), padding=1)
 

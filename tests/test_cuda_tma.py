@@ -91,7 +91,8 @@ def test_other_capabilities_are_refused() -> None:
 
 
 REFUSED = (
-    (conv_case("", (1, 12, 4, 4), (8, 12, 1, 1)), "C=12 is not a multiple of 8", ""),
+    (conv_case("", (1, 12, 4, 4), (8, 12, 1, 1)), "C=12 is not a multiple of 8", "16-bit"),
+    (conv_case("", (1, 6, 4, 4), (8, 6, 1, 1)), "C=6 is not a multiple of 4", "float32"),
     (conv_case("", (1, 8, 4, 4), (12, 8, 1, 1)), "K=12 is not a multiple of 8", "dgrad"),
     (conv_case("", (1, 16, 4, 4), (8, 8, 1, 1), groups=2), "groups=2", ""),
     (conv_case("", (1, 8, 20, 20), (8, 8, 1, 1), 9), "a stride is 9, TMA takes 1 to 8", "fprop"),
@@ -122,9 +123,10 @@ REFUSED = (
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row[1][:24])
 def test_limits(row: tuple[ConvCase, str, str]) -> None:
-    case, reason, direction = row
+    case, reason, direction = row  # or a kind of dtypes
     for instance in TMA:
-        if direction in ("", instance.direction):
+        kind = "float32" if instance.dtype == torch.float32 else "16-bit"
+        if direction in ("", instance.direction, kind):
             assert reason in instance.refusal(case), instance.refusal(case)
 
 

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "conv_tma_strided.h"
+#include "conv_tma_tf32.h"
 #include "conv_tma_wgrad.h"
 #include "device_rates.h"
 #include "tensor_map.h"
@@ -97,17 +98,24 @@ double tma_cost(const TmaShape& s, const ConvProblem& p, const Device& device) {
   const double stage_flops = 2.0 * s.block_m * s.block_n * s.block_k;
   const double epilogue_flops =
       kEpilogueTiles * 128 * 128 * 2 * s.block_k * (double(s.block_m) * s.block_n / (128 * 128));
-  const double peak = s.scalar_bytes == 2 ? rates.warpgroup_16_flops : rates.warpgroup_16_flops / 2;
+  const double peak = rates.warpgroup_16_flops / (s.products == Products::kTf32x3 ? 6
+                                                  : s.products == Products::kTf32 ? 2
+                                                                                  : 1);
   // One block to an SM: its own rate, whether others run or not.
   const double per_sm = peak / device.sm_count;
   const double multiply = rounds * (k_tiles * stage_flops / kEfficiency + epilogue_flops) / per_sm;
-  const double l2_bytes = blocks * k_tiles * 128.0 * (s.block_m + s.block_n);
+  const double l2_bytes = blocks * k_tiles * 128.0 * (s.block_m + s.w_parts() * s.block_n);
   const double elements = double(p.N) * double(p.C) * double(p.in_size()) +
                           double(p.K) * double(p.C) * double(p.filter_size()) +
                           double(p.N) * double(p.K) * double(p.out_size());
   const double memory = std::max(s.scalar_bytes * elements / rates.bytes_per_s,
                                  l2_bytes / (kL2OverDram * rates.bytes_per_s));
-  return rates.launch_s + std::max(multiply, memory);
+  // Weights that are split are read, and written twice, by a kernel before.
+  const double split = s.w_parts() == 1
+                           ? 0
+                           : rates.launch_s + 12.0 * double(p.K) * double(p.C) *
+                                                  double(p.filter_size()) / rates.bytes_per_s;
+  return rates.launch_s + std::max(multiply, memory) + split;
 }
 
 bool tma_aligned(const TmaShape& s, const ConvCall& call) {
@@ -126,7 +134,7 @@ int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
     return static_cast<uint64_t>(elements) * static_cast<uint64_t>(s.scalar_bytes);
   };
   // [N, D, H, W, C], W's neighbour being C: D is left out where there is but one plane.
-  TensorAxes src{s.dgrad() ? call.y : call.x, s.dtype, g.volume ? 5 : 4, {}, {}};
+  TensorAxes src{s.dgrad() ? call.y : call.x, s.dtype, g.volume ? 5 : 4, {}, {}, s.w_parts() == 2};
   int lower[3], upper[3];
   uint32_t step[3];
   src.extent[0] = static_cast<uint64_t>(g.src_channels);
@@ -146,13 +154,14 @@ int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
   int error = encode_im2col_map(&p.src, src, lower, upper, step, static_cast<uint32_t>(s.block_k),
                                 static_cast<uint32_t>(s.block_m));
   if (error != cudaSuccess) return error;
-  // [K, taps, C].
-  const TensorAxes w{
-      call.w,
-      s.dtype,
-      3,
-      {static_cast<uint64_t>(c.C), static_cast<uint64_t>(g.taps), static_cast<uint64_t>(c.K)},
-      {bytes(1), bytes(c.C), bytes(c.C * g.taps)}};
+  // [K, taps, C]; a second part lies behind the first, as further filters.
+  const TensorAxes w{call.w,
+                     s.dtype,
+                     3,
+                     {static_cast<uint64_t>(c.C), static_cast<uint64_t>(g.taps),
+                      static_cast<uint64_t>(c.K * s.w_parts())},
+                     {bytes(1), bytes(c.C), bytes(c.C * g.taps)},
+                     s.w_parts() == 2};
   const uint32_t box[3] = {static_cast<uint32_t>(s.block_k), 1,
                            static_cast<uint32_t>(s.dgrad() ? s.block_k : s.block_n)};
   error = encode_tile_map(&p.w, w, box);
@@ -202,6 +211,11 @@ std::string refusal(const ConvProblem& p) {
   return why.empty() ? im2col_refusal(Config::Fallback::shape, p) : why;
 }
 int64_t no_workspace(const ConvProblem&, const Device&) { return 0; }
+// The parts of w, where it is split.
+template <class Config>
+int64_t parts_workspace(const ConvProblem& p, const Device&) {
+  return Config::shape.w_parts() == 1 ? 0 : 8 * p.K * p.C * p.filter_size();
+}
 template <class Config>
 double cost(const ConvProblem& p, const Device& device) {
   return tma_cost(Config::shape, p, device);
@@ -222,6 +236,18 @@ using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
    cost<Config16<direction, dtype, __VA_ARGS__>>,            \
    launch_conv_tma<Config16<direction, dtype, __VA_ARGS__>>, \
    nullptr,                                                  \
+   90},
+#define FC_TMA_TF32_ROW(name, ...)    \
+  {name,                              \
+   Direction::kFprop,                 \
+   DType::kFloat32,                   \
+   Layout::kNHWC,                     \
+   __VA_ARGS__::shape.products,       \
+   refusal<__VA_ARGS__>,              \
+   parts_workspace<__VA_ARGS__>,      \
+   cost<__VA_ARGS__>,                 \
+   launch_conv_tma_tf32<__VA_ARGS__>, \
+   nullptr,                           \
    90},
 #define FC_TMA_TILES(d, dn, dtype, name, scalar_t)                                  \
   FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x128x64", dtype, scalar_t, 128, 128, 5) \
@@ -285,7 +311,7 @@ const ConvInstance kInstances[] = {
             FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kBFloat16, "bf16", __nv_bfloat16)
                 FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)
                     FC_TMA_STRIDED_INSTANCES(FC_TMA_STRIDED_ROW)
-                        FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW)};
+                        FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW) FC_TMA_TF32(FC_TMA_TF32_ROW)};
 
 }  // namespace
 

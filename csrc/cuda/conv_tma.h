@@ -14,7 +14,10 @@ struct TmaShape {
   DType dtype;
   int scalar_bytes;
   int block_m, block_n, block_k;
+  Products products;  // of fp32
 
+  // Of split operands each tile of w comes in two parts.
+  int w_parts() const { return products == Products::kTf32x3 ? 2 : 1; }
   bool dgrad() const { return direction == Direction::kDgrad; }
 };
 
@@ -26,13 +29,15 @@ bool tma_aligned(const TmaShape&, const ConvCall&);
 int tma_params(const TmaShape&, const ConvCall&, ConvTmaParams*);
 
 // Fallback: the configuration of im2col that takes bases at any alignment.
-template <Direction direction, DType dtype, class Tile_, class Fallback_>
+template <Direction direction, DType dtype, class Tile_, class Fallback_,
+          Products products = Products::kIeee>
 struct TmaConfig {
   using Tile = Tile_;
   using Fallback = Fallback_;
   static constexpr TmaShape shape{
       direction,     dtype,         static_cast<int>(sizeof(typename Tile::scalar_t)),
-      Tile::BLOCK_M, Tile::BLOCK_N, Tile::BLOCK_K};
+      Tile::BLOCK_M, Tile::BLOCK_N, Tile::BLOCK_K,
+      products};
 };
 
 template <class Config>

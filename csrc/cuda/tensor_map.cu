@@ -5,7 +5,7 @@ namespace fastconv::cuda {
 #if defined(FC_EMULATE)
 
 int encode_tile_map(TensorMap* map, const TensorAxes& a, const uint32_t* box) {
-  const bool tf32 = a.dtype == DType::kFloat32;
+  const bool tf32 = a.dtype == DType::kFloat32 && !a.exact;
   const char* why = emu::encode_tile(map, static_cast<unsigned>(a.stride[0]), tf32, a.rank, a.base,
                                      a.extent, a.stride, box, emu::Swizzle::k128);
   return why == nullptr ? cudaSuccess : cudaErrorInvalidValue;
@@ -13,7 +13,7 @@ int encode_tile_map(TensorMap* map, const TensorAxes& a, const uint32_t* box) {
 
 int encode_im2col_map(TensorMap* map, const TensorAxes& a, const int* lower, const int* upper,
                       const uint32_t* step, uint32_t channels, uint32_t pixels) {
-  const bool tf32 = a.dtype == DType::kFloat32;
+  const bool tf32 = a.dtype == DType::kFloat32 && !a.exact;
   const char* why =
       emu::encode_im2col(map, static_cast<unsigned>(a.stride[0]), tf32, a.rank, a.base, a.extent,
                          a.stride, lower, upper, channels, pixels, step, emu::Swizzle::k128);
@@ -41,10 +41,11 @@ Function driver_function(const char* name) {
              : nullptr;
 }
 
-CUtensorMapDataType element_type(DType dtype) {
-  return dtype == DType::kFloat16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-         : dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                     : CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+CUtensorMapDataType element_type(const TensorAxes& a) {
+  return a.dtype == DType::kFloat16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+         : a.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+         : a.exact                     ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                                       : CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
 }
 
 int error_of(CUresult result) {
@@ -64,7 +65,7 @@ int encode_tile_map(TensorMap* map, const TensorAxes& a, const uint32_t* box) {
     step[i] = 1;
     if (i > 0) stride[i - 1] = a.stride[i];
   }
-  return error_of(encode(map, element_type(a.dtype), a.rank, a.base, extent, stride, box, step,
+  return error_of(encode(map, element_type(a), a.rank, a.base, extent, stride, box, step,
                          CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                          CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
@@ -81,7 +82,7 @@ int encode_im2col_map(TensorMap* map, const TensorAxes& a, const int* lower, con
     steps[i] = i > 0 && i < a.rank - 1 ? step[i - 1] : 1;
     if (i > 0) stride[i - 1] = a.stride[i];
   }
-  return error_of(encode(map, element_type(a.dtype), a.rank, a.base, extent, stride, lower, upper,
+  return error_of(encode(map, element_type(a), a.rank, a.base, extent, stride, lower, upper,
                          channels, pixels, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));

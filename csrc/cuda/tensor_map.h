@@ -9,10 +9,11 @@ namespace fastconv::cuda {
 // A dense or strided tensor, axes from the innermost outwards; axis 0 is dense.
 struct TensorAxes {
   void* base;   // aligned to 16 bytes
-  DType dtype;  // fp32 is rounded to TF32 on the way
+  DType dtype;  // fp32 is rounded to TF32 on the way, unless `exact`
   int rank;
   uint64_t extent[5];
   uint64_t stride[5];  // bytes, multiples of 16; stride[0] is the element's size
+  bool exact = false;
 };
 
 // Boxes of `box` elements, rows of 128 bytes, in the 128B swizzle. Both return the cudaError_t.

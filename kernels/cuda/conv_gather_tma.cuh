@@ -9,10 +9,12 @@
 // when its bytes have arrived (one mbarrier), free when all eight warps that multiply have waited
 // for what reads it (another one): a warp's wait for wgmma speaks for that warp alone.
 //
-// bf16, fp16; accumulation in fp32, gemm_k ascending. FLOPs: 2 N K O P Q C T R S, channels rounded
-// up to 64 to a tap. From L2: 1/BLOCK_M + 1/BLOCK_N elements per multiply-add, 0.0117 bytes per
-// FLOP at 256x128, which 6 TB/s of L2 would bound at 512 TFLOP/s; DRAM: x, w, y once where the L2
-// holds what neighbouring blocks share. Workspace: none. Deterministic. Speed: not measured on a
+// bf16, fp16, and fp32 in TF32 (fprop); accumulation in fp32, gemm_k ascending. fp32 is rounded to
+// TF32 by TMA, whose maps have a type for it: wgmma itself would cut the low bits off (taken from
+// CUTLASS, which relies on it; not measured on a GPU). FLOPs: 2 N K O P Q C T R S, channels rounded
+// up to 128 bytes to a tap. From L2: 1/BLOCK_M + 1/BLOCK_N elements per multiply-add, 0.0117 bytes
+// per FLOP at 256x128, which 6 TB/s of L2 would bound at 512 TFLOP/s; DRAM: x, w, y once where the
+// L2 holds what neighbouring blocks share. Workspace: none. Deterministic. Speed: not measured on a
 // GPU. Sources: PTX ISA, "Tensors"; Chetlur et al., "cuDNN: Efficient Primitives for Deep
 // Learning", 2014, section 3.
 //
@@ -70,7 +72,10 @@ struct ConvTmaProducer {
       for (int part = 0; part < Tile::BLOCK_N; part += Tile::BLOCK_K)
         tma_load_tile(to + part * 128, &p.w, barrier, n + part, taps - 1 - tap, channel);
     } else {
-      tma_load_tile(to, &p.w, barrier, channel, tap, n);
+#pragma unroll
+      for (int part = 0; part < Tile::W_PARTS; ++part)
+        tma_load_tile(to + part * Tile::BLOCK_N * 128, &p.w, barrier, channel, tap,
+                      n + part * p.channels);
     }
   }
 };

@@ -60,6 +60,12 @@ GEMM_ENGINES = (
     ("__nv_bfloat16", 2, "ldmatrix tensor_bf16"),
 )
 
+WARPGROUP_ENGINES = (
+    ("__half", "wgmma_f16"),
+    ("__nv_bfloat16", "wgmma_bf16"),
+    ("float", "wgmma_tf32"),
+)
+
 
 # Three products of split operands: both parts of them are in registers beside the accumulators, so
 # that 8 warps are on an SM; each has 16 independent groups of three products under way.
@@ -113,7 +119,7 @@ FAMILIES: tuple[Family, ...] = (
             f"{engine} tma_im2col tma_tile shared128 store128",
             arch="sm_90a",
         )
-        for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
+        for scalar, engine in WARPGROUP_ENGINES
     ),
     # Fragments go to memory as they lie.
     *(
@@ -124,6 +130,12 @@ FAMILIES: tuple[Family, ...] = (
         )
         for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
     ),
+    family(
+        r"conv_fprop_tma_tf32x3_kernel<WgmmaSplitTile<.*>",
+        "wgmma_tf32 ldmatrix tma_im2col tma_tile shared128 store128",
+        arch="sm_90a",
+    ),
+    family(r"conv_filter_tf32x3_kernel", WIDE, STREAMING),
     # Inception modules: (NHWC, VEC_X, VEC_W). The pool's windows are loads of 16 bytes where pixels
     # are vectors.
     *(

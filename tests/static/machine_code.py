@@ -181,6 +181,7 @@ EVIDENCE = {
     "tensor_bf16": (r"HMMA\.\d+\.F32\.BF16", "a main loop"),
     "wgmma_f16": (r"HGMMA\.64x\d+x16\.F32$", "a main loop"),
     "wgmma_bf16": (r"HGMMA\.64x\d+x16\.F32\.BF16", "a main loop"),
+    "wgmma_tf32": (r"HGMMA\.64x\d+x8\.F32\.TF32", "a main loop"),
     "tma_im2col": (r"UTMALDG\.[45]D\.IM2COL", "a loop"),
     "tma_tile": (r"UTMALDG\.3D$", "a loop"),
 }

@@ -98,17 +98,17 @@ class TensorCoreWarp {
   }
 
  private:
-  // v = big + small, each of 11 significant bits, to within 2^-22 |v|; what the three products
-  // leave out, small times small, is as little. They start from zero at each step and are added to
-  // the accumulators outside: the tensor cores cut off what does not fit, so that sums carried
-  // along in them would lose up to a unit per step, always toward zero.
+  // What the three products leave out, small times small, is as little as what splitting does. They
+  // start from zero at each step and are added to the accumulators outside: the tensor cores cut
+  // off what does not fit, so that sums carried along in them would lose up to a unit per step,
+  // always toward zero.
   __device__ __forceinline__ void multiply_split(uint32_t (&fa)[FRAGMENTS_M][4],
                                                  uint32_t (&fb)[FRAGMENTS_N / 2][4]) {
     uint32_t small_a[FRAGMENTS_M][4], small_b[FRAGMENTS_N / 2][4];
 #pragma unroll
-    for (int i = 0; i < FRAGMENTS_M; ++i) split(fa[i], small_a[i]);
+    for (int i = 0; i < FRAGMENTS_M; ++i) split_tf32(fa[i], small_a[i]);
 #pragma unroll
-    for (int j = 0; j < FRAGMENTS_N / 2; ++j) split(fb[j], small_b[j]);
+    for (int j = 0; j < FRAGMENTS_N / 2; ++j) split_tf32(fb[j], small_b[j]);
 #pragma unroll
     for (int i = 0; i < FRAGMENTS_M; ++i)
 #pragma unroll
@@ -123,14 +123,6 @@ class TensorCoreWarp {
 #pragma unroll
         for (int k = 0; k < 4; ++k) acc_[i][j][k] += sum[k];
       }
-  }
-  static __device__ __forceinline__ void split(uint32_t (&big)[4], uint32_t (&small)[4]) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float v = __uint_as_float(big[e]);
-      big[e] = to_tf32(v);
-      small[e] = to_tf32(v - __uint_as_float(big[e]));
-    }
   }
 
   // r[0..3]: rows 0-7 and 8-15 of the first half of gemm_k, then of the second half.

@@ -125,4 +125,15 @@ __device__ __forceinline__ uint32_t to_tf32(float value) {
 #endif
 }
 
+// v = big + small, each of TF32's 11 significant bits, to within 2^-22 |v|. `big` comes as v.
+template <int COUNT>
+__device__ __forceinline__ void split_tf32(uint32_t (&big)[COUNT], uint32_t (&small)[COUNT]) {
+#pragma unroll
+  for (int e = 0; e < COUNT; ++e) {
+    const float v = __uint_as_float(big[e]);
+    big[e] = to_tf32(v);
+    small[e] = to_tf32(v - __uint_as_float(big[e]));
+  }
+}
+
 }  // namespace fastconv::cuda

@@ -20,6 +20,7 @@ struct WgmmaTile {
   static constexpr int PRODUCTS = block_m / 64 / CONSUMER_ROWS;  // of 64 rows, to a warpgroup
   static constexpr int CONSUMER_N = block_n / (CONSUMERS / CONSUMER_ROWS);
   static constexpr int A_BYTES = block_m * 128, B_BYTES = block_n * 128;
+  static constexpr int W_PARTS = 1;
   static constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
   static constexpr int RING_BYTES = NUM_STAGES * STAGE_BYTES;
   // Through which a warp turns its accumulators, 16 rows of 64 columns at a time.
@@ -32,6 +33,17 @@ struct WgmmaTile {
   static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
   static_assert(block_m % (64 * CONSUMER_ROWS) == 0 && CONSUMER_N % TURN_N == 0);
   static_assert(NUM_STAGES >= 4 && SHARED_BYTES <= 227 * 1024 && CONSUMER_REGISTERS <= 240);
+};
+
+// fp32 as the sum of two TF32 numbers: w comes in two parts, the big and the small one.
+template <int block_m, int block_n, int stages>
+struct WgmmaSplitTile : WgmmaTile<float, block_m, block_n, stages> {
+  using Whole = WgmmaTile<float, block_m, block_n, stages>;
+  static constexpr int W_PARTS = 2, B_BYTES = W_PARTS * Whole::B_BYTES;
+  static constexpr int STAGE_BYTES = Whole::A_BYTES + B_BYTES;
+  static constexpr int RING_BYTES = stages * STAGE_BYTES;
+  static constexpr int SHARED_BYTES = Whole::SHARED_BYTES - Whole::RING_BYTES + RING_BYTES;
+  static_assert(SHARED_BYTES <= 227 * 1024);
 };
 
 // Where in a ring a role is, and in which of the barriers' phases.
