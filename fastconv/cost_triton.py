@@ -13,9 +13,11 @@ from math import prod
 
 import torch
 
-from fastconv._triton.conv_geometry import Config
+from fastconv._triton.conv_geometry import Config, ConvGeometry, make_geometry, vector
+from fastconv._triton.conv_reads import Read, dgrad_read, fprop_read, wgrad_reads
 from fastconv._triton.depthwise import Config as DepthwiseConfig
-from fastconv.problem import ConvSpec
+from fastconv._triton.launching import Facts
+from fastconv.problem import ConvSpec, dense_strides
 
 # Shared memory that a program may have, bytes; of other chips the smallest is taken.
 _SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -27,6 +29,9 @@ _TENSOR_TF32 = (3.5e12, 1.15e12)
 _FMA = (4.3e11, 1.8e11)
 _L2_BYTES = (4.0e10, 3.5e10)
 _DRAM_BYTES = (4.0e12, 1.5e12)  # of the whole device
+# Loads by 32 lanes of four schedulers, at eight instructions each for address, mask and copy.
+_LOADS = (2.8e10, 2.2e10)
+_LEAST_ASYNCHRONOUS = 4  # bytes of a load; of less, products wait for it
 _LAUNCH = 4e-6
 _PROGRAM = 1.5e-6  # until a program's first tiles have come from memory, and to store its results
 _SLICES = 264  # programs that wgrad's split aims at: two on each multiprocessor of a large GPU
@@ -131,6 +136,60 @@ def _rate(spec: ConvSpec, config: Config, precision: str, new: bool) -> float:
     return rate * min(0.75, 0.35 + 0.1 * (config.block_m * config.block_n) / 8192)
 
 
+@lru_cache(4096)
+def _geometry(spec: ConvSpec) -> ConvGeometry:
+    lists = (spec.stride, spec.padding, spec.dilation, spec.groups)
+    return make_geometry(spec.direction, spec.input_size, spec.weight_size, *lists)
+
+
+def _facts(spec: ConvSpec, size: tuple[int, ...]) -> Facts:
+    return Facts(tuple(size), tuple(dense_strides(size, spec.channels_last)), spec.dtype, True)
+
+
+@lru_cache(4096)
+def reads(spec: ConvSpec, config: Config) -> tuple[tuple[int, Read], ...]:
+    """(elements, how they are read) of each operand that is gathered, of dense ones."""
+    g, x, y = _geometry(spec), _facts(spec, spec.input_size), _facts(spec, spec.output_size)
+    if spec.direction == "fprop":
+        return ((prod(x.shape), fprop_read(g, x, config)),)
+    if spec.direction == "dgrad":
+        return ((prod(y.shape), dgrad_read(g, y, config)),)
+    of_dy, of_x = wgrad_reads(g, y, x, config)
+    return (prod(y.shape), of_dy), (prod(x.shape), of_x)
+
+
+def _copied(spec: ConvSpec, config: Config) -> list[tuple[int, int]]:
+    """(elements read, elements written) of each operand that is copied first."""
+    found = reads(spec, config)
+    return [(n, prod(read.copy.shape)) for n, read in found if read.copy is not None]
+
+
+def _loads(spec: ConvSpec, config: Config) -> tuple[float, int]:
+    """(loads of one step's tiles, bytes of the smallest)."""
+    found = [read.vector for _, read in reads(spec, config)]
+    if spec.direction == "wgrad":
+        sides = (config.block_m, config.block_n)
+    else:
+        C = spec.weight_size[1]
+        if spec.direction == "fprop":
+            C = _depth(spec, config)
+        sides, found = (config.block_m, config.block_n), [found[0], min(vector(C), 8)]
+    tiles = [side * config.block_k / v for side, v in zip(sides, found, strict=True)]
+    return sum(tiles), min(found) * spec.dtype.itemsize
+
+
+def _depth(spec: ConvSpec, config: Config) -> int:
+    """Channels of a group that fprop multiplies: those of a copy may be filled up."""
+    ((_, read),) = reads(spec, config)
+    return spec.weight_size[1] if read.copy is None else read.copy.shape[1] // spec.groups
+
+
+def useful_fraction(spec: ConvSpec, config: Config) -> float:
+    """Of fprop's products, those that are asked for: the rest fills blocks of gemm_k."""
+    _, steps, _ = _gemm(spec, config)
+    return spec.weight_size[1] * prod(spec.weight_size[2:]) / (steps * config.block_k)
+
+
 def _gemm(spec: ConvSpec, config: Config) -> tuple[int, int, int]:
     """(tiles, steps of each, classes or slices) of a direction's product."""
     taps, groups = prod(spec.weight_size[2:]), spec.groups
@@ -146,7 +205,7 @@ def _gemm(spec: ConvSpec, config: Config) -> tuple[int, int, int]:
     if spec.direction == "fprop":
         pixels = spec.output_size[0] * prod(spec.output_size[2:])
         tiles = ceil(pixels, config.block_m) * groups * ceil(K, config.block_n)
-        return tiles, steps(C, taps), 1
+        return tiles, steps(_depth(spec, config), taps), 1
     if spec.direction == "dgrad":
         classes = prod(spec.stride)
         inputs = ceil(spec.input_size[0] * prod(spec.input_size[2:]), classes)
@@ -169,12 +228,18 @@ def splits(spec: ConvSpec, config: Config) -> int:
 
 def workspace(spec: ConvSpec, config: Config | DepthwiseConfig) -> int:
     """Bytes of scratch: partial sums, a filter in another order."""
-    filter_bytes = prod(spec.weight_size) * spec.dtype.itemsize
-    if spec.direction != "wgrad":
-        return filter_bytes
+    size = spec.dtype.itemsize
+    filter_bytes = prod(spec.weight_size) * size
     if isinstance(config, DepthwiseConfig):
-        return 4 * prod(spec.weight_size) * _SLICES * 2
-    return 4 * prod(spec.weight_size) * (splits(spec, config) + 1)
+        return (
+            4 * prod(spec.weight_size) * _SLICES * 2 if spec.direction == "wgrad" else filter_bytes
+        )
+    copies = sum(written for _, written in _copied(spec, config)) * size
+    if spec.direction == "fprop":
+        return copies + filter_bytes // spec.weight_size[1] * _depth(spec, config)
+    if spec.direction == "dgrad":
+        return copies + filter_bytes
+    return copies + 4 * prod(spec.weight_size) * (splits(spec, config) + 1)
 
 
 def _moved(spec: ConvSpec) -> int:
@@ -195,10 +260,11 @@ def implicit_gemm_seconds(
     moved = (config.block_m + config.block_n) * config.block_k * spec.dtype.itemsize
     if config.descriptor:
         moved *= 0.9  # no addresses to work out, which the products would wait for
-    if not (spec.channels_last and spec.rank > 1):
-        moved *= 1.5  # operands in vectors of pixels, which borders cut
-    l2 = _L2_BYTES[0 if new else 1]
-    tile = steps * max(flops / _rate(spec, config, precision, new), moved / l2)
+    at = 0 if new else 1
+    loads, least = _loads(spec, config)
+    issue = loads / _LOADS[at]
+    step = max(flops / _rate(spec, config, precision, new), moved / _L2_BYTES[at])
+    tile = steps * (max(step, issue) if least >= _LEAST_ASYNCHRONOUS else step + issue)
     # Programs that share a multiprocessor share its rates and hide each other's first loads.
     resident = max(1, min(4, 16 // config.warps))
     waves, rest = divmod(tiles, sm_count * resident)
@@ -209,7 +275,9 @@ def implicit_gemm_seconds(
     launches = _LAUNCH * (2 if spec.direction == "wgrad" else 1)
     if prod(spec.weight_size[2:]) > 1 and not spec.channels_last:
         launches += _LAUNCH  # the filter in another order
-    return max(seconds, bytes_ / _DRAM_BYTES[0 if new else 1]) + launches
+    for read, written in _copied(spec, config):
+        launches += _LAUNCH + (read + written) * spec.dtype.itemsize / (0.8 * _DRAM_BYTES[at])
+    return max(seconds, bytes_ / _DRAM_BYTES[at]) + launches
 
 
 def depthwise_seconds(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -284,6 +285,33 @@ def test_the_model_is_quick_and_splits_what_is_long(h200) -> None:
     split = cost_triton.splits(long, config)
     assert 9 * split >= 200 and cost_triton.workspace(long, config) < 1 << 28
     assert cost_triton.splits(spec("wgrad", x=(1, 8, 4, 4), w=(8, 8, 3, 3)), config) == 1
+
+
+def test_the_model_knows_copies_and_full_blocks() -> None:
+    """Of a first layer's 147 products, 49 blocks of one tap's three channels would be full to a
+    tenth; flattened, with a fourth channel, two thirds are of use."""
+    first = {"dtype": torch.bfloat16, "x": (8, 3, 56, 56), "w": (64, 3, 7, 7)}
+    config = cost_triton.IMPLICIT_GEMM["64x64x32_w4_s4"]
+    for last in (False, True):
+        asked = spec(**first, last=last)
+        assert cost_triton.useful_fraction(asked, config) == 147 / 224
+        scratch = (8 * 56 * 56 * 4 + 64 * 49 * 4) * 2
+        assert cost_triton.workspace(asked, config) == scratch
+    nchw, nhwc = (
+        spec(dtype=torch.bfloat16, x=(32, 256, 28, 28), w=(256, 256, 3, 3), last=last)
+        for last in (False, True)
+    )
+    costs = [cost_triton.implicit_gemm_seconds(s, config, "ieee", 90, 132) for s in (nchw, nhwc)]
+    moved = 2 * 2 * 32 * 256 * 28 * 28
+    assert costs[0] - costs[1] > moved / 4e12
+    assert cost_triton.workspace(nchw, config) - cost_triton.workspace(nhwc, config) == moved // 2
+    # Without a copy, each load of one element costs: 15 x 15 pixels are no whole vectors.
+    even, odd = (
+        replace(spec(dtype=torch.bfloat16, x=(64, 256, n, n), w=(64, 256, 1, 1)), padding=(0, 0))
+        for n in (16, 15)
+    )
+    even, odd = (cost_triton.implicit_gemm_seconds(s, config, "ieee", 90, 132) for s in (even, odd))
+    assert odd > even
 
 
 @pytest.mark.cuda_kernels

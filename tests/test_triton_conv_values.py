@@ -22,7 +22,7 @@ from test_triton_conv import config
 from tolerances import PER_PRODUCT, UNIT_ROUNDOFF
 
 from fastconv import reference
-from fastconv._triton import conv_geometry, conv_layout, launching
+from fastconv._triton import conv_geometry, conv_layout, conv_reads, launching
 from fastconv.testing import assert_conv_close
 
 CASES = {case.id: case for case in CONV_CASES}
@@ -280,6 +280,76 @@ def test_whole_numbers_are_exact(conv: Any, case: ConvCase) -> None:
     assert torch.equal(y.double(), reference.conv_fprop(x, w, None, *case.params))
     expected_dx, expected_dw = aten_backward(dy, x, w, stride, padding, dilation, groups)
     assert torch.equal(dx.double(), expected_dx) and torch.equal(dw.double(), expected_dw)
+
+
+COPIED = [
+    # name, x, w, parameters, whether in NHWC, copies of each direction
+    ("3x3", (2, 8, 5, 4), (6, 8, 3, 3), PLAIN, False, (1, 0, 1)),
+    ("first_layer", (2, 3, 9, 8), (8, 3, 5, 5), ([2, 2], [2, 2], [1, 1], 1), False, (1, 1, 0)),
+    ("first_layer", (2, 3, 9, 8), (8, 3, 5, 5), ([2, 2], [2, 2], [1, 1], 1), True, (1, 0, 0)),
+    ("groups", (1, 16, 6, 4), (8, 8, 3, 3), ([1, 1], [1, 1], [1, 1], 2), False, (1, 1, 1)),
+    ("1d_filled_up", (2, 7, 19), (5, 7, 5), ([1], [2], [1], 1), False, (1, 0, 0)),
+    ("pointwise", (2, 8, 4, 4), (16, 8, 1, 1), ([1, 1], [0, 0], [1, 1], 1), False, (0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("given", COPIED, ids=lambda g: f"{g[0]}-{'nhwc' if g[4] else 'nchw'}")
+def test_operands_without_vectors_are_copied_first(
+    conv: Any, monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    """Whole numbers, no tolerance: neither a copy nor channels of zeros behind it change a sum. In
+    tiles of the copy's own that end within the tensor."""
+    _, size, weight, params, last, copies = given
+    reads = part("conv_reads")
+    monkeypatch.setattr(reads, "_BLOCK", 256)
+    part("conv_plan").forget()
+    x, w = (integers(*s, seed=i).half() for i, s in enumerate((size, weight)))
+    y = reference.conv_fprop(x, w, None, *params)
+    dy = integers(*y.shape, seed=2).half()
+    if last:
+        x, dy = channels_last(x), channels_last(dy)
+    seen: list[str] = []
+    launch = conv.launch
+    monkeypatch.setattr(conv, "launch", lambda s, t: (seen.append(s.kernel), launch(s, t)))
+    counts = []
+    for found, expected in zip(
+        directions(conv, x, w, dy, params, config=config(conv)),
+        references(x, w, dy, params),
+        strict=True,
+    ):
+        assert torch.equal(found.double(), expected)
+        counts.append(seen.count("conv_repack_kernel"))
+        seen.clear()
+    assert tuple(counts) == copies
+    part("conv_plan").forget()
+
+
+def test_what_is_read_in_which_vectors() -> None:
+    """And what is not copied: what is gathered too seldom, has no vectors, or would triple."""
+    tiles = conv_geometry.Config(128, 128, 64, 4, 3, 8)
+
+    def read(size: Any, weight: Any, moves: Any = PLAIN, dtype: Any = torch.bfloat16, last=False):
+        g = conv_geometry.make_geometry("test", size, weight, *moves)
+        t = torch.empty(size, dtype=dtype, device="meta")
+        t = channels_last(t) if last else t
+        found = conv_reads.fprop_read(g, launching.facts(t), tiles)
+        return None if found.copy is None else found.copy.shape[1], found.vector
+
+    pointwise, half = ([1, 1], [0, 0], [1, 1], 1), ([2, 2], [0, 0], [1, 1], 1)
+    assert read((2, 64, 8, 8), (64, 64, 3, 3)) == (64, 8)
+    assert read((2, 64, 8, 8), (64, 64, 3, 3), last=True) == (None, 8)
+    assert read((2, 70, 8, 8), (64, 70, 3, 3), last=True) == (72, 8)
+    assert read((2, 3, 8, 8), (64, 3, 7, 7), ([2, 2], [3, 3], [1, 1], 1)) == (4, 4)
+    assert read((2, 3, 8, 8), (64, 3, 7, 7), dtype=torch.float32, last=True) == (4, 4)
+    assert read((2, 1, 8, 8), (64, 1, 7, 7)) == (None, 1)
+    assert read((2, 5, 8, 8), (64, 5, 3, 3)) == (None, 1)
+    assert read((2, 64, 8, 8), (64, 64, 1, 1), pointwise) == (None, 8)
+    assert read((2, 64, 7, 7), (64, 64, 1, 1), pointwise) == (None, 1)
+    assert read((2, 64, 7, 7), (512, 64, 1, 1), pointwise) == (64, 8)
+    assert read((2, 64, 8, 8), (256, 64, 1, 1), half) == (None, 1)
+    assert [conv_reads.filled_up(n, 2) for n in (1, 3, 5, 6, 9, 12, 23, 24)] == [
+        1, 4, 5, 8, 9, 16, 24, 24,
+    ]  # fmt: skip
 
 
 # Geometry.

@@ -1,6 +1,7 @@
 """Launchers of the convolution kernels in Triton: fprop, dgrad, wgrad, and fprop with statistics.
 
-Tensors of any strides; filters are copied to [K, taps, C/groups] where they are not stored so. Ask
+Tensors of any strides; filters are copied to [K, taps, C/groups] where they are not stored so, and
+operands whose gather would load single elements to a layout with vectors (conv_reads.py). Ask
 `refusal` first. No autograd.
 """
 
@@ -18,6 +19,7 @@ from .conv_geometry import Config, Ints, geometry_refusal, make_geometry
 from .conv_layout import filters
 from .conv_plan import (
     DTYPES,
+    Copy,
     Request,
     pixel_ranges,
     plan_dgrad,
@@ -46,11 +48,11 @@ class Epilogue(NamedTuple):
 @cache
 def kernels() -> dict[str, Any]:
     """Every Triton kernel of the convolutions by name; imports Triton."""
-    from . import conv_epilogue, conv_implicit_gemm, conv_wgrad_implicit_gemm
+    from . import conv_epilogue, conv_implicit_gemm, conv_repack, conv_wgrad_implicit_gemm
 
     return {
         name: getattr(module, name)
-        for module in (conv_epilogue, conv_implicit_gemm, conv_wgrad_implicit_gemm)
+        for module in (conv_epilogue, conv_implicit_gemm, conv_repack, conv_wgrad_implicit_gemm)
         for name in vars(module)
         if name.endswith("_kernel")
     }
@@ -160,12 +162,22 @@ def _fprop(
         size = (plan.parts, plan.size[1])
         mean, m2 = (x.new_empty(size, dtype=torch.float32) for _ in range(2))
     if plan.step is not None:
-        w = w if plan.as_stored else filters(w)
+        x = _read(x, plan.copies[0])
+        w = w if plan.as_stored else filters(w, plan.depth)
         bias, scale, shift = _dense(bias), _dense(scale), _dense(shift)
         launch(plan.step, (x, w, bias, scale, shift, residual, y, mean, m2))
     if mean is None or m2 is None:
         return y, ()
     return y, _merged(mean, m2, plan.each, plan.pixels)
+
+
+def _read(t: Tensor, copy: Copy | None) -> Tensor:
+    """The operand, or a copy with its channels side by side."""
+    if copy is None:
+        return t
+    packed = t.new_empty(copy.elements)
+    launch(copy.step, (t, packed))
+    return packed
 
 
 def _dense(t: Tensor | None) -> Tensor | None:
@@ -191,7 +203,8 @@ def conv_dgrad(
     dx = dy.new_empty_strided(plan.size, plan.strides)
     if plan.step is None:
         return dx.zero_()
-    launch(plan.step, (dy, w if plan.as_stored else filters(w), dx))
+    dy = _read(dy, plan.copies[0])
+    launch(plan.step, (dy, w if plan.as_stored else filters(w, plan.depth), dx))
     return dx
 
 
@@ -214,6 +227,7 @@ def conv_wgrad(
     dw = dy.new_empty_strided(plan.size, plan.strides)
     if plan.step is None:
         return dw.zero_()
+    dy, x = _read(dy, plan.copies[0]), _read(x, plan.copies[1])
     if plan.total is None:
         launch(plan.step, (dy, x, dw))
         return dw

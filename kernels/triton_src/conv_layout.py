@@ -18,9 +18,14 @@ def far(*tensors: Facts) -> bool:
     return max(span(t.strides, t.shape) for t in tensors) > INT32
 
 
-def filters(w: Tensor) -> Tensor:
-    """w [K, C/groups, taps] as a dense [K, taps, C/groups]; a copy unless it lies so already."""
-    return w.movedim(1, -1).contiguous()
+def filters(w: Tensor, depth: int) -> Tensor:
+    """w [K, C/groups, taps] as a dense [K, taps, depth], which are C/groups or, with zeros behind
+    them, more; a copy unless it lies so already."""
+    if depth == w.shape[1]:
+        return w.movedim(1, -1).contiguous()
+    filled = w.new_zeros((w.shape[0], *w.shape[2:], depth))
+    filled[..., : w.shape[1]] = w.movedim(1, -1)
+    return filled
 
 
 def lies_as_filters(w: Facts) -> bool:

@@ -40,6 +40,7 @@ from .conv_layout import (
     units,
     vector_of,
 )
+from .conv_reads import dgrad_read, fprop_read, repack, wgrad_reads
 from .launching import Box, Facts, Launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,15 +62,23 @@ class Request(NamedTuple):
     interpreted: bool
 
 
+class Copy(NamedTuple):
+    elements: int
+    step: Launch
+
+
 @dataclass(eq=False)
 class Plan:
     """A result's size and strides, and the launch that fills it; without one, of elements that no
-    product adds to, or of none. as_stored: whether the filters need no copy."""
+    product adds to, or of none. as_stored: whether the filters need no copy; otherwise one has
+    `depth` channels. copies: of the first two operands, those that are read from a copy."""
 
     size: tuple[int, ...]
     strides: tuple[int, ...]
     step: Launch | None
     as_stored: bool = True
+    depth: int = 0
+    copies: tuple[Copy | None, Copy | None] = (None, None)
 
 
 @dataclass(eq=False)
@@ -197,14 +206,26 @@ def plan_fprop(
     for name, t in zip(("bias", "scale", "shift"), vectors, strict=True):
         if t is not None and list(t.shape) != [size[1]]:
             raise ValueError(f"{op}: {name} is {list(t.shape)}, not [K] = [{size[1]}]")
-    as_stored = lies_as_filters(w)
-    step = None
+    step, as_stored, copies = None, True, (None, None)
     if prod(size) > 0:
+        copy = fprop_read(g, x, asked.config).copy
+        if copy is not None:
+            copies = (_copy(x, copy), None)
+            if copy.shape[1] > x.shape[1]:  # of one group
+                w_size = (w.shape[0], copy.shape[1], *w.shape[2:])
+                w = w._replace(shape=w_size, strides=_strides(w_size, False))
+                g = make_geometry(op, copy.shape, w_size, *asked.moves)
+                as_stored = False
+            x = copy
+        as_stored = as_stored and lies_as_filters(w)
         step = _fprop_step(op, x, w, as_stored, residual, y, ending, g, asked)
-    parts = -(-g.pixels // asked.config.block_m) if stats else 0
-    return FpropPlan(
-        y.shape, y.strides, step, as_stored, parts, asked.config.block_m, g.pixels
-    )  # fmt: skip
+    block = asked.config.block_m
+    parts = -(-g.pixels // block) if stats else 0
+    return FpropPlan(y.shape, y.strides, step, as_stored, g.C, copies, parts, block, g.pixels)
+
+
+def _copy(t: Facts, copy: Facts) -> Copy:
+    return Copy(prod(copy.shape), repack(t, copy))
 
 
 def _fprop_step(
@@ -273,6 +294,9 @@ def plan_dgrad(dy: Facts, w: Facts, input_size: tuple[int, ...], asked: Request)
     as_stored = lies_as_filters(w)
     if prod(dx.shape) == 0 or prod(dy.shape) == 0:
         return Plan(dx.shape, dx.strides, None)
+    copy = dgrad_read(g, dy, config).copy
+    copies = (None if copy is None else _copy(dy, copy), None)
+    dy = copy or dy
     places = places_of(g, [five(dx.strides, dx.shape), five(dy.strides, dy.shape)])
     x_s, y_s = places.strides
     runs = (
@@ -307,7 +331,7 @@ def plan_dgrad(dy: Facts, w: Facts, input_size: tuple[int, ...], asked: Request)
     constants.update(BORDER=border, PRECISION=_precision(dy.dtype, asked))
     name = "conv_dgrad_implicit_gemm_kernel"
     step = Launch(name, _grid(op, tiles, asked), numbers, constants, boxes)
-    return Plan(dx.shape, dx.strides, step, as_stored)
+    return Plan(dx.shape, dx.strides, step, as_stored, g.C, copies)
 
 
 @lru_cache(_KEPT)
@@ -319,6 +343,11 @@ def plan_wgrad(dy: Facts, x: Facts, weight_size: tuple[int, ...], asked: Request
     elements = prod(weight_size)
     if elements == 0 or prod(dy.shape) == 0:
         return WgradPlan(dw.shape, dw.strides, None)
+    of_dy, of_x = wgrad_reads(g, dy, x, config)
+    copies = tuple(
+        None if read.copy is None else _copy(t, read.copy) for t, read in ((dy, of_dy), (x, of_x))
+    )
+    dy, x = of_dy.copy or dy, of_x.copy or x
     split, chunk = pixel_ranges(g.pixels, config)
     places = places_of(g, [five(x.strides, x.shape), five(dy.strides, dy.shape)])
     x_s, y_s = places.strides
@@ -355,7 +384,7 @@ def plan_wgrad(dy: Facts, x: Facts, weight_size: tuple[int, ...], asked: Request
     if split > 1:
         constants = {"BLOCK": 512, "num_warps": 4, "enable_fp_fusion": True}
         total = Launch("conv_wgrad_sum_kernel", -(-elements // 512), (elements, split), constants)
-    return WgradPlan(dw.shape, dw.strides, step, True, split, total)
+    return WgradPlan(dw.shape, dw.strides, step, True, g.C, copies, split, total)
 
 
 def pixel_ranges(pixels: int, config: Config) -> tuple[int, int]:
