@@ -70,27 +70,40 @@ def test_budget(build: Build) -> None:
     judge(build, compile_build(build), FACTS["kernels"][build.key])
 
 
-def test_nchw_products_of_matrices_are_loaded_and_stored_in_vectors(monkeypatch) -> None:
-    """Of pixels, which lie side by side there: a filter of one tap over several images."""
+def test_nchw_is_loaded_and_stored_in_vectors(monkeypatch) -> None:
+    """Of pixels, where nothing moves them: a filter of one tap over several images, in the three
+    directions. Else of channels, of a copy: a 3x3 filter, and one over three channels."""
     found: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
     def kept(step: Any, tensors: Any) -> None:
         found.append((step.kernel, (*step.given(tensors), *step.numbers), step.constants))
 
+    def operands(*sizes: tuple[int, ...]) -> list[torch.Tensor]:
+        return [torch.empty(size, dtype=torch.bfloat16) for size in sizes]
+
     monkeypatch.setattr(conv, "launch", kept)
     config = cost_triton.IMPLICIT_GEMM["64x64x32_w4_s4"]
-    x, w = (
-        torch.empty(size, dtype=torch.bfloat16) for size in ((4, 256, 14, 16), (256, 256, 1, 1))
-    )
+    x, w = operands((4, 256, 14, 16), (256, 256, 1, 1))
     moves = ([1, 1], [0, 0], [1, 1], 1)
     conv.conv_fprop(x, w, None, *moves, config=config)
     conv.conv_dgrad(x, w, x.shape, *moves, config=config)
     conv.conv_wgrad(x, x, w.shape, *moves, config=config)
-    assert len(found) == 3
-    for launch in found:
+    for sizes in (((4, 256, 14, 16), (256, 256, 3, 3)), ((4, 3, 28, 32), (64, 3, 7, 7))):
+        x, w = operands(*sizes)
+        conv.conv_fprop(x, w, None, [1, 1], [w.shape[2] // 2] * 2, [1, 1], 1, config=config)
+    gemm = "conv_{}_implicit_gemm_kernel".format
+    copied = ["conv_repack_kernel", gemm("fprop")]
+    assert [f[0] for f in found] == [*map(gemm, ("fprop", "dgrad", "wgrad")), *copied, *copied]
+    for number, launch in enumerate(found):
         built = triton_budgets.compile_launch(80, *launch)
-        assert not re.search(r"LDG\.E\.U16|STG\.E\.U16|LDGSTS\.E(?!\S*\.128)", built.sass)
-        assert "LDGSTS" in built.sass and "STG.E.128" in built.sass and "HMMA" in built.sass
+        few = "64" if number >= 5 else "128"  # bits of four channels
+        assert not re.search(r"\bLD[GS]\S*U16|\bSTG\S*U16", built.sass), launch[0]
+        if launch[0] == "conv_repack_kernel":
+            assert "LDG.E.128" in built.sass and f"STG.E.{few}" in built.sass
+        else:
+            gathered = set(re.findall(r"LDGSTS\.E(?:\.\w+)*?(?:\.(\d+))?\s", built.sass))
+            assert gathered == {few}, (launch[0], gathered)
+            assert "STG.E.128" in built.sass and "HMMA" in built.sass
         assert built.spills == 0
 
 
