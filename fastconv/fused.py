@@ -364,7 +364,7 @@ def _planned(
         "fprop", input, input.shape, weight.shape, *geometry, is_channels_last(input, weight),
         select.with_precision(algo, precision), (input.detach(), weight.detach(), bias), True,
     )  # fmt: skip
-    if not admitted(input, call.channels_last, algo):
+    if not admitted(call, input):
         return None
     _plans.remember(key, (call, moves[:3]))
     return call

@@ -30,7 +30,7 @@ from fastconv.ops.fused_run import conv_epilogue, conv_epilogue_into, ending
 from fastconv.ops.pool_kernels import BARE
 from fastconv.plans import NO_KEY
 from fastconv.problem import dense_strides, is_channels_last
-from fastconv.select_fused import admitted
+from fastconv.select_fused import passes_for
 
 BRANCHES = ("1x1", "3x3 reduction", "3x3", "5x5 reduction", "5x5", "pool projection")
 ONE, RED3, THREE, RED5, FIVE, PROJECTION = range(6)
@@ -40,6 +40,7 @@ _WINDOW = pool.Windows((3, 3), (1, 1), (1, 1), (1, 1), False)  # the pool's
 class _Step(NamedTuple):
     activation: Activation
     request: str  # the algorithm with its precision
+    passes: str  # who runs the pool, and an epilogue that is a pass (ops/norm_run.py)
 
 
 class _Plan(NamedTuple):
@@ -48,6 +49,7 @@ class _Plan(NamedTuple):
 
     reduction: Call
     branches: tuple[Call, ...]
+    passes: str
 
 
 def _join(*parameters: Tensor) -> tuple[Tensor, ...]:
@@ -103,7 +105,7 @@ def inception(
     end = named(activation, negative_slope)
     known = _recalled(input, weights, biases, end, algo, precision)
     if known is not None:
-        return _forward(input, weights, biases, _Step(end, algo), plan=known)[0]
+        return _forward(input, weights, biases, _Step(end, algo, known.passes), plan=known)[0]
     check_options(algo, precision)
     _check(weights, biases)
     parameters = (*weights, *biases)
@@ -122,10 +124,12 @@ def inception(
         and not foreign_dispatch(input, *parameters)
         and _fits(input, weights)
     ):
-        step = _Step(end, select.with_precision(algo, precision))
+        request = select.with_precision(algo, precision)
         x = _in_one_format(input, weights)
-        if not admitted(x, is_channels_last(x, x), algo):
+        passes = passes_for(x, is_channels_last(x, x), request)
+        if passes is None:
             return composed(x, weights, biases, end, algo, precision)
+        step = _Step(end, request, passes)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))):
             y, *_, plan = _forward(x, weights, biases, step)
             if x is input and plan is not None:
@@ -228,12 +232,14 @@ def _outputs(weights: Sequence[Tensor]) -> list[int]:
     return places
 
 
-def _call(x: Tensor, w: Tensor, last: bool, request: str) -> Call:
-    pad = w.shape[2] // 2
+def _call(x: Tensor, w: Tensor, last: bool, step: _Step) -> Call:
+    pad = (w.shape[2] // 2,) * 2
     operands = (x, w, None)
-    return call_for(
-        "fprop", x, x.shape, w.shape, (1, 1), (pad, pad), (1, 1), 1, last, request, operands, True
+    call = call_for(
+        "fprop", x, x.shape, w.shape, (1, 1), pad, (1, 1), 1, last, step.request, operands, True
     )
+    call.passes = step.passes
+    return call
 
 
 def _forward(
@@ -264,21 +270,21 @@ def _forward(
 
     def write(index: int, source: Tensor) -> None:
         w, number = weights[index], len(calls)
-        call = _call(source, w, last, request) if plan is None else plan.branches[number]
+        call = _call(source, w, last, step) if plan is None else plan.branches[number]
         calls.append(call)
         out = y.narrow(1, places[number], w.shape[0])
         conv_epilogue_into(source, w, biases[index], None, out, call, end)
 
     w, b = (_join if keep else _joined)(*weights, *biases)
-    reduction = _call(x, w, last, request) if plan is None else plan.reduction
+    reduction = _call(x, w, last, step) if plan is None else plan.reduction
     reduced = conv_epilogue(x, w, b, None, reduction, end)
     k3, k5 = weights[RED3].shape[0], weights[RED5].shape[0]
     write(ONE, x)
     write(THREE, reduced.narrow(1, 0, k3))
     write(FIVE, reduced.narrow(1, k3, k5))
-    pooled, index = BARE["max_pool"](x, *_WINDOW, keep, "direct")
+    pooled, index = BARE["max_pool"](x, *_WINDOW, keep, step.passes)
     write(PROJECTION, pooled)
-    return y, reduced, pooled, index, _Plan(reduction, tuple(calls))
+    return y, reduced, pooled, index, _Plan(reduction, tuple(calls), step.passes)
 
 
 def _slope(g: Tensor, y: Tensor, act: Activation) -> Tensor:
@@ -324,7 +330,7 @@ class _Inception(Function):
 
 def _backward(dz, x, y, reduced, pooled, index, weights, step, needs) -> list[Tensor | None]:
     if pooled is None and (needs[0] or needs[1 + PROJECTION]):
-        pooled, index = BARE["max_pool"](x, *_WINDOW, pool.KEEP_BYTE, "direct")
+        pooled, index = BARE["max_pool"](x, *_WINDOW, pool.KEEP_BYTE, step.passes)
     need_w, need_b = needs[1:7], needs[7:]
     last, places = is_channels_last(x, x), _outputs(weights)
     k3, act = weights[RED3].shape[0], step.activation
@@ -335,7 +341,7 @@ def _backward(dz, x, y, reduced, pooled, index, weights, step, needs) -> list[Te
     def through(index: int, dy: Tensor, source: Tensor, wants_source: bool) -> Tensor | None:
         """The gradients of one convolution; that of its input is returned."""
         w = weights[index]
-        call = _call(source, w, last, step.request)
+        call = _call(source, w, last, step)
         if need_w[index]:
             grads[1 + index] = wgrad_by(call.gradient("wgrad", dy, source), dy, source)
         if need_b[index]:
@@ -353,7 +359,7 @@ def _backward(dz, x, y, reduced, pooled, index, weights, step, needs) -> list[Te
         reductions = _slope(torch.cat([d3, d5], 1), reduced, act)
         joint, names = torch.cat([by_branch[0], reductions], 1), (ONE, RED3, RED5)
     w = torch.cat([weights[i] for i in names])
-    call = _call(x, w, last, step.request)
+    call = _call(x, w, last, step)
     counts = [weights[i].shape[0] for i in names]
     if any(need_w[i] for i in names):
         dw = wgrad_by(call.gradient("wgrad", joint, x), joint, x).split(counts)
@@ -366,7 +372,8 @@ def _backward(dz, x, y, reduced, pooled, index, weights, step, needs) -> list[Te
     dpool = through(PROJECTION, by_branch[3], x if pooled is None else pooled, needs[0])
     if needs[0]:
         dx = dgrad_by(call.gradient("dgrad", joint, w), joint, w)
-        grads[0] = dx + BARE["max_pool_dx"](dpool, index, x.shape, *_WINDOW[:4], last, "direct")
+        from_pool = BARE["max_pool_dx"](dpool, index, x.shape, *_WINDOW[:4], last, step.passes)
+        grads[0] = dx + from_pool
     return grads
 
 

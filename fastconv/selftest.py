@@ -41,6 +41,7 @@ from fastconv import (
     selftest_triton,
     trust,
 )
+from fastconv.ops.norm_run import TRITON
 from fastconv.problem import NATIVE_DTYPES
 from fastconv.select_inception import InceptionFamily
 from fastconv.selftest_fused import NormInstance
@@ -144,14 +145,17 @@ def all_instances() -> tuple[AnyInstance, ...]:
 
 def instance_named(name: str) -> AnyInstance:
     """The instance behind a name of `fastconv.trust`."""
-    return selftest_triton.parsed(name) or next(i for i in all_instances() if i.name == name)
+    known = (*all_instances(), *selftest_fused.instances(TRITON))
+    return selftest_triton.parsed(name) or next(i for i in known if i.name == name)
 
 
 def chosen(only: str, device: str) -> tuple[AnyInstance, ...]:
     """Those whose name contains `only`, and whose code is for the device."""
     triton = only.startswith("triton")
     capability = gpu.describe(device).capability
-    found = selftest_triton.instances(device) if triton else all_instances()
+    found: tuple[AnyInstance, ...] = all_instances()
+    if triton:
+        found = (*selftest_triton.instances(device), *selftest_fused.instances(TRITON))
     return tuple(
         i for i in found if only in i.name and getattr(i, "capability", 0) in (0, capability)
     )

@@ -1,18 +1,21 @@
 """The self-test's part for the passes of normalisation and epilogue; `fastconv.trust` uses it.
 
-All passes of a dtype and layout are one entry: a layer that trains needs each of them.
+All passes of a dtype and layout are one entry: a layer that trains needs each of them. Those of
+Triton are entries of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastconv.activations import NAMES, Activation
+from fastconv.ops.norm_run import DIRECT, TRITON, norm_pass
 from fastconv.problem import NATIVE_DTYPES, dense_strides
 from fastconv.tolerances import UNDERFLOW, UNIT_ROUNDOFF
 
@@ -27,19 +30,37 @@ _TOLERANCE = 64.0
 
 @dataclass(frozen=True)
 class NormInstance:
-    """The passes in one dtype and layout."""
+    """The passes in one dtype and layout; passes: whose, as in ops/norm_run.py."""
 
     dtype: torch.dtype
     channels_last: bool
+    passes: str = DIRECT
 
     @property
     def name(self) -> str:
         layout = "nhwc" if self.channels_last else "nchw"
-        return f"{PREFIX}{str(self.dtype).removeprefix('torch.')}_{layout}"
+        whose = "" if self.passes == DIRECT else f"{self.passes}_"
+        return f"{PREFIX}{whose}{str(self.dtype).removeprefix('torch.')}_{layout}"
+
+    @property
+    def ops(self) -> Any:
+        """The passes by the names of the bare ops."""
+        return OPS if self.passes == DIRECT else _Triton()
 
 
-def instances() -> tuple[NormInstance, ...]:
-    return tuple(NormInstance(dtype, last) for dtype in NATIVE_DTYPES for last in (False, True))
+class _Triton:
+    """Triton's launchers, whose compiler's errors, of whatever type, are RuntimeErrors."""
+
+    def __getattr__(self, name: str) -> Any:
+        from fastconv.selftest_triton import compiled
+
+        return partial(compiled, norm_pass(name, TRITON))
+
+
+def instances(passes: str = DIRECT) -> tuple[NormInstance, ...]:
+    return tuple(
+        NormInstance(dtype, last, passes) for dtype in NATIVE_DTYPES for last in (False, True)
+    )
 
 
 def _along(v: Tensor, y: Tensor) -> Tensor:
@@ -58,6 +79,7 @@ def _results(
     instance: NormInstance, size: tuple[int, ...], code: int, after: bool, device: torch.device
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name, what the device gives, what is exact) of every pass."""
+    ops = instance.ops
     generator = torch.Generator().manual_seed(_SEED)
 
     def rand(*shape: int) -> Tensor:
@@ -83,7 +105,7 @@ def _results(
     act = Activation(NAMES[code], 0.1)
     axes = [0, *range(2, len(size))]
 
-    got_mean, got_m2 = OPS.norm_act_stats(y)
+    got_mean, got_m2 = ops.norm_act_stats(y)
     yield "mean", got_mean, y64.mean(axes)
     yield "m2", got_m2, (y64 - _along(y64.mean(axes), y64)).square().sum(axes)
 
@@ -94,20 +116,20 @@ def _results(
         value = act(pre)
         (g,) = torch.autograd.grad(value, pre, dz64) if code else (dz64,)
     z64 = value.detach() + (r64 if after else 0)
-    yield "forward", OPS.norm_act_fprop(y, *norm, *end), z64
+    yield "forward", ops.norm_act_fprop(y, *norm, *end), z64
     plain = act(y64) + r64 if after else act(y64 + r64)
     out = on_device(torch.zeros(size, dtype=instance.dtype))
-    OPS.epilogue_into(y, residual, out, *end)
+    ops.epilogue_into(y, residual, out, *end)
     yield "epilogue", out, plain
 
-    sum_g, sum_gy = OPS.norm_act_sums(dz, y, *norm, *end)
+    sum_g, sum_gy = ops.norm_act_sums(dz, y, *norm, *end)
     g_sum, gy_sum = g.sum(axes), (g * centred).sum(axes)
     yield "sum", sum_g, g_sum
     yield "sum with y", sum_gy, gy_sum
     count = y64.numel() / K
     sums = [t.to(kind) for t in (g_sum, gy_sum)]
     given = [on_device(t) for t in sums]
-    dy, dresidual = OPS.norm_act_dgrad(dz, y, *norm, *given, count, *end, not after)
+    dy, dresidual = ops.norm_act_dgrad(dz, y, *norm, *given, count, *end, not after)
     a, b = (_along(t.double() / count, y64) for t in sums)
     expected = (g - a - centred * _along(rstd64.square(), y64) * b) * _along(rstd64 * w64, y64)
     yield "dy", dy, expected

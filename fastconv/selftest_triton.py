@@ -66,12 +66,12 @@ class TritonInstance:
         """On tensors of the device, laid out: (x, w), (dy, w) or (dy, x) as the direction says."""
         geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
         if self.direction == "fprop":
-            return _compiled(triton_run.fprop, a, b, None, *geometry, self.algo)
+            return compiled(triton_run.fprop, a, b, None, *geometry, self.algo)
         if self.direction == "dgrad":
             rest = (problem.input_size, *geometry, self.channels_last, self.algo)
-            return _compiled(triton_run.dgrad, a, b, *rest)
+            return compiled(triton_run.dgrad, a, b, *rest)
         rest = (problem.weight_size, *geometry, self.channels_last, self.algo)
-        return _compiled(triton_run.wgrad, a, b, *rest)
+        return compiled(triton_run.wgrad, a, b, *rest)
 
     def launch_epilogue(
         self, problem: Problem, x: Tensor, w: Tensor, bias: Tensor, residual: Tensor
@@ -79,15 +79,15 @@ class TritonInstance:
         """relu(conv(x, w) + bias + residual)."""
         geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
         end = (1, 0.0, residual, False, None, None)
-        return _compiled(triton_run.fprop, x, w, bias, *geometry, self.algo, end)
+        return compiled(triton_run.fprop, x, w, bias, *geometry, self.algo, end)
 
     def launch_stats(self, problem: Problem, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         """(y, mean, m2) on the CPU."""
         geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
-        return tuple(t.cpu() for t in _compiled(triton_run.stats, x, w, None, geometry, self.algo))
+        return tuple(t.cpu() for t in compiled(triton_run.stats, x, w, None, geometry, self.algo))
 
 
-def _compiled(run: Callable[..., Any], *args: Any) -> Any:
+def compiled(run: Callable[..., Any], *args: Any) -> Any:
     """run(*args); what Triton's compiler raises, of whatever type, says that it cannot."""
     try:
         return run(*args)

@@ -23,7 +23,7 @@ from fastconv import (
     selftest_pool,
     trust,
 )
-from fastconv.ops import conv_run, fused_autograd, fused_recipe, fused_run, pool_kernels
+from fastconv.ops import conv_run, fused_run, norm_run, pool_kernels
 
 # Where the fused ops are held, by name.
 FUSED = {
@@ -33,16 +33,8 @@ FUSED = {
         "_conv_epilogue_into": "conv_epilogue_into",
         "_conv_epilogue_into_packed": "conv_epilogue_into.packed",
         "_conv_stats": "conv_stats_fprop",
-        "_epilogue_into": "epilogue_into",
         "_inception": "inception_fprop",
-        "_stats": "norm_act_stats",
     },
-    fused_autograd: {
-        "_fprop": "norm_act_fprop",
-        "_sums": "norm_act_sums",
-        "_dgrad": "norm_act_dgrad",
-    },
-    fused_recipe: {"_fprop": "norm_act_fprop"},
 }
 H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
 
@@ -107,8 +99,9 @@ def pretend_gpu(
             for name, op in names.items():
                 base, _, overload = op.partition(".")
                 patch.setattr(module, name, getattr(getattr(ops, base), overload or "default"))
-        for name in pool_kernels.DIRECT:
-            patch.setitem(pool_kernels.DIRECT, name, getattr(ops, name).default._op)
+        for bare in (pool_kernels.DIRECT, norm_run.NATIVE):
+            for name in bare:
+                patch.setitem(bare, name, getattr(ops, name).default._op)
         patch.setattr(selftest, "OPS", ops)
         patch.setattr(selftest_pool, "OPS", ops)
         patch.setattr(selftest_fused, "OPS", ops)

@@ -20,7 +20,7 @@ import interpreted_triton
 
 import fastconv
 from fastconv import _triton, cost_triton, gpu, select, select_cuda, select_triton, selftest_triton
-from fastconv._triton import conv, depthwise
+from fastconv._triton import conv, depthwise, norm, pool
 from fastconv.problem import ConvSpec
 from fastconv.selftest import check
 
@@ -32,7 +32,7 @@ H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that was started with TRITON_INTERPRET=1."""
     monkeypatch.setattr(_triton, "INTERPRETED", True)
-    for module in (conv, depthwise):
+    for module in (conv, depthwise, norm, pool):
         kernels = interpreted_triton.load(module.__name__.rpartition(".")[2]).kernels
         monkeypatch.setattr(module, "kernels", kernels)
     monkeypatch.setattr(conv, "INTERPRETED", True)

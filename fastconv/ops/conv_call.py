@@ -35,7 +35,9 @@ def inherited(algo: str) -> str:
 class Call:
     """One direction of one problem: `name` runs, the gradients choose their own from `algo`.
 
-    aten: whether it is PyTorch's. channels_last: the memory format of the result. packed: what the
+    aten: whether it is PyTorch's. passes: who runs the passes that a fused operation needs besides
+    (`norm_run`), once `select_fused` has said so. channels_last: the memory format of the result.
+    packed: what the
     `.packed` overload of the direction's op takes for the geometry and, in the gradients, the
     result's size; None where a number is too large for it.
     """
@@ -49,6 +51,7 @@ class Call:
         "input_size",
         "name",
         "packed",
+        "passes",
         "weight_size",
     )
 
@@ -66,6 +69,7 @@ class Call:
         self.aten = select.split_precision(name)[0] == select.ATEN
         self.geometry, self.channels_last = geometry, channels_last
         self.input_size, self.weight_size = tuple(input_size), tuple(weight_size)
+        self.passes: str | None = None
         self._gradients: dict[str, tuple[Any, Call]] = {}
         packed: tuple[int | None, ...] = (packed_moves(*geometry[:3]),)
         if direction != "fprop":

@@ -37,12 +37,8 @@ from fastconv.ops.conv_call import Call
 from fastconv.ops.conv_run import aten_gradients, dgrad_by, run_fprop, wgrad_by
 from fastconv.ops.fused_recipe import Origin, keep_recipe
 from fastconv.ops.fused_run import conv_stats, ending
+from fastconv.ops.norm_run import norm_pass
 from fastconv.select import ATEN
-
-_ops = torch.ops.fastconv
-_fprop = _ops.norm_act_fprop.default._op
-_sums = _ops.norm_act_sums.default._op
-_dgrad = _ops.norm_act_dgrad.default._op
 
 
 class Training(NamedTuple):
@@ -112,7 +108,9 @@ class ConvNormAct(Function):
         update_running(step, mean, m2, count)
         rstd = (m2 / count + step.eps).rsqrt_()
         gamma, beta = _as_statistics(weight, y.dtype), _as_statistics(bias, y.dtype)
-        z = _fprop(y, mean, rstd, gamma, beta, residual, *end)
+        passes = step.call.passes
+        fprop = norm_pass("norm_act_fprop", passes)
+        z = fprop(y, mean, rstd, gamma, beta, residual, *end)
         # Where the residual enters before the activation it decides the slope.
         needed = None if step.residual_after or end.code == 0 else residual
         ctx.save_for_backward(
@@ -121,7 +119,7 @@ class ConvNormAct(Function):
         ctx.step, ctx.end, ctx.count = step, end, count
         ctx.has_residual = residual is not None
         if residual is None and not step.recompute:
-            ctx.fastconv_origin = Origin(z, y, mean, rstd, gamma, beta, end)
+            ctx.fastconv_origin = Origin(z, y, mean, rstd, gamma, beta, end, passes)
         return z
 
     @staticmethod
@@ -136,7 +134,7 @@ class ConvNormAct(Function):
             y = run_fprop(x, w, conv_bias, *call.geometry, call.name, call.packed)
         gamma, beta = _as_statistics(weight, y.dtype), _as_statistics(bias, y.dtype)
         norm = (mean, rstd, gamma, beta, residual)
-        sum_g, sum_gy = _sums(dz, y, *norm, *end)
+        sum_g, sum_gy = norm_pass("norm_act_sums", call.passes)(dz, y, *norm, *end)
         dweight = (sum_gy * rstd).to(weight.dtype) if needs[3] else None
         dbias = sum_g.to(bias.dtype) if needs[4] else None
         dx = dw = dconv_bias = dresidual = None
@@ -146,7 +144,8 @@ class ConvNormAct(Function):
                 sum_g, sum_gy = sync_stats.averaged(sum_g, sum_gy, count, step.group)
                 count = 1.0
             want = needs[5] and not step.residual_after
-            dy, dresidual = _dgrad(dz, y, *norm, sum_g, sum_gy, float(count), *end, want)
+            dgrad = norm_pass("norm_act_dgrad", call.passes)
+            dy, dresidual = dgrad(dz, y, *norm, sum_g, sum_gy, float(count), *end, want)
             dx, dw = _conv_gradients(call, dy, x, w, needs)
             if needs[2]:
                 dconv_bias = sum_to_bias(dy)

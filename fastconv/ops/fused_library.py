@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import torch
 
+from fastconv.activations import NAMES, Activation
 from fastconv.ops.conv_call import call_for
 from fastconv.ops.conv_library import promised
+from fastconv.ops.conv_run import run_fprop
 from fastconv.ops.fused_run import Ending, conv_epilogue
 from fastconv.problem import conv_output_size, dense_strides, is_channels_last, unpacked_moves
 from fastconv.problem import suggests_channels_last as _channels_last
+from fastconv.select_fused import admitted
 
 _lib = torch.library.Library("fastconv", "FRAGMENT")
 _lib.define(
@@ -28,7 +31,13 @@ def _conv_act(x, w, bias, residual, stride, padding, dilation, groups, code, slo
     call = call_for(
         "fprop", x, x.shape, w.shape, *geometry, channels_last, algo, (x, w, bias), True
     )
-    y = conv_epilogue(x, w, bias, residual, call, Ending(code, slope, after))
+    if call.aten and not admitted(call, x):
+        y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
+        y = y if residual is None or after else y + residual
+        y = Activation(NAMES[code], slope)(y)
+        y = y + residual if after and residual is not None else y
+    else:
+        y = conv_epilogue(x, w, bias, residual, call, Ending(code, slope, after))
     return promised(y, channels_last)
 
 

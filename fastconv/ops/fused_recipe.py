@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from fastconv.ops.fused_run import Ending
-
-_fprop = torch.ops.fastconv.norm_act_fprop.default._op
+from fastconv.ops.norm_run import norm_pass
 
 
 def _version(t: Tensor | None) -> int | None:
@@ -44,6 +43,7 @@ class Recipe(NamedTuple):
     beta: Tensor | None
     versions: tuple[int | None, int | None]
     end: Ending
+    passes: str | None  # who made x (norm_run.py)
 
     @property
     def current(self) -> bool:
@@ -59,7 +59,8 @@ class Recipe(NamedTuple):
                 f" {self.versions[1]} instead."
             )
         with torch.no_grad():
-            return _fprop(self.y, self.mean, self.rstd, self.gamma, self.beta, None, *self.end)
+            fprop = norm_pass("norm_act_fprop", self.passes)
+            return fprop(self.y, self.mean, self.rstd, self.gamma, self.beta, None, *self.end)
 
 
 class Origin:
@@ -76,9 +77,10 @@ class Origin:
         gamma: Tensor | None,
         beta: Tensor | None,
         end: Ending,
+        passes: str | None,
     ) -> None:
         self._y = TensorWeakRef(y)
-        self._rest = (mean, rstd, gamma, beta, (_version(gamma), _version(beta)), end)
+        self._rest = (mean, rstd, gamma, beta, (_version(gamma), _version(beta)), end, passes)
         self._address = z.data_ptr()
 
     def recipe(self, z: Tensor) -> Recipe | None:

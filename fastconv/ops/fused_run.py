@@ -1,7 +1,7 @@
 """Convolution with an epilogue or with statistics, by one named algorithm, on real tensors.
 
-`aten` is PyTorch's own convolution followed by our pass over its result. Triton's kernels have the
-same epilogues; the passes are those of C++ whatever the algorithm.
+`aten` is PyTorch's own convolution followed by our pass over its result, in C++ or in Triton as
+`Call.passes` says. Triton's convolutions have the same epilogues as those of C++.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastconv.activations import Activation
 from fastconv.ops import triton_run
 from fastconv.ops.conv_call import Call
 from fastconv.ops.conv_run import run_fprop
+from fastconv.ops.norm_run import norm_pass
 from fastconv.select_triton import is_ours as _is_triton
 
 _ops = torch.ops.fastconv
@@ -24,9 +25,7 @@ _conv_epilogue_packed = _ops.conv_epilogue_fprop.packed._op
 _conv_epilogue_into = _ops.conv_epilogue_into.default._op
 _conv_epilogue_into_packed = _ops.conv_epilogue_into.packed._op
 _conv_stats = _ops.conv_stats_fprop.default._op
-_epilogue_into = _ops.epilogue_into.default._op
 _inception = _ops.inception_fprop.default._op
-_stats = _ops.norm_act_stats.default._op
 
 
 class Ending(NamedTuple):
@@ -58,7 +57,7 @@ def conv_epilogue(
         return _conv_epilogue_packed(x, w, bias, residual, *call.packed, groups, *end, call.name)
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
     if residual is not None or end.code:
-        _epilogue_into(y, residual, y, *end)
+        norm_pass("epilogue_into", call.passes)(y, residual, y, *end)
     return y
 
 
@@ -84,7 +83,7 @@ def conv_epilogue_into(
         _conv_epilogue_into_packed(x, w, bias, residual, out, *moves, *end, call.name)
         return
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
-    _epilogue_into(y, residual, out, *end)
+    norm_pass("epilogue_into", call.passes)(y, residual, out, *end)
 
 
 def inception(
@@ -110,4 +109,4 @@ def conv_stats(
     if not call.aten:
         return _conv_stats(x, w, bias, *call.geometry, call.name)
     y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
-    return (y, *_stats(y))
+    return (y, *norm_pass("norm_act_stats", call.passes)(y))

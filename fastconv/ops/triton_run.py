@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastconv import cost_triton, gpu, select_triton
 from fastconv._triton import conv, depthwise
 from fastconv.problem import ConvSpec
-
-_stats = torch.ops.fastconv.norm_act_stats.default._op
 
 
 @lru_cache(1024)
@@ -53,10 +50,7 @@ def stats(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, m2): the convolution, each channel's mean, and its sum of squares about it."""
     module, config, precision = _parsed(name)
-    if module is conv:
-        return conv.conv_stats(x, w, bias, *geometry, config=config, precision=precision)
-    y = fprop(x, w, bias, *geometry, name)
-    return (y, *_stats(y))
+    return module.conv_stats(x, w, bias, *geometry, config=config, precision=precision)
 
 
 def dgrad(

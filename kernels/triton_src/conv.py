@@ -168,7 +168,7 @@ def _fprop(
         launch(plan.step, (x, w, bias, scale, shift, residual, y, mean, m2))
     if mean is None or m2 is None:
         return y, ()
-    return y, _merged(mean, m2, plan.each, plan.pixels)
+    return y, merged_moments(mean, m2, plan.each, plan.pixels)
 
 
 def _read(t: Tensor, copy: Copy | None) -> Tensor:
@@ -237,7 +237,7 @@ def conv_wgrad(
     return dw
 
 
-def _merged(mean: Tensor, m2: Tensor, each: int, count: int) -> tuple[Tensor, Tensor]:
+def merged_moments(mean: Tensor, m2: Tensor, each: int, count: int) -> tuple[Tensor, Tensor]:
     """[parts, K] of `each` values (the last one of what is left of `count`) -> [K]."""
     parts, channels = mean.shape
     for step in plan_merges(parts, _MERGED_PARTS, each, count, channels):

@@ -31,7 +31,8 @@ Source    the definition.
 import triton
 import triton.language as tl
 
-from .conv_epilogue import activate
+from .activation import activate
+from .conv_epilogue import moments
 from .pool_window import split
 
 # Filters of more taps are walked by a loop at run time: code grows with the taps.
@@ -41,9 +42,11 @@ _EXTENTS = ["rows", "O", "P", "Q", "D", "H", "W"]
 
 
 @triton.jit
-def tile_of(tile, rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr):
-    """Places [BLOCK_M, 1] and channels [1, BLOCK_C] of a tile. Neighbouring programs share what
-    they read: channels of the same places in NHWC, rows of the same plane in NCHW."""
+def tile_numbers(
+    tile, rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr
+):
+    """Of a tile along the places and along the channels. Neighbouring programs share what they
+    read: channels of the same places in NHWC, rows of the same plane in NCHW."""
     if BLOCK_C > 1:
         tiles_c = (channels + BLOCK_C - 1) // BLOCK_C
         tile_m, tile_c = tile // tiles_c, tile % tiles_c
@@ -53,6 +56,13 @@ def tile_of(tile, rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, 
     if WIDE:
         tile_m = tile_m.to(tl.int64)
         tile_c = tile_c.to(tl.int64)
+    return tile_m, tile_c
+
+
+@triton.jit
+def tile_of(tile, rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr):
+    """Places [BLOCK_M, 1] and channels [1, BLOCK_C] of a tile."""
+    tile_m, tile_c = tile_numbers(tile, rows, channels, BLOCK_M, BLOCK_C, WIDE)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
     c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     return m, c
@@ -80,7 +90,7 @@ def fprop_step(
 
 @triton.jit(do_not_specialize_on_alignment=_EXTENTS)
 def conv_fprop_depthwise_kernel(
-    x, w, bias, scale, shift, residual, y,
+    x, w, bias, scale, shift, residual, y, mean, m2,
     rows, K, D, H, W, O, P, Q, x_n, x_c, x_p, w_k, w_t, y_n, y_c, y_p, r_n, r_c, r_p, slope,
     MULTIPLIER: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     DILATION: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -89,6 +99,7 @@ def conv_fprop_depthwise_kernel(
 ):  # fmt: skip
     """x [N, C, D, H, W], w [K, taps], residual and y [N, K, O, P, Q] by their strides of image,
     channel and place; bias, scale, shift [K]. RESIDUAL: 0 none, 1 before the activation, 2 after.
+    mean, m2 [tiles of places, K] or None: each tile's moments, of the results as stored.
     """
     m, k = tile_of(tl.program_id(0), rows, K, BLOCK_M, BLOCK_C, WIDE)
     inside = (m < rows) & (k < K)
@@ -126,7 +137,16 @@ def conv_fprop_depthwise_kernel(
     if RESIDUAL == 2:
         r = tl.load(residual + (n * r_n + place * r_p + k * r_c), inside, 0.0)
         total += r.to(tl.float32)
-    tl.store(y + (n * y_n + place * y_p + k * y_c), total, inside)
+    stored = total.to(y.dtype.element_ty)
+    tl.store(y + (n * y_n + place * y_p + k * y_c), stored, inside)
+    if mean is not None:
+        tile_m, tile_c = tile_numbers(tl.program_id(0), rows, K, BLOCK_M, BLOCK_C, WIDE)
+        count = tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M).to(tl.float32)
+        average, squares = moments(stored.to(tl.float32), inside, count)
+        channel = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
+        part = tile_m.to(tl.int64) * K + channel
+        tl.store(mean + part, average, channel < K)
+        tl.store(m2 + part, squares, channel < K)
 
 
 @triton.jit

@@ -8,21 +8,7 @@ normalisation's scale and shift for those who do not fold it into the weights:
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def activate(v, slope, ACTIVATION: tl.constexpr):
-    """Comparisons are written so that NaN stays NaN, as in PyTorch."""
-    if ACTIVATION == 1:
-        return tl.where(v < 0, 0.0, v)
-    elif ACTIVATION == 2:
-        return tl.where(v > 0, v, v * slope)
-    elif ACTIVATION == 3:
-        return tl.where(v < 0, 0.0, tl.where(v > 6, 6.0, v))
-    elif ACTIVATION == 4:
-        return v / (1 + tl.exp(-v))
-    else:
-        tl.static_assert(ACTIVATION == 0)
-        return v
+from .activation import activate
 
 
 @triton.jit

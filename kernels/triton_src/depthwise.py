@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastconv.problem import conv_output_size, dense_strides, strides_channels_last
 
+from .conv import merged_moments
 from .launching import Facts, Launch, facts, run
 from .pool_geometry import Ints, Triple
 
@@ -228,11 +229,12 @@ def _plan_fprop(
     residual: Facts | None,
     out: Facts | None,
     ending: tuple[int, float, bool],
+    moments: bool,
     lists: _Lists,
     config: Config,
 ) -> _Plan:
     """vectors: bias, scale, shift. ending: the activation's number, its slope, whether the residual
-    comes after it."""
+    comes after it. moments: whether the launch has those, which is another kernel."""
     channels_last = strides_channels_last(x.shape, x.strides) or strides_channels_last(
         w.shape, w.strides
     )
@@ -289,10 +291,45 @@ def conv_fprop(
     epilogue: (activation's number, slope, residual, residual_after, scale, shift). precision: any;
     sums are IEEE.
     """
+    return _fprop(x, w, bias, _lists(stride, padding, dilation), config, epilogue, out, None)
+
+
+def conv_stats(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    *,
+    config: Config,
+    precision: str = "ieee",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, m2): each channel's mean and sum of squared distances from it, float32, of y as it
+    is stored."""
+    size = conv_output_size(x.shape, w.shape, stride, padding, dilation)
+    rows = size[0] * prod(size[2:])
+    mean, m2 = x.new_empty((2, -(-rows // config.block_m), size[1]), dtype=torch.float32)
+    lists = _lists(stride, padding, dilation)
+    y = _fprop(x, w, bias, lists, config, None, None, (mean, m2))
+    return y, *merged_moments(mean, m2, config.block_m, rows)
+
+
+def _fprop(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    lists: _Lists,
+    config: Config,
+    epilogue: tuple[Any, ...] | None,
+    out: Tensor | None,
+    moments: tuple[Tensor, Tensor] | None,
+) -> Tensor:
     code, slope, residual, after, scale, shift = epilogue or (0, 0.0, None, False, None, None)
     plan = _plan_fprop(
         facts(x), facts(w), (facts(bias), facts(scale), facts(shift)), facts(residual),
-        facts(out), (code, slope, after), _lists(stride, padding, dilation), config,
+        facts(out), (code, slope, after), moments is not None, lists, config,
     )  # fmt: skip
     from_x, from_residual = plan.lies
     y = x.new_empty_strided(plan.size, plan.strides) if out is None else out
@@ -300,7 +337,8 @@ def conv_fprop(
     residual = residual if residual is None else from_residual.of(residual, plan.channels_last)
     # What is not there is never read; x stands in for its address.
     small = [x if t is None else t.contiguous() for t in (bias, scale, shift)]
-    launch(plan.step, (x, plan.filter.of(w), *small, x if residual is None else residual, y))
+    tensors = (x, plan.filter.of(w), *small, x if residual is None else residual, y)
+    launch(plan.step, (*tensors, *(moments or (None, None))))
     return y
 
 
