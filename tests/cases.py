@@ -192,6 +192,18 @@ DEPTHWISE_CASES: tuple[ConvCase, ...] = tuple(
     )
 )
 
+# For the CUDA kernels with a resident halo only: channels of one, two and three steps of 16, of two
+# chunks of 64, a tail of 8; tiles across images, ragged at the right and at the bottom.
+HALO_CASES: tuple[ConvCase, ...] = (
+    conv_case("halo_step", (3, 16, 9, 7), (24, 16, 3, 3), padding=1),
+    conv_case("halo_tail", (2, 24, 11, 18), (40, 24, 3, 2), padding=(0, 1)),
+    conv_case("halo_chunk", (1, 64, 10, 17), (72, 64, 3, 3), padding=1),
+    conv_case("halo_two_chunks", (1, 80, 6, 5), (8, 80, 3, 3), padding=(1, 2)),
+    conv_case("halo_rows5", (2, 16, 9, 10), (16, 16, 5, 5), padding=2),
+    conv_case("halo_rows5_valid", (1, 16, 12, 13), (24, 16, 5, 3)),
+    conv_case("halo_rows5_steps", (1, 32, 7, 6), (8, 32, 5, 5), padding=(3, 1)),
+)
+
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "conv_algorithm.h"
+#include "conv_halo.h"
 
 namespace fastconv::cuda {
 namespace {
@@ -12,6 +13,7 @@ const ConvAlgorithm* const kAlgorithms[] = {
     &conv_direct,
     &conv_winograd_f2x2_3x3,
     &conv_winograd_f4x4_3x3,
+    &conv_halo,
     &conv_tma,
     &conv_im2col,
     &conv_direct_plain,

@@ -2,6 +2,7 @@
 // them on plain bytes. tests/emulated.py puts tensors, dtypes and layouts around it.
 #include "cuda/conv_algorithm.h"
 #include "cuda/launch.h"
+#include "halo_bindings.h"
 #include "inception_bindings.h"
 #include "norm_bindings.h"
 #include "pool_bindings.h"
@@ -238,4 +239,5 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
   bind_pools(m);
   bind_norm(m);
   bind_inception(m);
+  bind_halo(m);
 }

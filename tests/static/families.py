@@ -136,6 +136,14 @@ FAMILIES: tuple[Family, ...] = (
         arch="sm_90a",
     ),
     family(r"conv_filter_tf32x3_kernel", WIDE, STREAMING),
+    *(
+        family(
+            rf"conv_(fprop|dgrad)_halo_kernel<HaloTile<{scalar}, .*>",
+            f"{engine} ldmatrix tma_tile tma_box store128",
+            arch="sm_90a",
+        )
+        for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
+    ),
     # Inception modules: (NHWC, VEC_X, VEC_W). The pool's windows are loads of 16 bytes where pixels
     # are vectors.
     *(

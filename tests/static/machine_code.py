@@ -184,6 +184,7 @@ EVIDENCE = {
     "wgmma_tf32": (r"HGMMA\.64x\d+x8\.F32\.TF32", "a main loop"),
     "tma_im2col": (r"UTMALDG\.[45]D\.IM2COL", "a loop"),
     "tma_tile": (r"UTMALDG\.3D$", "a loop"),
+    "tma_box": (r"UTMALDG\.4D$", "a loop"),
 }
 
 

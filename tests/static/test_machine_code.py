@@ -188,6 +188,7 @@ def test_atomics_and_local_memory(instruction, bad):
         ("wgmma_f16", "HGMMA.64x64x16.F32 R24, gdesc[UR8].tnspB, R24, gsb0"),
         ("tma_im2col", "UTMALDG.4D.IM2COL [UR8], [UR4], UR16"),
         ("tma_tile", "UTMALDG.3D [UR8], [UR4], desc[UR6]"),
+        ("tma_box", "UTMALDG.4D [UR8], [UR4], desc[UR6]"),
     ],
 )
 def test_claims_need_their_instruction(claim, instruction):

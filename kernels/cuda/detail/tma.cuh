@@ -47,6 +47,20 @@ __device__ __forceinline__ void tma_load_tile(void* to, const TensorMap* map, ui
 #endif
 }
 
+__device__ __forceinline__ void tma_load_tile(void* to, const TensorMap* map, uint64_t* barrier,
+                                              int c0, int c1, int c2, int c3) {
+#if defined(FC_EMULATE)
+  const int at[] = {c0, c1, c2, c3};
+  emu::tensor_load(to, map, 4, at, nullptr, barrier, {__FILE__, __LINE__});
+#else
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_u32(to)),
+      "l"(map), "r"(shared_u32(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+#endif
+}
+
 // Of [N, H, W, C].
 __device__ __forceinline__ void tma_load_im2col(void* to, const TensorMap* map, uint64_t* barrier,
                                                 int c, int w, int h, int n, int offset_w,

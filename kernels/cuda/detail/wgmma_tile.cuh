@@ -143,4 +143,43 @@ __device__ __forceinline__ void store_accumulators(const float (&acc)[BLOCK_N / 
   }
 }
 
+// The same where rows need not be neighbours in memory and shared memory is full: this lane's
+// accumulators are of rows `low` and `high` of C. The four lanes that have a row exchange them, so
+// that each has eight columns of every 32.
+template <int BLOCK_N, class scalar_t>
+__device__ __forceinline__ void store_accumulators_by_quads(const float (&acc)[BLOCK_N / 2],
+                                                            const WgmmaStore<scalar_t>& store,
+                                                            int low, int high, int n) {
+  const int turn = threadIdx.x % 4;
+  const bool odd = turn & 1, upper = turn & 2;
+#pragma unroll
+  for (int part = 0; part < BLOCK_N; part += 32) {
+    float bias8[8];
+    store.load_bias(n + part + turn * 8, bias8);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      // v[j] is columns 8 j + 2 turn and the next one; a transposition of 4 x 4 pairs: first
+      // within blocks of 2 x 2, then of the blocks.
+      float2 v[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        v[j] = make_float2(acc[part / 2 + 4 * j + 2 * half], acc[part / 2 + 4 * j + 2 * half + 1]);
+      const auto exchange = [](float2& a, float2& b, bool first, int distance) {
+        // What goes to the other lane: of the first of the two b, of the second a.
+        const float2 sent = first ? b : a;
+        const float2 got = make_float2(__shfl_xor_sync(0xFFFFFFFFu, sent.x, distance),
+                                       __shfl_xor_sync(0xFFFFFFFFu, sent.y, distance));
+        a = first ? a : got;
+        b = first ? got : b;
+      };
+      exchange(v[0], v[1], !odd, 1);
+      exchange(v[2], v[3], !odd, 1);
+      exchange(v[0], v[2], !upper, 2);
+      exchange(v[1], v[3], !upper, 2);
+      float row[8] = {v[0].x, v[0].y, v[1].x, v[1].y, v[2].x, v[2].y, v[3].x, v[3].y};
+      store.store(half == 0 ? low : high, n + part + turn * 8, bias8, row);
+    }
+  }
+}
+
 }  // namespace fastconv::cuda
