@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../common/epilogue.h"
+#include "epilogue.h"
 
 namespace fastconv::cpu {
 
@@ -26,8 +26,10 @@ struct ConvCall {
   const void* bias;  // K elements of dtype, contiguous, or null; fprop only
   void* workspace;   // 64-byte aligned, workspace() bytes
   int threads;       // the count that workspace() was asked for; run() uses no more scratch slots
-  // fprop only; the residual has y's strides. y may be a slice of a larger tensor.
-  Epilogue epilogue;
+  // fprop only. y may be a slice of a larger tensor.
+  CpuEpilogue epilogue;
+  // fprop only, of a dense y. moment_blocks() reads K alone.
+  Moments moments;
 };
 
 struct ConvAlgorithm {
@@ -41,6 +43,8 @@ struct ConvAlgorithm {
   // The problem is applicable and nothing in it is zero-sized (the caller handles empty tensors,
   // an empty reduction and a zero-sized output).
   void (*run)(const ConvCall&);
+  // Into how many blocks of pixels run() cuts y for its moments; 0: a pass of its own is faster.
+  int64_t (*moment_blocks)(const ConvCall&);
 };
 
 extern const ConvAlgorithm conv_direct;

@@ -103,6 +103,7 @@ void run(const ConvCall& c) {
     g.w = c.w.data;
     g.bias = c.bias;
     g.epilogue = c.epilogue;
+    g.moments = c.moments;
     g.w_group = p.filters_per_group() * c.w.stride[0];
     g.w_ko = c.w.stride[dgrad ? 1 : 0];
     g.w_ci = c.w.stride[dgrad ? 0 : 1];
@@ -128,7 +129,18 @@ void run(const ConvCall& c) {
   }
 }
 
+// The tiles do not depend on the threads.
+int64_t moment_blocks(const ConvCall& c) {
+  DirectPlan g;
+  if (!plan_direct(c.problem, c.dtype, c.direction, 0, {c.x.stride[1] == 1, c.y.stride[1] == 1},
+                   c.threads, direct_gather_for(c.dtype).vec_bytes, &g))
+    return 0;
+  // Planes, and a few channels at a time: no faster than a pass that takes whole planes and lines.
+  if (g.kernel == DirectKernel::kRows || c.y.stride[1] != 1) return 0;
+  return c.problem.N * g.axis[0].tiles * g.axis[1].tiles * g.axis[2].tiles;
+}
+
 }  // namespace
 
-const ConvAlgorithm conv_direct{"direct", applicable, workspace, cost, run};
+const ConvAlgorithm conv_direct{"direct", applicable, workspace, cost, run, moment_blocks};
 }  // namespace fastconv::cpu

@@ -10,7 +10,7 @@
 // with each axis split by the phase of its step, so that neighbouring outputs read neighbouring
 // elements and every address is stage[row_offset(output) + col_offset(tap, ci)].
 #pragma once
-#include "../common/epilogue.h"
+#include "epilogue.h"
 
 namespace fastconv::cpu {
 
@@ -71,7 +71,8 @@ struct DirectPlan {
   const void* w;
   int64_t w_group, w_ko, w_ci, w_tap[3];
   const void* bias;
-  Epilogue epilogue;
+  CpuEpilogue epilogue;
+  Moments moments;  // kPanel, kLanes; a block is one tile of one image
 
   int32_t* col;         // [ci_block][taps] stage offset; a shorter block is a prefix
   const void* weights;  // packed, acc_t; or the caller's, where they already have that form

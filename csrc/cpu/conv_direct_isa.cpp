@@ -79,6 +79,19 @@ void store_planes(const DirectPlan& g, const Finish<T>& finish, const Tile& t, c
     }
 }
 
+// Of a task's channels [channel, .. + channels), which were stored and are still in a cache.
+template <class T>
+void tile_moments(const DirectPlan& g, const Tile& t, int64_t n, int64_t tile, int64_t channel,
+                  int64_t channels) {
+  const T* y = static_cast<const T*>(g.out.data) + n * g.out.stride[0] + channel * g.out.stride[1];
+  MomentsPiece piece{y + out_offset(g, t, 0, 0, 0), channels, g.out.stride[1], {}, {}};
+  for (int i = 0; i < 3; ++i) {
+    piece.extent[i] = t.extent[i];
+    piece.step[i] = g.out.stride[2 + i] * g.axis[i].out_step;
+  }
+  add_moments<T>(piece, g.moments, n * tile_count(g) + tile, channel, 0);
+}
+
 template <class T>
 void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
   using A = acc_t<T>;
@@ -156,6 +169,10 @@ void run_panel(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
           for (int64_t i = 0; i < positions; ++i) from_acc(c[i * NR + k] + bias, plane + out_at[i]);
         }
       }
+    }
+    if (g.moments.K > 0) {
+      const int64_t ko0 = panel0 * NR, ko1 = panel1 * NR < g.Ko ? panel1 * NR : g.Ko;
+      tile_moments<T>(g, t, n, tile, group * g.Ko + ko0, ko1 - ko0);
     }
   }
 }
@@ -318,6 +335,7 @@ void run_lanes(const DirectPlan& g, int64_t begin, int64_t end, void* slot) {
       for (int64_t i = 0; i < positions; ++i)
         finish.store(acc + i * lanes, out + c * g.out.stride[1] + out_at[i], g.out.stride[1], live);
     }
+    if (g.moments.K > 0) tile_moments<T>(g, t, n, tile, c0, channels);
   }
 }
 

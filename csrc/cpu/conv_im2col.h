@@ -12,7 +12,7 @@
 // dgrad is the same gather as fprop, once per residue class of the input coordinate modulo the
 // stride: only the taps that hit the class are summed and no zeros are inserted.
 #pragma once
-#include "../common/epilogue.h"
+#include "epilogue.h"
 
 namespace fastconv::cpu {
 
@@ -44,11 +44,12 @@ constexpr int64_t kIm2colPackChunk = 64;  // filters per packing task, a multipl
 
 struct Im2colGemm {
   Im2colKind kind;
-  Im2colTensor gather;  // fprop, wgrad: x; dgrad: dy
-  Im2colTensor other;   // fprop, dgrad: w with n = output, c = input channel; wgrad: dy
-  Im2colTensor dest;    // fprop: y; dgrad: dx; wgrad: dw with n = K, c = C
-  const void* bias;     // filters of all groups, or null
-  Epilogue epilogue;    // fprop
+  Im2colTensor gather;   // fprop, wgrad: x; dgrad: dy
+  Im2colTensor other;    // fprop, dgrad: w with n = output, c = input channel; wgrad: dy
+  Im2colTensor dest;     // fprop: y; dgrad: dx; wgrad: dw with n = K, c = C
+  const void* bias;      // filters of all groups, or null
+  CpuEpilogue epilogue;  // fprop
+  Moments moments;       // fprop, kDown; a block is a chunk of pixels
   Im2colAxis axis[3];
   int64_t groups, pixels_per_image, pixels, taps;
   int64_t channels;  // per group, of the gathered tensor

@@ -300,6 +300,21 @@ Chunk<S, D> make_chunk(const Im2colGemm& g, int64_t group, int64_t row_index, in
   return c;
 }
 
+// Of a whole chunk of kDown, which was stored and is still in L2.
+template <class S>
+void chunk_moments(const Chunk<S, S>& c, int64_t block) {
+  MomentsPiece piece{nullptr, c.vecs, c.g.dest.c, {1, 1, 0}, {}};
+  for (int64_t i = 0; i < c.rows; i += piece.extent[2]) {  // runs of constant step
+    const int64_t step = i + 1 < c.rows ? c.row_offset[i + 1] - c.row_offset[i] : 1;
+    int64_t end = i + 1;
+    while (end < c.rows && c.row_offset[end] - c.row_offset[end - 1] == step) ++end;
+    piece.y = c.dest + c.row_offset[i] + c.vec_offset[0];
+    piece.extent[2] = end - i;
+    piece.step[2] = step;
+    add_moments<S>(piece, c.g.moments, block, c.group * c.g.filters + c.vec, i);
+  }
+}
+
 template <class S>
 void run_task(const Im2colGemm& g, int64_t task, char* scratch) {
   using T = acc_t<S>;
@@ -325,6 +340,7 @@ void run_task(const Im2colGemm& g, int64_t task, char* scratch) {
   destination_offsets(c);
   if (g.bias) load_bias(c, group);
   run_chunk(c, first, last);
+  if (g.moments.K > 0) chunk_moments(c, row_index);
 }
 
 template <class S>

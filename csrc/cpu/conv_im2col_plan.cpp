@@ -162,6 +162,8 @@ double makespan(const Im2colGemm& g, int64_t row_chunk, int64_t vec_chunk, int l
 }
 
 void choose_chunks(Im2colGemm& g, const Im2colKernels& k, int lanes, int threads) {
+  // Moments come from chunks of pixels, which no number of threads may change.
+  const bool free_rows = g.moments.K == 0 || g.kind != Im2colKind::kDown;
   const Caps caps = chunk_caps(g.kind);
   const int64_t NR = lanes * k.tile_vectors;
   const int64_t vec_cap = std::max(caps.vecs / NR, int64_t{1}) * NR;
@@ -171,7 +173,7 @@ void choose_chunks(Im2colGemm& g, const Im2colKernels& k, int lanes, int threads
   if (threads > 1 && g.groups * g.slices * min_rows * min_vecs < 4 * threads) {
     double best = 1e300;
     const int more = std::min(threads, 8);
-    for (int64_t a = min_rows; a <= min_rows + more; ++a) {
+    for (int64_t a = min_rows; a <= min_rows + (free_rows ? more : 0); ++a) {
       for (int64_t b = min_vecs; b <= min_vecs + more; ++b) {
         const double time =
             makespan(g, chunk_of(g.rows, a, 1), chunk_of(g.vecs, b, NR), lanes, threads);
@@ -309,7 +311,7 @@ Im2colGemm im2col_plan(const ConvCall& call, int64_t index, const Im2colKernels&
   if (call.direction == Direction::kFprop) {
     g.gather = tensor(call.x), g.other = tensor(call.w), g.dest = tensor(call.y);
     g.gather.group = Cg * g.gather.c, g.dest.group = Kg * g.dest.c;
-    g.bias = call.bias, g.epilogue = call.epilogue;
+    g.bias = call.bias, g.epilogue = call.epilogue, g.moments = call.moments;
     g.channels = Cg, g.filters = Kg;
   } else if (call.direction == Direction::kDgrad) {
     g.gather = tensor(call.y), g.other = tensor(call.w), g.dest = tensor(call.x);

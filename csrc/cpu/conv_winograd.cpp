@@ -103,6 +103,8 @@ WinogradPlan bind(const WinogradPlan& shape, const ConvCall& c, int64_t g, char*
   }
   plan.bias = c.bias ? offset(c.bias, g * Kg, bytes) : nullptr;
   plan.epilogue = c.epilogue;
+  plan.moments = c.moments;
+  plan.first_channel = g * Kg;
   if (c.epilogue.residual)
     plan.epilogue.residual = offset(c.epilogue.residual, g * Kg * c.y.stride[1], bytes);
   const WinogradScratch s = scratch_of(shape, c.dtype, c.direction);
@@ -183,11 +185,16 @@ double cost(const ConvProblem& p, DType dtype, Direction d, int threads) {
   return winograd_cost(p, dtype, d, kTileOut, threads);
 }
 
+template <int kTileOut>
+int64_t moment_blocks(const ConvCall& c) {
+  return make_winograd_plan(c.problem, c.dtype, c.direction, kTileOut).chunks;
+}
+
 }  // namespace
 
-const ConvAlgorithm conv_winograd_f2x2_3x3{"winograd_f2x2_3x3", applicable, workspace<2>, cost<2>,
-                                           run<2>};
-const ConvAlgorithm conv_winograd_f4x4_3x3{"winograd_f4x4_3x3", applicable, workspace<4>, cost<4>,
-                                           run<4>};
+const ConvAlgorithm conv_winograd_f2x2_3x3{
+    "winograd_f2x2_3x3", applicable, workspace<2>, cost<2>, run<2>, moment_blocks<2>};
+const ConvAlgorithm conv_winograd_f4x4_3x3{
+    "winograd_f4x4_3x3", applicable, workspace<4>, cost<4>, run<4>, moment_blocks<4>};
 
 }  // namespace fastconv::cpu

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../common/epilogue.h"
+#include "epilogue.h"
 #include "isa.h"
 
 namespace fastconv::cpu {
@@ -24,8 +24,10 @@ struct WinogradPlan {
   WinogradView in, out;
   void* filter;
   int64_t filter_k, filter_c, filter_r, filter_s;
-  const void* bias;   // of the group; may be null
-  Epilogue epilogue;  // fprop; residual: of the group
+  const void* bias;       // of the group; may be null
+  CpuEpilogue epilogue;   // fprop; residual: of the group
+  Moments moments;        // fprop; of all groups, a block is a chunk
+  int64_t first_channel;  // of the group
 
   // out is cut into tiles; a strip is a run of tiles side by side, the unit of the transforms.
   int tile_out;  // 2 or 4
@@ -47,6 +49,7 @@ constexpr int64_t kWinogradMaxStripTiles = 16;
 struct WinogradChunk {
   int64_t strip_begin, strip_end;
   int64_t tile_begin, tiles;
+  int64_t index;
   bool first, last;
 };
 

@@ -63,6 +63,7 @@ void transform_out(const WinogradPlan& p, const WinogradChunk& chunk, int64_t k,
   constexpr int L = Lanes<T>::value, n = Wino::kTile, m = Wino::kOut;
   constexpr int64_t row = width(sizeof(A));
   const int64_t step = m_step(chunk.tiles, sizeof(A));
+  int64_t pixels_before = 0;
   for (int64_t strip = chunk.strip_begin; strip < chunk.strip_end; ++strip) {
     const Strip s = strip_at(p, strip);
     const int64_t columns = s.tiles * m;
@@ -83,15 +84,28 @@ void transform_out(const WinogradPlan& p, const WinogradChunk& chunk, int64_t k,
         A* residual = nullptr;  // [m][columns][L], behind the strip
         if (p.epilogue.residual) {
           residual = stage + pixels * L;
-          WinogradView view = p.out;
-          view.data = const_cast<void*>(p.epilogue.residual);
+          const WinogradView view{const_cast<void*>(p.epilogue.residual),
+                                  p.epilogue.residual_at(p.out.n), p.out.c,
+                                  p.epilogue.residual_at(p.out.h), p.epilogue.residual_at(p.out.w)};
           load_strip(plane_at<T>(view, s.n, first, p.K, p.out_h, p.out_w), s.y * m, s.x * m, m,
                      columns, residual);
         }
-        epilogue_tile(p.epilogue, stage, 0, residual, 1, pixels * L);
+        epilogue_tile(p.epilogue, stage, 0, residual, 0, 1, pixels * L);
       }
       store_strip(plane, s.y * m, s.x * m, m, columns, stage);
     }
+    if (p.moments.K == 0) continue;
+    const int64_t y = s.y * m, x = s.x * m;
+    const int64_t height = m < p.out_h - y ? m : p.out_h - y;
+    const int64_t width = columns < p.out_w - x ? columns : p.out_w - x;
+    const MomentsPiece piece{
+        static_cast<const T*>(p.out.data) + s.n * p.out.n + k * p.out.c + y * p.out.h + x * p.out.w,
+        k_end - k,
+        p.out.c,
+        {1, height, width},
+        {0, p.out.h, p.out.w}};
+    add_moments<T>(piece, p.moments, chunk.index, p.first_channel + k, pixels_before);
+    pixels_before += height * width;
   }
 }
 

@@ -74,6 +74,7 @@ WinogradChunk chunk_of(const WinogradPlan& p, int64_t index) {
   chunk.strip_end = std::min(chunk.strip_begin + p.chunk_strips, p.strips);
   chunk.tile_begin = first_tile(chunk.strip_begin);
   chunk.tiles = first_tile(chunk.strip_end) - chunk.tile_begin;
+  chunk.index = index;
   chunk.first = index == 0;
   chunk.last = index == p.chunks - 1;
   return chunk;

@@ -2,7 +2,7 @@
 // passes of normalisation; and the epilogues of the convolutions, on what they have summed and
 // still hold in a cache.
 #pragma once
-#include "../common/epilogue.h"
+#include "epilogue.h"
 #include "simd.h"
 
 namespace fastconv::cpu::FC_ISA {
@@ -99,12 +99,24 @@ FC_INLINE typename Simd<A>::vec vactivate_backward(Activation activation, typena
   return dy;
 }
 
-// v[i*ld + j] = the epilogue of it, i < rows, j < n; the residual (or null) has the same ld.
-// In norm_isa.cpp, so that it is compiled once for all convolutions.
-void epilogue_tile(const Epilogue& e, float* v, int64_t ld, const float* residual, int64_t rows,
-                   int64_t n);
-void epilogue_tile(const Epilogue& e, double* v, int64_t ld, const double* residual, int64_t rows,
-                   int64_t n);
+// v[i*ld + j] = the epilogue of it, i < rows, j < n, with residual[i*residual_ld + j] where that is
+// not null. In norm_isa.cpp, so that it is compiled once for all convolutions.
+void epilogue_tile(const Epilogue& e, float* v, int64_t ld, const float* residual,
+                   int64_t residual_ld, int64_t rows, int64_t n);
+void epilogue_tile(const Epilogue& e, double* v, int64_t ld, const double* residual,
+                   int64_t residual_ld, int64_t rows, int64_t n);
+
+// Some channels and pixels of y.
+struct MomentsPiece {
+  const void* y;  // the first of them
+  int64_t channels, channel_step;
+  int64_t extent[3], step[3];  // pixels
+};
+// Adds what the piece holds to channels [channel, ..) of a block, which `before` pixels are in; in
+// moments_isa.cpp.
+template <class T>
+void add_moments(const MomentsPiece& piece, const Moments& to, int64_t block, int64_t channel,
+                 int64_t before);
 
 namespace {
 
@@ -114,15 +126,15 @@ template <class T>
 class Finish {
  public:
   using A = acc_t<T>;
-  // y: where the tensor begins; its residual has the same strides.
-  FC_INLINE Finish(const Epilogue& e, const void* y)
+  // y: where the tensor begins.
+  FC_INLINE Finish(const CpuEpilogue& e, const void* y)
       : plain(e.plain()), e_(e), y_(static_cast<const T*>(y)) {}
 
   const bool plain;
 
   // v[i*ld + j], i < rows, j < n: what needs no residual is done at once, whatever is stored of it.
   FC_INLINE void early(A* v, int64_t ld, int64_t rows, int64_t n) const {
-    if (!plain && !e_.residual) epilogue_tile(e_, v, ld, nullptr, rows, n);
+    if (!plain && !e_.residual) epilogue_tile(e_, v, ld, nullptr, 0, rows, n);
   }
   // Stores sum[0, n) at y[0, n * stride); may overwrite `sum`.
   FC_INLINE void store(A* sum, T* y, int64_t stride, int64_t n) const {
@@ -131,26 +143,33 @@ class Finish {
   }
   FC_INLINE void in_place(A* y, int64_t ld, int64_t rows, int64_t n) const {
     static_assert(sizeof(A) == sizeof(T), "y holds what was summed");
-    const T* from = residual(reinterpret_cast<const T*>(y));
-    epilogue_tile(e_, y, ld, reinterpret_cast<const A*>(from), rows, n);
+    const T* at = reinterpret_cast<const T*>(y);
+    epilogue_tile(e_, y, ld, reinterpret_cast<const A*>(residual(at)), residual_step(at, ld), rows,
+                  n);
   }
 
  private:
   FC_INLINE const T* residual(const T* y) const {
-    return e_.residual ? static_cast<const T*>(e_.residual) + (y - y_) : nullptr;
+    return e_.residual ? static_cast<const T*>(e_.residual) + e_.residual_at(y - y_) : nullptr;
+  }
+  // What a step in y is there. Steps that a run or a tile repeats stay within an image, or go from
+  // pixel to pixel, or from image to image: each of them is one step there, too.
+  FC_INLINE int64_t residual_step(const T* y, int64_t step) const {
+    return e_.residual_at(y - y_ + step) - e_.residual_at(y - y_);
   }
   __attribute__((noinline)) void add_residual(A* sum, const T* y, int64_t stride, int64_t n) const {
     constexpr int64_t kRun = 64;
     A buffer[kRun];
     const T* from = residual(y);
+    const int64_t step = residual_step(y, stride);
     for (int64_t i = 0; i < n; i += kRun) {
       const int64_t count = kRun < n - i ? kRun : n - i;
-      load_run(from + i * stride, stride, buffer, count);
-      epilogue_tile(e_, sum + i, 0, buffer, 1, count);
+      load_run(from + i * step, step, buffer, count);
+      epilogue_tile(e_, sum + i, 0, buffer, 0, 1, count);
     }
   }
 
-  const Epilogue e_;
+  const CpuEpilogue e_;
   const T* const y_;
 };
 

@@ -128,26 +128,64 @@ int64_t block_count(const NormCall& c, const NormPlan& g, int64_t b) {
          std::min(g.block_part, g.length - part * g.block_part);
 }
 
-// partial[0] means, partial[1] sums of squares about them.
+// The blocks of some channels, whose sums stay in registers and the first cache level.
+constexpr int64_t kMergeChannels = 32;
+
+// Channels [kMergeChannels * begin, kMergeChannels * end) of the blocks' means and sums of squares
+// about them, [blocks][K]. Means are merged as what they differ by from the first one, so that
+// their number costs no digits.
+template <class A, class Count>
+void merge_blocks(const double* mean, const double* m2, int64_t blocks, int64_t K, int64_t begin,
+                  int64_t end, const Count& count_of, A* out_mean, A* out_m2) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t k0 = task * kMergeChannels, channels = std::min(kMergeChannels, K - k0);
+    double offset[kMergeChannels] = {}, square[kMergeChannels];
+    std::copy(m2 + k0, m2 + k0 + channels, square);
+    double count = count_of(0);
+    for (int64_t b = 1; b < blocks; ++b) {
+      const double n = count_of(b);
+      const double share = n / (count + n), weight = count * share;
+      const double *block_mean = mean + b * K + k0, *block_m2 = m2 + b * K + k0;
+      for (int64_t k = 0; k < channels; ++k) {
+        const double delta = block_mean[k] - mean[k0 + k] - offset[k];
+        offset[k] += delta * share;
+        square[k] += block_m2[k] + delta * delta * weight;
+      }
+      count += n;
+    }
+    for (int64_t k = 0; k < channels; ++k) {
+      out_mean[k0 + k] = static_cast<A>(mean[k0 + k] + offset[k]);
+      out_m2[k0 + k] = static_cast<A>(square[k]);
+    }
+  }
+}
+
+// f(begin, end) on tasks of kMergeChannels channels.
+template <class F>
+void merge_tasks(int64_t K, int64_t blocks, int threads, const F& f) {
+  const int64_t tasks = ceil_div(K, kMergeChannels);
+  if (threads > 1 && tasks > 1 && blocks * K >= kThreadedElements)
+    parallel_for(tasks, f);
+  else
+    f(0, tasks);
+}
+
 template <class A>
 void merge_stats(const NormCall& c, const NormPlan& g) {
-  double *mean = g.partial, *m2 = g.partial + g.blocks * g.K;  // block 0 becomes the result
-  double count = static_cast<double>(block_count(c, g, 0));
-  for (int64_t b = 1; b < g.blocks; ++b) {
-    const double n = static_cast<double>(block_count(c, g, b));
-    const double share = n / (count + n), weight = count * share;
-    const double *block_mean = mean + b * g.K, *block_m2 = m2 + b * g.K;
-    for (int64_t k = 0; k < g.K; ++k) {
-      const double delta = block_mean[k] - mean[k];
-      mean[k] += delta * share;
-      m2[k] += block_m2[k] + delta * delta * weight;
-    }
-    count += n;
-  }
-  for (int64_t k = 0; k < g.K; ++k) {
-    static_cast<A*>(c.out_mean)[k] = static_cast<A>(mean[k]);
-    static_cast<A*>(c.out_m2)[k] = static_cast<A>(m2[k]);
-  }
+  merge_tasks(g.K, g.blocks, c.threads, [&](int64_t begin, int64_t end) {
+    merge_blocks(
+        g.partial, g.partial + g.blocks * g.K, g.blocks, g.K, begin, end,
+        [&](int64_t b) { return static_cast<double>(block_count(c, g, b)); },
+        static_cast<A*>(c.out_mean), static_cast<A*>(c.out_m2));
+  });
+}
+
+template <class A>
+void merge_left(const Moments& m, int64_t blocks, int threads, A* mean, A* m2) {
+  merge_tasks(m.K, blocks, threads, [&](int64_t begin, int64_t end) {
+    merge_blocks(
+        m.mean, m.m2, blocks, m.K, begin, end, [&](int64_t b) { return m.count[b]; }, mean, m2);
+  });
 }
 
 template <class A>
@@ -229,19 +267,12 @@ void norm_run(NormPass pass, const NormCall& call) {
   }
 }
 
-void epilogue_in_place(DType dtype, int64_t N, int64_t K, int64_t size, bool channels_last, void* y,
-                       const Epilogue& epilogue, int threads) {
-  NormCall c{};
-  c.N = N, c.K = K, c.size = size;
-  c.channels_last = channels_last;
-  c.dtype = dtype;
-  c.y = c.z = y;
-  c.epilogue = epilogue;
-  NormPlan g = make_plan(NormPass::kFprop, c);
-  g.y_image = g.z_image;
-  join_lines(g);
-  const NormKernels& kernels = kernels_of(dtype);
-  run_tasks(g, threads, [&](int64_t b, int64_t e, int) { kernels.fprop(g, b, e); });
+void merge_moments(const Moments& moments, int64_t blocks, DType dtype, void* mean, void* m2,
+                   int threads) {
+  if (dtype == DType::kFloat64)
+    merge_left(moments, blocks, threads, static_cast<double*>(mean), static_cast<double*>(m2));
+  else
+    merge_left(moments, blocks, threads, static_cast<float*>(mean), static_cast<float*>(m2));
 }
 
 }  // namespace fastconv::cpu

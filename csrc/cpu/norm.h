@@ -13,6 +13,7 @@
 // pairwise algorithm for computing sample variances", 1979.
 #pragma once
 #include "../common/norm_call.h"
+#include "epilogue.h"
 #include "isa.h"
 
 namespace fastconv::cpu {
@@ -68,9 +69,8 @@ struct NormKernels {
 int64_t norm_workspace(NormPass pass, const NormCall& call);
 void norm_run(NormPass pass, const NormCall& call);
 
-// The epilogue of a convolution's result where it lies: y [N,K,size] or [N,size,K], a slice where
-// epilogue.y_channels says so. Needs no workspace.
-void epilogue_in_place(DType dtype, int64_t N, int64_t K, int64_t size, bool channels_last, void* y,
-                       const Epilogue& epilogue, int threads);
+// The second stage for the blocks that a convolution left: mean and m2 of [K] statistics.
+void merge_moments(const Moments& moments, int64_t blocks, DType dtype, void* mean, void* m2,
+                   int threads);
 
 }  // namespace fastconv::cpu

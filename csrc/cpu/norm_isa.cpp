@@ -199,8 +199,8 @@ void dgrad(const NormPlan& g, int64_t begin, int64_t end) {
 
 // Tiles are a few vectors wide, so that what a line costs beside its elements would show.
 template <class A>
-FC_INLINE void run_tile(const Epilogue& e, A* v, int64_t ld, const A* residual, int64_t rows,
-                        int64_t n) {
+FC_INLINE void run_tile(const Epilogue& e, A* v, int64_t ld, const A* residual, int64_t residual_ld,
+                        int64_t rows, int64_t n) {
   using vec = vec_t<A>;
   constexpr int lanes = Simd<A>::lanes;
   const bool first = residual && !e.residual_after, last = residual && e.residual_after;
@@ -215,7 +215,7 @@ FC_INLINE void run_tile(const Epilogue& e, A* v, int64_t ld, const A* residual, 
       }
       continue;
     }
-    const A* from = residual ? residual + i * ld : row;
+    const A* from = residual ? residual + i * residual_ld : row;
     for (int64_t j = 0; j < whole; j += lanes) {
       vec x[1] = {vload(row + j)};
       if (first) x[0] += vload(from + j);
@@ -233,20 +233,20 @@ FC_INLINE void run_tile(const Epilogue& e, A* v, int64_t ld, const A* residual, 
   l.residual_last = last;
   for (int64_t i = 0; i < rows; ++i) {
     l.y = l.dz = l.out = v + i * ld + whole;
-    l.residual = residual ? residual + i * ld + whole : l.y;
+    l.residual = residual ? residual + i * residual_ld + whole : l.y;
     fprop_line<A, true>(l);
   }
 }
 
 }  // namespace
 
-void epilogue_tile(const Epilogue& e, float* v, int64_t ld, const float* residual, int64_t rows,
-                   int64_t n) {
-  run_tile(e, v, ld, residual, rows, n);
+void epilogue_tile(const Epilogue& e, float* v, int64_t ld, const float* residual,
+                   int64_t residual_ld, int64_t rows, int64_t n) {
+  run_tile(e, v, ld, residual, residual_ld, rows, n);
 }
-void epilogue_tile(const Epilogue& e, double* v, int64_t ld, const double* residual, int64_t rows,
-                   int64_t n) {
-  run_tile(e, v, ld, residual, rows, n);
+void epilogue_tile(const Epilogue& e, double* v, int64_t ld, const double* residual,
+                   int64_t residual_ld, int64_t rows, int64_t n) {
+  run_tile(e, v, ld, residual, residual_ld, rows, n);
 }
 
 extern const NormKernels norm_kernels;
