@@ -46,7 +46,7 @@ def test_shapes(instance: Instance) -> None:
             check_integers(instance, case, (number + turn) % 3 + 1, sm_count=1 + number % 3)
 
 
-MANY_PIXELS = conv_case("many_pixels", (3, 16, 24, 23), (24, 16, 3, 3), padding=1)
+MANY_PIXELS = conv_case("many_pixels", (3, 16, 24, 23), (24, 16, 3, 1), padding=(1, 0))
 
 
 @pytest.mark.parametrize("instance", BF16, ids=str)
@@ -54,14 +54,14 @@ def test_one_range_and_many(instance: Instance) -> None:
     """Of 24 stages of pixels a range has eight or more. One: no workspace, no second launch. The
     bits depend on how many there are, not on the order of threads or blocks."""
     m, n = tile(instance)
-    tiles = -(-24 // m) * -(-9 * 64 // n)
-    partial = 4 * 24 * 16 * 9
+    tiles = -(-24 // m) * -(-3 * 64 // n)
+    partial = 4 * 24 * 16 * 3
     for sm_count, ranges in ((1, 1), (8 * tiles, 3)):
         planned: dict[str, int] = {}
         check_integers(instance, MANY_PIXELS, 2, sm_count=sm_count, statistics=planned)
         assert planned["launches"] == (1 if ranges == 1 else 2)
         assert planned["workspace"] >= (0 if ranges == 1 else ranges * partial)
-        blocks = -(-24 * 16 * 9 // 256) if ranges > 1 else 0  # of the second launch
+        blocks = -(-24 * 16 * 3 // 256) if ranges > 1 else 0  # of the second launch
         assert planned["blocks"] == min(sm_count, tiles * ranges) + blocks
 
     a, b, _ = random_operands(MANY_PIXELS, "wgrad", instance.dtype)
@@ -90,6 +90,11 @@ def test_bases_aligned_to_the_element_only(instance: Instance) -> None:
     """TMA takes multiples of 16 bytes; others go to im2col's kernels, in the same workspace."""
     case = conv_case("aligned", (2, 16, 16, 17), (24, 16, 3, 3), padding=1)
     check_integers(instance, case, placement="offset")
+
+
+def test_other_capabilities_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="no kernel image is available"):
+        check_integers(BF16[0], MORE[0], capability=80)
 
 
 REFUSED = (

@@ -93,12 +93,16 @@ int64_t upper_of(const AxisClasses& c, int64_t pixels, int64_t out) {
 }  // namespace
 
 std::string tma_strided_refusal(const TmaShape& s, const ConvProblem& p) {
+  const int64_t widest = std::max({p.stride[0], p.stride[1], p.stride[2]});
+  if (widest ==
+      1) {  // what else stands against it is of more use than that there is another kernel
+    const std::string why = tma_refusal(s, p);
+    return why.empty() ? "stride 1, it is for strides above 1" : why;
+  }
   if (p.groups != 1) return "groups=" + std::to_string(p.groups) + ", it is for one group";
   for (const auto& [what, extent] : {std::pair("C", p.C), std::pair("K", p.K)})
     if (extent % 8 != 0)
       return std::string(what) + "=" + std::to_string(extent) + " is not a multiple of 8";
-  const int64_t widest = std::max({p.stride[0], p.stride[1], p.stride[2]});
-  if (widest == 1) return "stride 1, it is for strides above 1";
   if (widest > kTmaMostStride)
     return "a stride is " + std::to_string(widest) + ", the kernel's limit is " +
            std::to_string(kTmaMostStride);
@@ -210,7 +214,6 @@ int strided_params(const TmaShape& s, const ConvCall& call, ConvDgradStridedTmaP
   p.dx = call.x;
   p.images = static_cast<int>(c.N);
   p.channels = static_cast<int>(c.C);
-  p.vec8 = reinterpret_cast<uintptr_t>(call.x) % 16 == 0;
   for (int i = 0; i < 3; ++i) {
     const AxisClasses& from = classes.axis[i];
     p.extent[i] = static_cast<int>(c.in[i]);
@@ -237,7 +240,8 @@ template <class Config>
 int launch_conv_tma_strided(const ConvCall& call) {
   using Tile = typename Config::Tile;
   if (call.device.capability != 90) return cudaErrorNoKernelImageForDevice;
-  if (!tma_aligned(Config::shape, call)) return launch_conv_im2col<typename Config::Fallback>(call);
+  if (!tma_aligned(Config::shape, call) || reinterpret_cast<uintptr_t>(call.x) % 16 != 0)
+    return launch_conv_im2col<typename Config::Fallback>(call);
   ConvDgradStridedTmaParams p;
   if (const int error = strided_params(Config::shape, call, &p)) return error;
   const int blocks = std::min(p.items, call.device.sm_count);

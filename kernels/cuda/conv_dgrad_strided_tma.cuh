@@ -36,10 +36,9 @@ struct TmaClassAxis {
 };
 
 struct ConvDgradStridedTmaParams {
-  TensorMap dy[8], w;  // dy: bit 0 (W), 1 (H), 2 (D) of the index: `less` of the axis
-  void* dx;
+  TensorMap dy[8], w;    // dy: bit 0 (W), 1 (H), 2 (D) of the index: `less` of the axis
+  void* dx;              // aligned to 16 bytes
   int images, channels;  // of dx: gemm_n
-  bool vec8;             // eight channels of dx lie aligned to 16 bytes
   bool volume;           // dy's maps have the axis D
 
   int extent[3], stride[3];  // of dx
@@ -150,14 +149,8 @@ struct ConvDgradStridedTmaStore {
 #pragma unroll
     for (int i = 0; i < 3; ++i)
       pixel = pixel * p.extent[i] + item.axis[i].first + place[i] * p.stride[i];
-    scalar_t* const to = static_cast<scalar_t*>(p.dx) + pixel * p.channels + n;
     // Channels come in eights.
-    if (p.vec8) {
-      store_aligned(to, v);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) to[i] = from_acc<scalar_t>(v[i]);
-    }
+    store_aligned(static_cast<scalar_t*>(p.dx) + pixel * p.channels + n, v);
   }
   // The whole tile, by all threads that multiply.
   __device__ __forceinline__ void zeros(int m, int n, int thread) const {

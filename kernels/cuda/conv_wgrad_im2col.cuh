@@ -132,7 +132,8 @@ constexpr int kWgradReduceThreads = 256;
 
 // dw[i] = sum over the splits, in ascending order, of partial[split][i]: [splits, weights] ->
 // [weights]. A thread per element; neighbours read neighbours. Bytes: 4 splits + sizeof(scalar_t)
-// per element, which bound it.
+// per element, which bound it where elements are many; else it is how many loads a thread has under
+// way.
 template <class scalar_t>
 __global__ void __launch_bounds__(kWgradReduceThreads)
     conv_wgrad_im2col_reduce_kernel(const float* __restrict__ partial, scalar_t* __restrict__ dw,
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kWgradReduceThreads)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWgradReduceThreads + threadIdx.x;
        i < weights; i += step) {
     float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll 16
     for (int split = 0; split < splits; ++split) sum += partial[split * weights + i];
     dw[i] = from_acc<scalar_t>(sum);
   }
