@@ -115,6 +115,14 @@ def test_reasons(monkeypatch) -> None:
         assert "no CUDA device" in _triton.status()["reason"]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "7.5 is below 8.0" in reason(torch.device("cuda", 0), torch.float32)
+    for found, refused in (
+        ("2.1.0", True), ("3.5.1", True), ("3.6.0", False), ("3.10.0+git1", False),
+        ("4.0", False), ("unknown", False),
+    ):  # fmt: skip
+        monkeypatch.setattr(_triton, "version", lambda found=found: found)
+        text = f"Triton {found} is installed, the kernels need 3.6 or later"
+        assert (reason(cpu, torch.float32) == text) is refused
+        assert (_triton.status()["reason"] == text) is refused
     monkeypatch.setattr(_triton, "version", lambda: None)
     assert reason(cpu, torch.float32) == "Triton is not installed"
     assert _triton.status()["reason"] == "Triton is not installed"

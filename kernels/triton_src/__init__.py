@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -21,6 +22,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPERATIONS = ("max_pool", "sum_pool", "lp_pool", "sample_pool", "expectation_pool")
 # Triton's own limit is 7.0; bfloat16 arithmetic and what the tests compile for begin at 8.0.
 MIN_CAPABILITY = (8, 0)
+# The oldest that the kernels were interpreted and compiled with.
+MIN_VERSION = (3, 6)
 
 
 @cache
@@ -34,14 +37,27 @@ def version() -> str | None:
         return "unknown"
 
 
+def version_refusal() -> str | None:
+    """Why there is no Triton that the kernels are for; None if there is one."""
+    found = version()
+    if found is None:
+        return "Triton is not installed"
+    numbers = re.match(r"(\d+)\.(\d+)", found)  # what was built from source may have none
+    if numbers is not None and tuple(map(int, numbers.groups())) < MIN_VERSION:
+        oldest = ".".join(map(str, MIN_VERSION))
+        return f"Triton {found} is installed, the kernels need {oldest} or later"
+    return None
+
+
 @cache
 def applicable(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the kernels take tensors of this device and dtype, else the reason why not.
 
     Windows, strides, paddings, dilations and sizes are never a reason.
     """
-    if version() is None:
-        return "Triton is not installed"
+    reason = version_refusal()
+    if reason is not None:
+        return reason
     if dtype not in DTYPES:
         return f"the Triton kernels have no {str(dtype).removeprefix('torch.')}"
     if INTERPRETED:
@@ -61,15 +77,12 @@ def status() -> dict[str, Any]:
 
     On a CUDA device a small kernel is compiled and run.
     """
-    found = version()
-    facts: dict[str, Any] = {"installed": found is not None, "version": found, "reason": None}
-    if found is None:
-        facts["reason"] = "Triton is not installed"
-    elif not INTERPRETED and not torch.cuda.is_available():
-        facts["reason"] = "torch sees no CUDA device (TRITON_INTERPRET=1 runs on the CPU)"
-    else:
-        facts["reason"] = _probe(torch.device("cpu" if INTERPRETED else "cuda"))
-    return facts
+    found, reason = version(), version_refusal()
+    if reason is None and not INTERPRETED and not torch.cuda.is_available():
+        reason = "torch sees no CUDA device (TRITON_INTERPRET=1 runs on the CPU)"
+    elif reason is None:
+        reason = _probe(torch.device("cpu" if INTERPRETED else "cuda"))
+    return {"installed": found is not None, "version": found, "reason": reason}
 
 
 def _probe(device: torch.device) -> str | None:

@@ -61,8 +61,6 @@ def conv_wgrad_implicit_gemm_kernel(
     y_n, y_d, y_h, y_w = y_n * VEC[3], y_d * VEC[3], y_h * VEC[3], y_w * VEC[3]
     w_k, w_t, w_r, w_s = w_k * VEC[4], w_t * VEC[4], w_r * VEC[4], w_s * VEC[4]
     size *= VEC[4]
-    chunk *= VEC[5]
-    pixels *= VEC[5]
     y_n, y_c = y_n * RUNS[0], y_c * RUNS[0]
     x_n, x_c = x_n * RUNS[1], x_c * RUNS[1]
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
@@ -104,8 +102,8 @@ def conv_wgrad_implicit_gemm_kernel(
     sums = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32)
     rests = tl.full([BLOCK_M, BLOCK_N], 0, tl.float32) if PRECISION == "tf32x3" else 0
     o_split, p_split, q_split = (O, O_mul, O_shift), (P, P_mul, P_shift), (Q, Q_mul, Q_shift)
-    start = part * chunk
-    end = tl.multiple_of(tl.minimum(start + chunk, pixels), VEC[5])
+    start = part * chunk * VEC[5]
+    end = tl.minimum((part + 1) * chunk, pixels) * VEC[5]
     for at in range(start, end, BLOCK_K):
         m = at + tl.arange(0, BLOCK_K)
         inside = m < end
