@@ -172,6 +172,9 @@ def test_other_alignments_and_sizes_are_other_kernels(device: _StandIn) -> None:
         conv.launch(step, (first, torch.empty(3, 64), torch.empty(1, 64), torch.empty(1, 64)))
     one, two, three = (launch[4] for launch in device.launched)
     assert one == three != two
+    device.launched.clear()
+    conv.launch(step, [torch.empty(n, 64, dtype=torch.float64) for n in (3, 3, 1, 1)])
+    assert device.launched[0][4] not in (one, two)
 
 
 class _Ops(TorchDispatchMode):

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastconv import cost_triton, gpu, select_triton
 from fastconv._triton import conv, depthwise
+from fastconv._triton.conv_geometry import Config
 from fastconv.problem import ConvSpec
 
 
@@ -20,6 +22,13 @@ def _parsed(name: str) -> tuple[Any, Any, str]:
     algorithm = full.partition("/")[0]
     module = depthwise if algorithm == select_triton.DEPTHWISE else conv
     return module, select_triton.config_of(full), precision or "ieee"
+
+
+@lru_cache(4096)
+def _split(config: Config, device: torch.device, *facts: Any) -> Config:
+    """As many ranges of pixels as the problem asks for. facts: as a ConvSpec has them."""
+    spec = ConvSpec("wgrad", gpu.device_key(device), *facts)
+    return config._replace(split=cost_triton.splits(spec, config))
 
 
 def fprop(
@@ -86,11 +95,10 @@ def wgrad(
     """dw (K, C/groups, *kernel)."""
     module, config, precision = _parsed(name)
     if module is conv:
-        spec = ConvSpec(
-            "wgrad", gpu.device_key(x.device), x.dtype, tuple(x.shape), tuple(weight_size),
-            tuple(stride), tuple(padding), tuple(dilation), groups, channels_last,
+        config = _split(
+            config, x.device, x.dtype, tuple(x.shape), tuple(weight_size), tuple(stride),
+            tuple(padding), tuple(dilation), groups, channels_last,
         )  # fmt: skip
-        config = config._replace(split=cost_triton.splits(spec, config))
     return module.conv_wgrad(
         dy, x, weight_size, stride, padding, dilation, groups, config=config, precision=precision,
         channels_last=channels_last,

@@ -2,7 +2,8 @@
 
 Triton finds a launch's compiled kernel by looking at each of its arguments and hashing them, which
 takes longer than many a layer does on a GPU. A `Launch` holds every argument but the tensors, so
-that later calls only ask of these what compiled code depends on: which lie at multiples of 16.
+that later calls only ask of these what compiled code depends on: their dtypes, and whether they lie
+at multiples of 16.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def facts(t: Tensor | None) -> Facts | None:
 
 @dataclass(eq=False)
 class Launch:
-    """One launch of a kernel on tensors of certain dtypes: all but the tensors.
+    """One launch of a kernel: all but its tensors.
 
     A kernel's parameters are tensors first, then `numbers`, then the compiler's `constants`, which
     are given by name, along with what is for the compiler alone (num_warps, ...). boxes: tensors,
@@ -60,8 +61,9 @@ class Launch:
     numbers: tuple[int | float, ...]
     constants: dict[str, Any]
     boxes: dict[int, Box] = field(default_factory=dict)
-    # By device and alignments: the compiled kernel at this grid, and its arguments after tensors.
-    compiled: dict[tuple[int | None, int], tuple[Callable[..., None], tuple[Any, ...]]] = field(
+    # By device, alignments and dtypes: the compiled kernel at this grid, and its arguments after
+    # the tensors.
+    compiled: dict[tuple[Any, ...], tuple[Callable[..., None], tuple[Any, ...]]] = field(
         default_factory=dict, repr=False
     )
 
@@ -86,11 +88,15 @@ def run(kernel: Any, step: Launch, tensors: Sequence[Tensor | None]) -> None:
 
 
 def _run(kernel: Any, step: Launch, tensors: Sequence[Tensor | None], device: int | None) -> None:
-    aligned = 1
+    key: list[Any] = [device]
     for t in tensors:
-        aligned = 2 * aligned + (t is None or t.data_ptr() % _ALIGNMENT == 0)
+        if t is None:
+            key.append(None)
+        else:
+            key.append(t.dtype if t.data_ptr() % _ALIGNMENT == 0 else (t.dtype,))
+    kind = tuple(key)
     given = step.given(tensors)
-    known = step.compiled.get((device, aligned))
+    known = step.compiled.get(kind)
     if known is not None:
         start, rest = known
         start(*given, *rest)
@@ -99,4 +105,4 @@ def _run(kernel: Any, step: Launch, tensors: Sequence[Tensor | None], device: in
     if hasattr(found, "packed_metadata"):  # else interpreted, or still being compiled
         names = kernel.arg_names[len(tensors) + len(step.numbers) :]
         rest = (*step.numbers, *(step.constants[name] for name in names))
-        step.compiled[device, aligned] = found[(step.grid, 1, 1)], rest
+        step.compiled[kind] = found[(step.grid, 1, 1)], rest

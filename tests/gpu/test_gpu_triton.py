@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import fastconv
 from fastconv import select_triton, selftest_triton
-from fastconv.ops import conv_dgrad, conv_fprop, conv_wgrad
+from fastconv.ops import conv_dgrad, conv_fprop, conv_wgrad, triton_run
 from fastconv.problem import ConvSpec
 from fastconv.selftest_triton import TritonInstance
 
@@ -28,6 +28,11 @@ pytestmark = pytest.mark.gpu
 DENSE = (
     conv_case("tails", (3, 70, 19, 23), (83, 70, 3, 3), stride=2, padding=1),
     conv_case("whole", (4, 128, 16, 16), (256, 128, 3, 3), padding=1),
+)
+# What is read in vectors of pixels, and what is copied first; of one configuration.
+VECTORS = (
+    conv_case("pointwise", (3, 72, 14, 16), (96, 72, 1, 1)),
+    conv_case("few_channels", (2, 3, 37, 41), (40, 3, 7, 7), stride=2, padding=3),
 )
 DEPTHWISE = (
     conv_case("depthwise", (2, 72, 19, 23), (72, 1, 3, 3), stride=2, padding=1, groups=72),
@@ -46,6 +51,8 @@ INSTANCES = instances()
 
 def cases_of(instance: TritonInstance) -> list[ConvCase]:
     known = DEPTHWISE if instance.algorithm == select_triton.DEPTHWISE else DENSE
+    if instance.kernel == "64x64x32_w4_s4":
+        known += VECTORS
     config = select_triton.CONFIGS[instance.algorithm][instance.kernel]
     return [
         case
@@ -103,12 +110,14 @@ def test_against_the_reference(instance: TritonInstance) -> None:
 
 
 def one_of_each() -> list[TritonInstance]:
-    found = {(i.algorithm, i.direction): i for i in INSTANCES if i.channels_last}
+    found = {(i.algorithm, i.direction, i.channels_last): i for i in INSTANCES}
     return list(found.values())
 
 
 @pytest.mark.parametrize("instance", one_of_each(), ids=lambda i: i.name.replace(" ", "-"))
 def test_graphs_and_streams(instance: TritonInstance) -> None:
+    """The first call, outside of the capture, compiles. Statistics of training, too, and what is
+    copied before it is gathered."""
     case = cases_of(instance)[0]
     a, b, bias = operands_of(instance, case)
     assert a is not None and b is not None
@@ -116,9 +125,15 @@ def test_graphs_and_streams(instance: TritonInstance) -> None:
     def call(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         return run(instance, case, a, b, bias)
 
-    check_graph(call, (a, b, bias), (a.flip(0) * 2, b.flip(0) * 2, bias), instance.name)
+    def statistics(a: Tensor, b: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        return triton_run.stats(a, b, bias, case.params, instance.algo)
+
+    others = (a.flip(0) * 2, b.flip(0) * 2, bias)
+    check_graph(call, (a, b, bias), others, instance.name)
     check_side_stream(call, (a, b, bias), instance.name)
     check_returns_at_once(call, (a, b, bias), instance.name)
+    if instance.direction == "fprop":
+        check_graph(statistics, (a, b, bias), others, instance.name)
 
 
 def test_fused_functions() -> None:
