@@ -113,7 +113,7 @@ def _fused_rows() -> list[str]:
     ):
         cells = []
         for backend in BACKENDS:
-            # Triton's convolutions have the epilogues themselves; the passes are those of C++.
+            # Triton's convolutions have the epilogues themselves, and its passes no op.
             known = backend == "triton" or has(f"fastconv::{op}", backend.upper())
             names = [name for name, reason in _applies(spec, backend).items() if not reason]
             cell = ", ".join(f"`{name}`" for name in names) if known else "—"

@@ -3,6 +3,7 @@
 On a GPU the whole is two grids (kernels/cuda/inception_fprop.cuh) where `select_inception` takes
 them. Else the 1x1 convolutions that reduce the input for the 3x3 and the 5x5 branch are one
 convolution, and each branch writes into its channels of the result: nothing is concatenated.
+Where a Triton algorithm is named, convolutions and pool are Triton's.
 Backward, the gradients of all 1x1 convolutions on the input are one convolution again.
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import has_torch_function
 
-from fastconv import functional, gpu, pooling, select, select_inception
+from fastconv import functional, gpu, pooling, select, select_inception, select_triton
 from fastconv.activations import Activation, named
 from fastconv.arguments import check_options, foreign_dispatch, refusal
 from fastconv.derived import Derived
@@ -397,6 +398,6 @@ def composed(
         run(ONE, x),
         run(THREE, run(RED3, x)),
         run(FIVE, run(RED5, x)),
-        run(PROJECTION, pooling.max_pool2d(x, 3, 1, 1)),
+        run(PROJECTION, pooling.max_pool2d(x, 3, 1, 1, algo=select_triton.pools_of(algo))),
     )
     return torch.cat(branches, 1)

@@ -35,6 +35,11 @@ def is_ours(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def pools_of(algo: str) -> str:
+    """The pooling algorithm that goes with a convolution's: Triton's, or auto."""
+    return "triton" if is_ours(algo) else "auto"
+
+
 def config_of(name: str) -> Any:
     """The configuration behind "<algorithm>/<configuration>"."""
     algorithm, _, config = name.partition("/")

@@ -10,11 +10,14 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import triton
 from triton.runtime import interpreter
 
@@ -58,6 +61,28 @@ def _patch_once() -> None:
 
     once.once = True  # type: ignore[attr-defined]
     interpreter._patch_lang = once
+
+
+@contextmanager
+def everywhere(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process that was started with TRITON_INTERPRET=1: the package's own launchers run the
+    interpreter's kernels, on CPU tensors, where a Triton algorithm is named."""
+    from fastconv import _triton, select
+    from fastconv._triton import conv, depthwise, norm, pool
+
+    patch.setattr(_triton, "INTERPRETED", True)
+    for module in (conv, depthwise, norm, pool):
+        patch.setattr(module, "kernels", load(module.__name__.rpartition(".")[2]).kernels)
+    patch.setattr(conv, "INTERPRETED", True)
+    _triton.applicable.cache_clear()
+    select.forget()
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        _triton.applicable.cache_clear()
+        select.forget()
 
 
 def quietly(f: Any, *args: Any) -> Any:

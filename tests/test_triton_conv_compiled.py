@@ -50,6 +50,17 @@ def judge(build: Build, built: Built, row: dict[str, int]) -> None:
         assert built.spills_in_loops == 0
     found = names(built)
     assert "EXIT" in found and not found & {"ATOM", "ATOMG", "RED"}
+    if build.algorithm == triton_budgets.NORM:
+        assert not found & {"HMMA", "HGMMA"}
+        # What is as large as y comes and goes by 16 bytes of a thread.
+        reads, writes = {"stats": (1, 0), "fprop": (2, 1), "sums": (3, 0), "dgrad": (3, 2),
+                         "merge": (0, 0)}[build.direction]  # fmt: skip
+        wide = [
+            len(re.findall(rf"{name}\.E(?:\.\w+)*?\.128", built.sass)) for name in ("LDG", "STG")
+        ]
+        assert wide[0] >= reads and wide[1] >= writes
+        assert not re.search(r"\b(LDG|STG)\S*U16", built.sass)
+        return
     if build.algorithm == select_triton.DEPTHWISE:
         assert not found & {"HMMA", "HGMMA"} and "FFMA" in found
         wide = len(re.findall(r"LDG\.E\.128", built.sass))

@@ -3,12 +3,10 @@ operations, graphs. Their kernels are run by Triton's interpreter, on CPU tensor
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +18,7 @@ import interpreted_triton
 
 import fastconv
 from fastconv import _triton, cost_triton, gpu, select, select_cuda, select_triton, selftest_triton
-from fastconv._triton import conv, depthwise, norm, pool
+from fastconv._triton import conv, depthwise
 from fastconv.problem import ConvSpec
 from fastconv.selftest import check
 
@@ -30,19 +28,8 @@ H200 = gpu.Gpu("Pretend H200", 90, 132, 13000)
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a process that was started with TRITON_INTERPRET=1."""
-    monkeypatch.setattr(_triton, "INTERPRETED", True)
-    for module in (conv, depthwise, norm, pool):
-        kernels = interpreted_triton.load(module.__name__.rpartition(".")[2]).kernels
-        monkeypatch.setattr(module, "kernels", kernels)
-    monkeypatch.setattr(conv, "INTERPRETED", True)
-    _triton.applicable.cache_clear()
-    select.forget()
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with interpreted_triton.everywhere(monkeypatch):
         yield
-    _triton.applicable.cache_clear()
-    select.forget()
 
 
 def spec(

@@ -22,7 +22,7 @@ import torch
 import triton
 
 from fastconv import cost_triton, select_triton
-from fastconv._triton import conv, depthwise
+from fastconv._triton import conv, depthwise, norm
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_name("triton_budgets.json")
@@ -36,6 +36,13 @@ _MOVES = ([1, 1], [1, 1], [1, 1])
 
 # Where 16 bits have larger steps.
 _FOR_FLOAT32 = ("128x128x32_w8_s3", "64x64x32_w4_s4")
+
+
+# The passes of normalisation, `config` being the layout.
+NORM = "norm"
+NORM_PASSES = ("stats", "fprop", "sums", "dgrad", "merge")
+_NORM_DTYPES = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
+_FEATURES = (32, 256, 28, 28)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,15 @@ def _builds() -> Iterator[Build]:
     for direction in ("dgrad", "wgrad"):
         yield Build(80, select_triton.DEPTHWISE, "m64_c64_w4", direction, torch.float16)
         yield Build(80, select_triton.DEPTHWISE, "m512_c1_w4", direction, torch.float32)
+    for name in ("m64_c64_w4", "m512_c1_w4"):
+        yield Build(90, select_triton.DEPTHWISE, name, "stats", torch.bfloat16)
+    for number, direction in enumerate(NORM_PASSES):
+        dtypes = [_NORM_DTYPES[(number + i) % 4] for i in range(4)]
+        yield Build(90, NORM, "nhwc", direction, dtypes[0])
+        yield Build(80, NORM, "nhwc", direction, dtypes[1])
+        if direction != "merge":  # which knows of no layout
+            yield Build(90, NORM, "nchw", direction, dtypes[2])
+            yield Build(80, NORM, "nchw", direction, dtypes[3])
 
 
 BUILDS = tuple(_builds())
@@ -144,9 +160,53 @@ def _tool(*arguments: str | Path) -> str:
     return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def module_of(build: Build) -> Any:
+    known = {select_triton.IMPLICIT_GEMM: conv, select_triton.DEPTHWISE: depthwise, NORM: norm}
+    return known[build.algorithm]
+
+
+@contextmanager
+def _kept(*modules: Any) -> Iterator[list[Any]]:
+    """(kernel, arguments, constants) of what the modules would launch."""
+    found: list[Any] = []
+
+    def keep(step: Any, tensors: Any) -> None:
+        args = (*step.given(tensors), *step.numbers)
+        found.append((step.kernel, args, step.constants))
+
+    real = [(module, module.launch) for module in modules]
+    for module in modules:
+        module.launch = keep
+    try:
+        yield found
+    finally:
+        for module, launch in real:
+            module.launch = launch
+
+
+def _norm_launches(build: Build) -> list[Any]:
+    """With all that a pass may have: SiLU, a residual before it, gradients of both."""
+    kind = torch.channels_last if build.config == "nhwc" else torch.contiguous_format
+    y = torch.empty(_FEATURES, dtype=build.dtype).to(memory_format=kind)
+    vector = torch.empty(y.shape[1], dtype=norm.statistics_type(y.dtype))
+    of_norm, end = (vector,) * 4, (4, 0.0, False)
+    with _kept(norm) as found:
+        if build.direction in ("stats", "merge"):
+            norm.norm_act_stats(y)
+        elif build.direction == "fprop":
+            norm.norm_act_fprop(y, *of_norm, y, *end)
+        elif build.direction == "sums":
+            norm.norm_act_sums(y, y, *of_norm, y, *end)
+        else:
+            norm.norm_act_dgrad(y, y, *of_norm, y, vector, vector, 3.0, *end, True)
+    return found
+
+
 def launches(build: Build) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     """(kernel, arguments, constants) of what a call with this configuration launches."""
-    module = conv if build.algorithm == select_triton.IMPLICIT_GEMM else depthwise
+    module = module_of(build)
+    if module is norm:
+        return _norm_launches(build)
     config = select_triton.CONFIGS[build.algorithm][build.config]
     groups = 1 if module is conv else 256
     last = module is conv or config.block_c > 1
@@ -156,39 +216,36 @@ def launches(build: Build) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         for size in (_IMAGE, _FILTER if groups == 1 else _DEPTHWISE_FILTER)
     )
     known: dict[str, Any] = {"config": config, "precision": build.rounds}
-    found: list[Any] = []
-
-    def kept(step: Any, tensors: Any) -> None:
-        args = (*step.given(tensors), *step.numbers)
-        found.append((step.kernel, args, step.constants))
-
-    real, module.launch = module.launch, kept
-    try:
+    with _kept(conv, depthwise) as found:
         if build.direction == "fprop":
             bias = torch.empty(w.shape[0], dtype=build.dtype)
             roomy = module is depthwise or cost_triton.with_residual(config) == config
             end = (1, 0.0, x if roomy else None, False, None, None)
             module.conv_fprop(x, w, bias, *_MOVES, groups, epilogue=end, **known)
+        elif build.direction == "stats":
+            module.conv_stats(x, w, None, *_MOVES, groups, **known)
         elif build.direction == "dgrad":
             module.conv_dgrad(x, w, _IMAGE, *_MOVES, groups, channels_last=last, **known)
         else:
             module.conv_wgrad(x, x, w.shape, *_MOVES, groups, channels_last=last, **known)
-    finally:
-        module.launch = real
     return found
 
 
 def compile_build(build: Build) -> Built:
     """The main kernel of a configuration, compiled."""
+    prefix = "norm" if build.algorithm == NORM else "conv"
+    kernel = f"{prefix}_{build.direction}_"
+    if build.direction == "stats" and build.algorithm != NORM:
+        kernel = "conv_fprop_"  # which takes them along
     ((name, args, constants),) = (
-        row for row in launches(build) if row[0].startswith(f"conv_{build.direction}_")
+        row for row in launches(build) if row[0].startswith(kernel)
         and not row[0].endswith("_sum_kernel")
     )  # fmt: skip
     return compile_launch(build.arch, name, args, constants)
 
 
 def compile_launch(arch: int, name: str, args: tuple[Any, ...], constants: dict[str, Any]) -> Built:
-    module = depthwise if "depthwise" in name else conv
+    module = norm if name.startswith("norm_") else depthwise if "depthwise" in name else conv
     args = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in args)
     with driver(arch), tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         kernel = module.kernels()[name].warmup(*args, grid=(1,), **constants)

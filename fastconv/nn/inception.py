@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastconv import select_triton
 from fastconv.fused import folded_layers
 from fastconv.inception import inception
 from fastconv.nn.conv import Conv2d, check_algo
@@ -55,7 +56,8 @@ class Inception(nn.Module):
             reduction, the 3x3, the 5x5's reduction, the 5x5, and the pool's projection.
         batch_norm: a normalisation (eps 0.001) behind each convolution instead of a bias.
         kernel5: the extent of the 5x5; torchvision's GoogLeNet has 3 in its place.
-        algo: of the convolutions, as in fastconv.conv2d.
+        algo: of the convolutions, as in fastconv.conv2d; with a Triton algorithm the pool is
+            Triton's, too.
 
     Children branch1, branch2, branch3 and branch4 with torchvision's names inside, so that a
     state_dict of its GoogLeNet's module loads as it is (with batch_norm, and kernel5=3).
@@ -100,7 +102,8 @@ class Inception(nn.Module):
         self.branch1 = unit(in_channels, ch1x1, 1)
         self.branch2 = nn.Sequential(unit(in_channels, ch3x3red, 1), unit(ch3x3red, ch3x3, 3))
         self.branch3 = nn.Sequential(unit(in_channels, ch5x5red, 1), unit(ch5x5red, ch5x5, kernel5))
-        self.branch4 = nn.Sequential(MaxPool2d(3, 1, 1), unit(in_channels, pool_proj, 1))
+        pool = MaxPool2d(3, 1, 1, algo=select_triton.pools_of(algo))
+        self.branch4 = nn.Sequential(pool, unit(in_channels, pool_proj, 1))
 
     @classmethod
     def from_torchvision(cls, module: nn.Module) -> Inception:
