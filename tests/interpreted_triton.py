@@ -43,8 +43,25 @@ def load(name: str = "pool") -> ModuleType:
         triton.knobs.runtime.interpret = True
         kernels = module.kernels()
     assert all(isinstance(k, interpreter.InterpretedFunction) for k in kernels.values())
+    _index_by_any_numpy()
     _patch_once()
     return module
+
+
+def _index_by_any_numpy() -> None:
+    """As Triton 3.9 does itself. In 3.6 a scalar, which the interpreter keeps as an array of one
+    element, becomes an index by int(array), and from NumPy 2.4 on that is a TypeError: no loop over
+    a number of the kernel's arguments would run."""
+    patch = getattr(interpreter, "_patch_lang_tensor", None)
+    if patch is None or getattr(patch, "index", False):
+        return
+
+    def indexed(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    indexed.index = True  # type: ignore[attr-defined]
+    interpreter._patch_lang_tensor = indexed
 
 
 def _patch_once() -> None:
