@@ -45,6 +45,8 @@ def worst(instance: Instance, case: ConvCase, positive: bool) -> float:
 @pytest.mark.parametrize("case", [FLAT, DEEP], ids=lambda c: c.id)
 @pytest.mark.parametrize("instance", X3, ids=str)
 def test_at_most_twice_the_error_of_fp32(instance: Instance, case: ConvCase, positive: bool):
+    # With sums carried along in the tensor cores im2col is off by 31 and 331 where FMA is by 2 and
+    # 34 (deep), tma by 9 where FMA is by 3 (flat).
     ours, fma = worst(instance, case, positive), worst(fma_of(instance), case, positive)
     assert ours <= 2 * fma, (ours, fma)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import ConvCase, conv_case
+from conv_runner import reference_conv
 from emulated import Instance, emulation, instances, native_problem, run_instance
 from test_cuda_im2col import check_integers
 
@@ -78,7 +79,7 @@ def test_bands_of_tiles(instance: Instance) -> None:
 def test_bases_aligned_to_the_element_only() -> None:
     """TMA takes multiples of 16 bytes; others go to im2col's kernels."""
     case = conv_case("aligned", (2, 16, 6, 8), (24, 16, 3, 3), padding=1)
-    for instance in BF16:
+    for instance in (i for i in TMA if i.dtype != torch.float16):
         check_integers(instance, case, placement="offset")
 
 
@@ -169,6 +170,20 @@ def test_offsets_beyond_2_to_31() -> None:
         block_limit=2,
     )
     assert torch.from_numpy(last).view(torch.bfloat16).tolist() == [0, 0, 0, 0, 0, 6, 0, 0]
+
+
+@pytest.mark.parametrize("instance", [i for i in TMA if i.products == "tf32"], ids=lambda i: i.name)
+def test_float32_is_rounded_to_tf32(instance: Instance) -> None:
+    """Operands of one sign: if their low bits were cut off, every sum would be too small."""
+    case = conv_case("rounded", (1, 64, 8, 16), (64, 64, 1, 1))
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(case.input_size, generator=generator) + 1
+    w = torch.rand(case.weight_size, generator=generator) + 1
+    y = run_instance(instance.algorithm, instance.name, case, "fprop", (x, w))
+    expected, _ = reference_conv(case, "fprop", (x, w), None)
+    relative = (y.double() - expected) / expected
+    assert relative.abs().max() > 2**-16  # TF32, and nothing better
+    assert relative.mean().abs() < 2**-13  # cut off: -2^-10.5 on average
 
 
 def test_repeatable() -> None:

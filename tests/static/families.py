@@ -84,8 +84,9 @@ def gemm_families(
     for scalar, math, engine in engines:
         single = "async_copy " if scalar == "float" else ""
         name = rf"{tile}{scalar}, \(GemmMath\){math}, "
-        yield family(name + wide, f"async_copy128 {engine}", occupancy)
-        yield family(name + ".*", single + engine, occupancy)
+        stores = "store128 " if scalar == "float" else "store64 "  # four columns of C
+        yield family(name + wide, f"async_copy128 {stores}{engine}", occupancy)
+        yield family(name + ".*", stores + single + engine, occupancy)
 
 
 FAMILIES: tuple[Family, ...] = (

@@ -171,6 +171,7 @@ class Code:
 EVIDENCE = {
     "load128": (r"LDG\.(\w+\.)*128", "a loop"),
     "store128": (r"STG\.(\w+\.)*128", "the kernel"),
+    "store64": (r"STG\.(\w+\.)*64", "the kernel"),
     "shared128": (r"LDS\.(\w+\.)*128", "a loop"),
     "async_copy": (r"LDGSTS", "a loop"),
     "async_copy128": (r"LDGSTS\.(\w+\.)*128", "a loop"),
