@@ -23,7 +23,7 @@
 // products, 2304 cycles; A 6 fragments of 2 KB for 12 products, 1152; the box in, 324: 82% of it.
 // Were A read from shared memory by each product, it would be 107%. From L2: a box of 18 x 18
 // pixels, 41.5 KB, 0.0022 bytes per FLOP, where im2col's copies take 1/BLOCK_M + 1/BLOCK_N, 0.0117
-// at the best. BLOCK_N = 128, P = 2: 128 pixels, 0.0012 bytes per FLOP, 73% of shared memory's
+// at the best. BLOCK_N = 128, P = 2: 128 pixels, 0.0012 bytes per FLOP, 71% of shared memory's
 // cycles. Workspace: none. Deterministic. Speed: not measured on a GPU. Sources: PTX ISA, "Tensors"
 // and "Asynchronous warpgroup level matrix instructions".
 //
@@ -222,7 +222,8 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
             ++s;
           }
         };
-        // Two sets of fragments: one is loaded while the other's products run.
+        // Two sets of fragments: one is loaded while the other's products run. An odd number of
+        // steps is that of a tile's last box alone.
         for (int done = 0; done < all; done += 2) {
           multiply(a[0]);
           wgmma_wait<1>();
@@ -231,11 +232,9 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
           if (done + 1 < all) {
             multiply(a[1]);
             wgmma_wait<1>();
-          } else {
-            wgmma_wait<0>();
-          }
 #pragma unroll
-          for (int j = 0; j < FRAGMENTS; ++j) wgmma_pin(a[0][j]);
+            for (int j = 0; j < FRAGMENTS; ++j) wgmma_pin(a[0][j]);
+          }
         }
         __syncwarp();
         if (lane == 0) {
@@ -246,7 +245,10 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
       }
       wgmma_wait<0>();
 #pragma unroll
-      for (int j = 0; j < FRAGMENTS; ++j) wgmma_pin(a[1][j]);
+      for (int j = 0; j < FRAGMENTS; ++j) {
+        wgmma_pin(a[0][j]);
+        wgmma_pin(a[1][j]);
+      }
 #pragma unroll
       for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
 
