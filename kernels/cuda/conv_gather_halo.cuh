@@ -223,7 +223,8 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
           }
         };
         // Two sets of fragments: one is loaded while the other's products run. An odd number of
-        // steps is that of a tile's last box alone.
+        // steps is that of a tile's last box alone, but ptxas sees a way from it to another box,
+        // and without the wait there would run all products one by one.
         for (int done = 0; done < all; done += 2) {
           multiply(a[0]);
           wgmma_wait<1>();
@@ -232,9 +233,11 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
           if (done + 1 < all) {
             multiply(a[1]);
             wgmma_wait<1>();
-#pragma unroll
-            for (int j = 0; j < FRAGMENTS; ++j) wgmma_pin(a[0][j]);
+          } else {
+            wgmma_wait<0>();
           }
+#pragma unroll
+          for (int j = 0; j < FRAGMENTS; ++j) wgmma_pin(a[0][j]);
         }
         __syncwarp();
         if (lane == 0) {
@@ -245,10 +248,7 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
       }
       wgmma_wait<0>();
 #pragma unroll
-      for (int j = 0; j < FRAGMENTS; ++j) {
-        wgmma_pin(a[0][j]);
-        wgmma_pin(a[1][j]);
-      }
+      for (int j = 0; j < FRAGMENTS; ++j) wgmma_pin(a[1][j]);
 #pragma unroll
       for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
 
