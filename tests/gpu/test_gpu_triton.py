@@ -2,28 +2,37 @@
 the float64 reference, the same bits again, the fused functions, graphs and streams.
 
 Few problems: each configuration, dtype and kind of filter is a compilation of a second or more.
+Where there is no GPU, FASTCONV_GPU_REHEARSAL=cpu with TRITON_INTERPRET=1 runs the same bodies on
+small problems, in Triton's interpreter.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import ConvCase, conv_case
 from conv_runner import assert_close, assert_dense_as, random_operands, random_reference
-from gpu_runner import DEVICE, laid_out
+from gpu_runner import DEVICE, REHEARSAL, laid_out, marks
 from stream_checks import check_graph, check_returns_at_once, check_side_stream
 from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv
-from fastconv import select_triton, selftest_triton
+from fastconv import _triton, select_triton, selftest, selftest_fused, selftest_triton
+from fastconv._triton import norm
 from fastconv.ops import conv_dgrad, conv_fprop, conv_wgrad, triton_run
+from fastconv.ops.norm_run import TRITON
 from fastconv.problem import ConvSpec
+from fastconv.selftest_fused import NormInstance
 from fastconv.selftest_triton import TritonInstance
 
-pytestmark = pytest.mark.gpu
+pytestmark = marks()
+if REHEARSAL and not _triton.INTERPRETED:
+    pytest.skip("rehearsal: Triton needs TRITON_INTERPRET=1", allow_module_level=True)
+on_the_device = pytest.mark.skipif(bool(REHEARSAL), reason="rehearsal: no graphs, no streams")
 # Tails on every axis, several tiles, and a stride; whole blocks, as most layers have them.
 DENSE = (
     conv_case("tails", (3, 70, 19, 23), (83, 70, 3, 3), stride=2, padding=1),
@@ -37,13 +46,25 @@ VECTORS = (
 DEPTHWISE = (
     conv_case("depthwise", (2, 72, 19, 23), (72, 1, 3, 3), stride=2, padding=1, groups=72),
 )
+if REHEARSAL:
+    DENSE = (conv_case("tails", (1, 5, 4, 5), (6, 5, 3, 3), stride=2, padding=1),)
+    VECTORS = (conv_case("pointwise", (1, 8, 4, 4), (8, 8, 1, 1)),)
+    DEPTHWISE = (conv_case("depthwise", (1, 6, 5, 4), (6, 1, 3, 3), 2, 1, groups=6),)
 LAYOUT = {False: "NCHW", True: "NHWC"}
 
 
 def instances() -> tuple[TritonInstance, ...]:
+    if REHEARSAL:  # whose interpreter cuts bfloat16 off instead of rounding it
+        found = one_of_each(selftest_triton.instances("cpu"))
+        half = {torch.bfloat16: torch.float16}
+        return tuple(replace(i, dtype=half.get(i.dtype, i.dtype)) for i in found)
     if not torch.cuda.is_available():
         return ()
     return selftest_triton.instances(f"cuda:{torch.cuda.current_device()}")
+
+
+def one_of_each(among: tuple[TritonInstance, ...]) -> tuple[TritonInstance, ...]:
+    return tuple({(i.algorithm, i.direction, i.channels_last): i for i in among}.values())
 
 
 INSTANCES = instances()
@@ -109,12 +130,8 @@ def test_against_the_reference(instance: TritonInstance) -> None:
         assert torch.equal(found, run(instance, case, *operands)), instance.name
 
 
-def one_of_each() -> list[TritonInstance]:
-    found = {(i.algorithm, i.direction, i.channels_last): i for i in INSTANCES}
-    return list(found.values())
-
-
-@pytest.mark.parametrize("instance", one_of_each(), ids=lambda i: i.name.replace(" ", "-"))
+@on_the_device
+@pytest.mark.parametrize("instance", one_of_each(INSTANCES), ids=lambda i: i.name.replace(" ", "-"))
 def test_graphs_and_streams(instance: TritonInstance) -> None:
     """The first call, outside of the capture, compiles. Statistics of training, too, and what is
     copied before it is gathered."""
@@ -139,9 +156,10 @@ def test_graphs_and_streams(instance: TritonInstance) -> None:
 def test_fused_functions() -> None:
     """conv_bn_relu with a residual, of evaluation and training, against separate layers."""
     torch.manual_seed(1)
-    x, w = torch.randn(4, 64, 14, 14), torch.randn(96, 64, 3, 3) / 24
-    residual = torch.randn(4, 96, 14, 14)
-    norm = [torch.rand(96) + 0.5, torch.randn(96), torch.randn(96), torch.rand(96) + 0.5]
+    N, C, K, extent = (2, 4, 6, 5) if REHEARSAL else (4, 64, 96, 14)
+    x, w = torch.randn(N, C, extent, extent), torch.randn(K, C, 3, 3) / (9 * C) ** 0.5
+    residual = torch.randn(N, K, extent, extent)
+    norm = [torch.rand(K) + 0.5, torch.randn(K), torch.randn(K), torch.rand(K) + 0.5]
     x, w, residual = (
         t.to(DEVICE, memory_format=torch.channels_last).requires_grad_() for t in (x, w, residual)
     )
@@ -165,13 +183,93 @@ def test_fused_functions() -> None:
 
 
 def test_compiled_function() -> None:
-    x = torch.randn(2, 32, 9, 9, device=DEVICE, requires_grad=True)
-    w = torch.randn(32, 32, 3, 3, device=DEVICE)
+    C = 4 if REHEARSAL else 32
+    x = torch.randn(2, C, 9, 9, device=DEVICE, requires_grad=True)
+    w = torch.randn(C, C, 3, 3, device=DEVICE)
 
     def step(x: Tensor) -> Tensor:
         return fastconv.conv2d(x, w, algo=select_triton.IMPLICIT_GEMM, precision="ieee").sin()
 
-    y, exact = torch.compile(step, fullgraph=True)(x), F.conv2d(x, w).sin()
+    backend = "aot_eager" if REHEARSAL else "inductor"
+    y, exact = torch.compile(step, fullgraph=True, backend=backend)(x), F.conv2d(x, w).sin()
     torch.testing.assert_close(y, exact, rtol=1e-3, atol=1e-3)
     (dx,), (expected,) = (torch.autograd.grad(t.sum(), x) for t in (y, exact))
     torch.testing.assert_close(dx, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("instance", selftest_fused.instances(TRITON), ids=lambda i: i.name)
+def test_passes_of_normalisation(instance: NormInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each against float64, in the self-test's sizes."""
+    if REHEARSAL:
+        monkeypatch.setattr(selftest_fused, "_SIZES", ((2, 5, 3, 2),))
+        # Of bfloat16 that is cut off.
+        monkeypatch.setattr(selftest_fused, "_TOLERANCE", 128.0)
+    outcome = selftest.check(instance, DEVICE, selftest.FULL)
+    assert outcome.passed, outcome
+
+
+@on_the_device
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_passes_in_graphs_and_streams(channels_last: bool) -> None:
+    """Those that merge parts; and the same bits the second time."""
+    y, dz = (laid_out(torch.randn(16, 72, 19, 23), LAYOUT[channels_last]) for _ in range(2))
+    vectors = [torch.rand(72, device=DEVICE) + 0.5 for _ in range(4)]
+    operands = (y.to(DEVICE), dz.to(DEVICE))
+
+    def call(y: Tensor, dz: Tensor) -> tuple[Tensor, ...]:
+        sums = norm.norm_act_sums(dz, y, *vectors, None, 4, 0.0, False)
+        return (*norm.norm_act_stats(y), *sums)
+
+    first = call(*operands)
+    assert all(map(torch.equal, first, call(*operands)))
+    check_graph(call, operands, tuple(t.flip(0) * 2 for t in operands), "passes")
+    check_side_stream(call, operands, "passes")
+    check_returns_at_once(call, operands, "passes")
+
+
+@pytest.mark.parametrize("algo", select_triton.ALGORITHMS)
+def test_training_step_of_a_layer(algo: str) -> None:
+    """Convolution, statistics and passes, forward and backward, against separate layers."""
+    torch.manual_seed(2)
+    K, extent = (4, 5) if REHEARSAL else (64, 19)
+    groups = K if algo == select_triton.DEPTHWISE else 1
+    layer = fastconv.nn.ConvBNReLU2d(K, K, 3, padding=1, groups=groups, algo=algo).to(DEVICE)
+    x = torch.randn(3, K, extent, extent).to(DEVICE, memory_format=torch.channels_last)
+    leaves = [x.requires_grad_(), *layer.parameters()]
+    conv, bn, _ = layer
+    y = F.conv2d(x, conv.weight, conv.bias, padding=1, groups=groups)
+    exact = F.relu(F.batch_norm(y, None, None, bn.weight, bn.bias, training=True))
+    z = layer(x)
+    torch.testing.assert_close(z, exact, rtol=1e-3, atol=1e-3)
+    found, expected = (torch.autograd.grad(t.square().sum(), leaves) for t in (z, exact))
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-3 * float(e.abs().max()))
+
+
+def test_inception_module() -> None:
+    """Forward and backward against PyTorch's branches."""
+    torch.manual_seed(3)
+    sizes = (4, 3, 2, 3, 2, 2, 2) if REHEARSAL else (64, 32, 24, 48, 16, 24, 24)
+    module = fastconv.nn.Inception(*sizes, algo=select_triton.IMPLICIT_GEMM).to(DEVICE)
+    x = torch.randn(2, sizes[0], 6, 5).to(DEVICE, memory_format=torch.channels_last)
+    leaves = [x.requires_grad_(), *module.parameters()]
+
+    def run(unit: Any, source: Tensor) -> Tensor:
+        c = unit.conv
+        return F.relu(F.conv2d(source, c.weight, c.bias, padding=c.padding))
+
+    three, five = module.branch2, module.branch3
+    exact = torch.cat(
+        [
+            run(module.branch1, x),
+            run(three[1], run(three[0], x)),
+            run(five[1], run(five[0], x)),
+            run(module.branch4[1], F.max_pool2d(x, 3, 1, 1)),
+        ],
+        1,
+    )
+    y = module(x)
+    torch.testing.assert_close(y, exact, rtol=1e-3, atol=1e-3)
+    found, expected = (torch.autograd.grad(t.square().sum(), leaves) for t in (y, exact))
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-3 * float(e.abs().max()))
