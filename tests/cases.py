@@ -115,6 +115,7 @@ CONV_CASES: tuple[ConvCase, ...] = (
     conv_case("3x3_row", (1, 6, 1, 17), (6, 6, 3, 3), padding=1),
     conv_case("3x3_column", (1, 6, 17, 1), (6, 6, 3, 3), padding=1),
     conv_case("3x3_tile_multiple", (1, 16, 16, 16), (32, 16, 3, 3), padding=1),
+    conv_case("1x5_eights", (2, 8, 5, 11), (16, 8, 1, 5), padding=(0, 2)),
     conv_case("3x3_tile_plus_one", (1, 17, 17, 17), (33, 17, 3, 3), padding=1),
     conv_case("3x3_tile_minus_one", (2, 15, 7, 15), (31, 15, 3, 3), padding=1),
     conv_case("3x3_batch", (7, 4, 6, 6), (8, 4, 3, 3), padding=1),

@@ -247,6 +247,37 @@ PLANTED = {
     "tma_store_reused_early": Planted(
         reversed_blocks(128), "written while a bulk tensor store was reading", 1024
     ),
+    # Clusters.
+    "cluster_no_start_sync": Planted(
+        reversed_blocks(128), "of another block .* no barrier of the cluster since its init", 1024
+    ),
+    "cluster_no_end_sync": Planted(
+        reversed_blocks(128), "behind the cluster's last barrier|of the cluster has exited", 1024
+    ),
+    "cluster_own_arrival_only": Planted(
+        reversed_blocks(128), r"deadlock: block 0 of the cluster: .* lacks 128 of 256", 1024
+    ),
+    "cluster_own_slot_only": Planted(
+        reversed_blocks(128), f"{LOAD_IN_FLIGHT}|{RACE}|another one in flight|more arrivals", 1024
+    ),
+    "cluster_own_half_expected": Planted(
+        reversed_blocks(128), f"{LOAD_IN_FLIGHT}|deadlock: .* -256 bytes|{RACE}", 1024
+    ),
+    "cluster_wrong_mask": Planted(
+        reversed_blocks(128), "deadlock: .* lacks 0 of 1 arrivals and 256 bytes", 1024
+    ),
+    "cluster_beyond_its_size": Planted(reversed_blocks(128), "block 2 of a cluster of 2", 1024),
+    "peer_no_sync_before": Planted(
+        identity, "what another block .* reads, with no barrier|wrote, with no barrier", 512, False
+    ),
+    "peer_no_sync_behind": Planted(
+        identity, "what another block .* reads, with no barrier|wrote, with no barrier", 512, False
+    ),
+    "peer_no_end_sync": Planted(
+        identity, "behind the cluster's last barrier|of the cluster has exited", 512
+    ),
+    "peer_outside": Planted(identity, "ld.shared::cluster .* outside", 512),
+    "cluster_odd_grid": Planted(identity, "clusters of 2 blocks in a grid of 3", 512),
     # Launches.
     "too_many_threads": Planted(identity, "invalid launch configuration: block of 1025 x 1 x 1"),
     "too_many_threads_in_z": Planted(identity, "invalid launch configuration: .* 64 in z"),

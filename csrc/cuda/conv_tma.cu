@@ -2,7 +2,7 @@
 #include "conv_tma.h"
 
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 
 #include "conv_tma_strided.h"
 #include "conv_tma_tf32.h"
@@ -43,10 +43,12 @@ TmaProduct product_of(const TmaShape& s, const ConvProblem& p) {
   return g;
 }
 
-constexpr double kL2OverDram = 1.5;     // rate of either
+constexpr double kL2OverDram = 1.375;   // rate of either
 constexpr double kEpilogueTiles = 2.5;  // a tile's epilogue, in stages of gemm_k of 128x128
 constexpr double kEfficiency = 0.85;    // of the tensor cores' rate, within the main loop
 constexpr int64_t kBand = 8;            // columns of tiles that run together
+constexpr double kTie = 1e-3;
+constexpr double kClusterSync = 0.25e-6;  // a barrier of the cluster that all of a block wait at
 
 std::string outside(const char* what, int64_t value, int64_t low, int64_t high) {
   return std::string(what) + " is " + std::to_string(value) + ", TMA takes " + std::to_string(low) +
@@ -82,40 +84,67 @@ std::string tma_refusal(const TmaShape& s, const ConvProblem& p) {
   const int64_t largest =
       std::max({g.pixels, g.src_channels, g.dst_channels, g.taps, p.N * g.src[0] * g.src[1],
                 g.taps * tiles(g.src_channels, s.block_k),
-                tiles(g.pixels, s.block_m) * tiles(g.dst_channels, s.block_n)});
+                tiles(g.pixels, s.block_m) * tiles(g.dst_channels, s.block_n) * 2});
   if (largest >= kLimit)
     return "an extent is " + std::to_string(largest) + ", the kernel's limit is " +
            std::to_string(kLimit - 1);
+  const int64_t k_tiles = g.taps * tiles(g.src_channels, s.block_k);
+  if (k_tiles < s.split)
+    return "gemm_k is " + std::to_string(k_tiles) + " tiles, it cuts it in " +
+           std::to_string(s.split);
   return {};
 }
 
-double tma_cost(const TmaShape& s, const ConvProblem& p, const Device& device) {
+int tma_room(const Device& device, int cluster) {
+  constexpr int kMost = 18;  // SMs of a GPC, within which a cluster lies; they come in pairs
+  const int parts = cluster <= 2 ? 1 : std::max(1, (device.sm_count + kMost - 1) / kMost);
+  return std::max(1, parts * (device.sm_count / parts / cluster));
+}
+
+TmaFigures tma_figures(const TmaShape& s, const ConvProblem& p, const Device& device) {
   const DeviceRates rates = device_rates(device);
   const TmaProduct g = product_of(s, p);
-  const double blocks = double(tiles(g.pixels, s.block_m) * tiles(g.dst_channels, s.block_n));
-  const double k_tiles = double(g.taps * tiles(g.src_channels, s.block_k));
-  const double rounds = std::ceil(blocks / device.sm_count);
+  TmaFigures f{};
+  f.clusters = tiles(g.pixels, s.block_m * s.pair_m) * tiles(g.dst_channels, s.block_n * s.pair_n);
+  f.rounds = tiles(f.clusters, tma_room(device, s.cluster()));
+  const int64_t k_tiles = g.taps * tiles(g.src_channels, s.block_k);
+  f.k_tiles = tiles(k_tiles, s.split);
   const double stage_flops = 2.0 * s.block_m * s.block_n * s.block_k;
-  const double epilogue_flops =
-      kEpilogueTiles * 128 * 128 * 2 * s.block_k * (double(s.block_m) * s.block_n / (128 * 128));
+  // Of a split tile a block stores its share, and passes the rest on.
+  const double epilogue_flops = kEpilogueTiles * stage_flops * (s.split > 1 ? 0.25 : 0.0) +
+                                kEpilogueTiles * stage_flops / s.split;
   const double peak = rates.warpgroup_16_flops / (s.products == Products::kTf32x3 ? 6
                                                   : s.products == Products::kTf32 ? 2
                                                                                   : 1);
   // One block to an SM: its own rate, whether others run or not.
   const double per_sm = peak / device.sm_count;
-  const double multiply = rounds * (k_tiles * stage_flops / kEfficiency + epilogue_flops) / per_sm;
-  const double l2_bytes = blocks * k_tiles * 128.0 * (s.block_m + s.w_parts() * s.block_n);
+  const double syncs = s.split > 1 ? 2.0 * double(f.rounds) : s.cluster() > 1 ? 1.0 : 0.0;
+  f.multiply_s =
+      double(f.rounds) * (double(f.k_tiles) * stage_flops / kEfficiency + epilogue_flops) / per_sm +
+      syncs * kClusterSync;
+  const double stages = double(f.clusters) * s.pair_m * s.pair_n * double(k_tiles);
+  f.l2_bytes =
+      stages * 128.0 * (double(s.block_m) / s.pair_n + double(s.w_parts() * s.block_n) / s.pair_m);
+  f.l2_bytes_per_flop = f.l2_bytes / (stages * stage_flops);
+  f.wave_efficiency = stages / (double(f.rounds * f.k_tiles) * device.sm_count);
+  return f;
+}
+
+double tma_cost(const TmaShape& s, const ConvProblem& p, const Device& device) {
+  const DeviceRates rates = device_rates(device);
+  const TmaFigures f = tma_figures(s, p, device);
   const double elements = double(p.N) * double(p.C) * double(p.in_size()) +
                           double(p.K) * double(p.C) * double(p.filter_size()) +
                           double(p.N) * double(p.K) * double(p.out_size());
-  const double memory = std::max(s.scalar_bytes * elements / rates.bytes_per_s,
-                                 l2_bytes / (kL2OverDram * rates.bytes_per_s));
+  const double l2 = f.l2_bytes / (kL2OverDram * rates.bytes_per_s);
+  const double memory = std::max(s.scalar_bytes * elements / rates.bytes_per_s, l2);
   // Weights that are split are read, and written twice, by a kernel before.
   const double split = s.w_parts() == 1
                            ? 0
                            : rates.launch_s + 12.0 * double(p.K) * double(p.C) *
                                                   double(p.filter_size()) / rates.bytes_per_s;
-  return rates.launch_s + std::max(multiply, memory) + split;
+  // Of two that are bound by the same thing, the one that reads less.
+  return rates.launch_s + std::max(f.multiply_s, memory) + kTie * l2 + split;
 }
 
 bool tma_aligned(const TmaShape& s, const ConvCall& call) {
@@ -152,7 +181,7 @@ int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
   src.extent[src.rank - 1] = static_cast<uint64_t>(c.N);
   src.stride[src.rank - 1] = dense;
   int error = encode_im2col_map(&p.src, src, lower, upper, step, static_cast<uint32_t>(s.block_k),
-                                static_cast<uint32_t>(s.block_m));
+                                static_cast<uint32_t>(s.block_m / s.pair_n));
   if (error != cudaSuccess) return error;
   // [K, taps, C]; a second part lies behind the first, as further filters.
   const TensorAxes w{call.w,
@@ -163,7 +192,7 @@ int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
                      {bytes(1), bytes(c.C), bytes(c.C * g.taps)},
                      s.w_parts() == 2};
   const uint32_t box[3] = {static_cast<uint32_t>(s.block_k), 1,
-                           static_cast<uint32_t>(s.dgrad() ? s.block_k : s.block_n)};
+                           static_cast<uint32_t>(s.dgrad() ? s.block_k : s.block_n / s.pair_m)};
   error = encode_tile_map(&p.w, w, box);
   if (error != cudaSuccess) return error;
 
@@ -191,15 +220,23 @@ int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
   p.image = divisor(g.dst[0] * g.dst[1] * g.dst[2]);
   p.plane = divisor(g.dst[1] * g.dst[2]);
   p.row = divisor(g.dst[2]);
-  const int64_t rows = tiles(g.pixels, s.block_m), columns = tiles(g.dst_channels, s.block_n);
-  const int64_t band = std::min(columns, kBand);
+  p.cluster = divisor(s.cluster());
+  p.split = s.split;
+  p.tile_m = s.block_m * s.pair_m;
+  p.tile_n = s.block_n * s.pair_n;
+  p.shares_src = s.pair_n > 1;
+  p.shares_w = s.pair_m > 1;
+  const int64_t rows = tiles(g.pixels, p.tile_m), columns = tiles(g.dst_channels, p.tile_n);
+  const int64_t band = std::min(columns, kBand / s.pair_n);
   p.tiles = static_cast<int>(rows * columns);
   p.band_tiles = divisor(rows * band);
   p.band = divisor(band);
   p.last_band = static_cast<int>(tiles(columns, band) - 1);
   p.last_band_width = divisor(columns - p.last_band * band);
-  p.chunks = static_cast<int>(tiles(g.src_channels, s.block_k));
-  p.k_tiles = static_cast<int>(g.taps) * p.chunks;
+  p.chunks = divisor(tiles(g.src_channels, s.block_k));
+  p.filter_h = divisor(c.filter[1]);
+  p.filter_w = divisor(c.filter[2]);
+  p.k_tiles = static_cast<int>(g.taps) * static_cast<int>(p.chunks.divisor);
   return cudaSuccess;
 }
 
@@ -221,11 +258,13 @@ double cost(const ConvProblem& p, const Device& device) {
   return tma_cost(Config::shape, p, device);
 }
 
-template <Direction direction, DType dtype, class scalar_t, int M, int N, int STAGES>
+template <Direction direction, DType dtype, class scalar_t, int M, int N, int STAGES,
+          int PAIR_M = 1, int PAIR_N = 1, int SPLIT = 1>
 using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
-                           Im2colNhwcVec<direction, Mma128<scalar_t>, Mma64<scalar_t>, 8>>;
+                           Im2colNhwcVec<direction, Mma128<scalar_t>, Mma64<scalar_t>, 8>,
+                           Products::kIeee, PAIR_M, PAIR_N, SPLIT>;
 
-#define FC_TMA_ROW(direction, name, dtype, ...)              \
+#define FC_TMA_INSTANCE(direction, name, dtype, ...)         \
   {name,                                                     \
    direction,                                                \
    dtype,                                                    \
@@ -249,12 +288,6 @@ using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
    launch_conv_tma_tf32<__VA_ARGS__>, \
    nullptr,                           \
    90},
-#define FC_TMA_TILES(d, dn, dtype, name, scalar_t)                                  \
-  FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x128x64", dtype, scalar_t, 128, 128, 5) \
-  FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_256x128x64", dtype, scalar_t, 256, 128, 4) \
-  FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x256x64", dtype, scalar_t, 128, 256, 4) \
-  FC_TMA_ROW(d, dn "_" name "_nhwc_wgmma_128x64x64", dtype, scalar_t, 128, 64, 6)
-
 template <class Config>
 std::string strided_refusal(const ConvProblem& p) {
   std::string why = tma_strided_refusal(Config::shape, p);
@@ -305,15 +338,44 @@ double wgrad_cost(const ConvProblem& p, const Device& device) {
    nullptr,                                                   \
    90},
 
-const ConvInstance kInstances[] = {
-    FC_TMA_TILES(Direction::kFprop, "fprop", DType::kBFloat16, "bf16", __nv_bfloat16)
-        FC_TMA_TILES(Direction::kFprop, "fprop", DType::kFloat16, "f16", __half)
-            FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kBFloat16, "bf16", __nv_bfloat16)
-                FC_TMA_TILES(Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)
-                    FC_TMA_STRIDED_INSTANCES(FC_TMA_STRIDED_ROW)
-                        FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW) FC_TMA_TF32(FC_TMA_TF32_ROW)};
+#define FC_TMA_SHAPE(direction, name, dtype, ...) \
+  {name, Config16<direction, dtype, __VA_ARGS__>::shape},
+#define FC_TMA_TILES(ROW, d, dn, dtype, name, scalar_t)                                          \
+  ROW(d, dn "_" name "_nhwc_wgmma_128x128x64", dtype, scalar_t, 128, 128, 5)                     \
+  ROW(d, dn "_" name "_nhwc_wgmma_256x128x64", dtype, scalar_t, 256, 128, 4)                     \
+  ROW(d, dn "_" name "_nhwc_wgmma_128x256x64", dtype, scalar_t, 128, 256, 4)                     \
+  ROW(d, dn "_" name "_nhwc_wgmma_128x64x64", dtype, scalar_t, 128, 64, 6)                       \
+  ROW(d, dn "_" name "_nhwc_wgmma_128x128x64_pair_n", dtype, scalar_t, 128, 128, 5, 1, 2)        \
+  ROW(d, dn "_" name "_nhwc_wgmma_256x128x64_pair_m", dtype, scalar_t, 256, 128, 4, 2, 1)        \
+  ROW(d, dn "_" name "_nhwc_wgmma_128x256x64_pair_m", dtype, scalar_t, 128, 256, 4, 2, 1)        \
+  ROW(d, dn "_" name "_nhwc_wgmma_256x128x64_pair_n_split2", dtype, scalar_t, 256, 128, 4, 1, 2, \
+      2)                                                                                         \
+  ROW(d, dn "_" name "_nhwc_wgmma_256x128x64_pair_n_split4", dtype, scalar_t, 256, 128, 4, 1, 2, 4)
+#define FC_TMA_TABLE(ROW)                                                                \
+  FC_TMA_TILES(ROW, Direction::kFprop, "fprop", DType::kBFloat16, "bf16", __nv_bfloat16) \
+  FC_TMA_TILES(ROW, Direction::kFprop, "fprop", DType::kFloat16, "f16", __half)          \
+  FC_TMA_TILES(ROW, Direction::kDgrad, "dgrad", DType::kBFloat16, "bf16", __nv_bfloat16) \
+  FC_TMA_TILES(ROW, Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)
+
+const ConvInstance kInstances[] = {FC_TMA_TABLE(FC_TMA_INSTANCE) FC_TMA_STRIDED_INSTANCES(
+    FC_TMA_STRIDED_ROW) FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW) FC_TMA_TF32(FC_TMA_TF32_ROW)};
+
+struct NamedShape {
+  const char* name;
+  TmaShape shape;
+};
+constexpr NamedShape kShapes[] = {FC_TMA_TABLE(FC_TMA_SHAPE)};
 
 }  // namespace
+
+bool tma_figures(const char* name, const ConvProblem& p, const Device& device, TmaFigures* to) {
+  for (const NamedShape& each : kShapes)
+    if (std::strcmp(name, each.name) == 0) {
+      *to = tma_figures(each.shape, p, device);
+      return true;
+    }
+  return false;
+}
 
 extern const ConvAlgorithm conv_tma = {"tma", kInstances,
                                        sizeof(kInstances) / sizeof(kInstances[0])};

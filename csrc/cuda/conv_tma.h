@@ -6,6 +6,7 @@
 #include "conv_algorithm.h"
 #include "conv_gather_tma.cuh"
 #include "conv_im2col.h"
+#include "conv_tma_model.h"
 
 namespace fastconv::cuda {
 
@@ -15,11 +16,20 @@ struct TmaShape {
   int scalar_bytes;
   int block_m, block_n, block_k;
   Products products;  // of fp32
+  // Blocks of a cluster: two neighbours along gemm_n share src, two along gemm_m share w; each of
+  // `split` such does a part of gemm_k.
+  int pair_m = 1, pair_n = 1, split = 1;
 
   // Of split operands each tile of w comes in two parts.
-  int w_parts() const { return products == Products::kTf32x3 ? 2 : 1; }
-  bool dgrad() const { return direction == Direction::kDgrad; }
+  constexpr int w_parts() const { return products == Products::kTf32x3 ? 2 : 1; }
+  constexpr bool dgrad() const { return direction == Direction::kDgrad; }
+  constexpr int cluster() const { return pair_m * pair_n * split; }
 };
+
+// How many clusters of so many blocks, one to an SM, run at a time.
+int tma_room(const Device&, int cluster);
+
+TmaFigures tma_figures(const TmaShape&, const ConvProblem&, const Device&);
 
 std::string tma_refusal(const TmaShape&, const ConvProblem&);
 double tma_cost(const TmaShape&, const ConvProblem&, const Device&);
@@ -30,14 +40,18 @@ int tma_params(const TmaShape&, const ConvCall&, ConvTmaParams*);
 
 // Fallback: the configuration of im2col that takes bases at any alignment.
 template <Direction direction, DType dtype, class Tile_, class Fallback_,
-          Products products = Products::kIeee>
+          Products products = Products::kIeee, int pair_m = 1, int pair_n = 1, int split = 1>
 struct TmaConfig {
   using Tile = Tile_;
   using Fallback = Fallback_;
   static constexpr TmaShape shape{
       direction,     dtype,         static_cast<int>(sizeof(typename Tile::scalar_t)),
       Tile::BLOCK_M, Tile::BLOCK_N, Tile::BLOCK_K,
-      products};
+      products,      pair_m,        pair_n,
+      split};
+  // Half of w is whole rows, or where its channels are the rows' contents, whole columns of 64.
+  static_assert(pair_m * pair_n <= 2 && (split == 1 || split == 2 || split == 4));
+  static_assert(pair_m == 1 || direction == Direction::kFprop || Tile::BLOCK_N % 128 == 0);
 };
 
 template <class Config>
@@ -47,13 +61,19 @@ int launch_conv_tma(const ConvCall& call) {
   if (!tma_aligned(Config::shape, call)) return launch_conv_im2col<typename Config::Fallback>(call);
   ConvTmaParams p;
   if (const int error = tma_params(Config::shape, call, &p)) return error;
-  const int blocks = p.tiles < call.device.sm_count ? p.tiles : call.device.sm_count;
+  constexpr int kCluster = Config::shape.cluster();
+  const int room = tma_room(call.device, kCluster);
+  const int blocks = (p.tiles < room ? p.tiles : room) * kCluster;
   const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::NUM_THREADS),
                             Tile::SHARED_BYTES, call.stream};
-  if constexpr (Config::shape.direction == Direction::kFprop)
-    return launch_kernel(conv_fprop_tma_kernel<Tile>, config, p);
-  else
-    return launch_kernel(conv_dgrad_tma_kernel<Tile>, config, p);
+  const auto kernel = [] {
+    if constexpr (Config::shape.direction == Direction::kFprop)
+      return conv_fprop_tma_kernel<Tile>;
+    else
+      return conv_dgrad_tma_kernel<Tile>;
+  }();
+  return kCluster == 1 ? launch_kernel(kernel, config, p)
+                       : launch_clusters(kernel, config, kCluster, p);
 }
 
 }  // namespace fastconv::cuda

@@ -58,7 +58,7 @@ struct ConvTmaTf32x3Mainloop {
   static_assert(Tile::PRODUCTS == 1, "registers hold the sums of 64 rows");
 
   static __device__ __forceinline__ void run(float (&acc)[1][N / 2], const unsigned char* ring,
-                                             uint64_t* full, uint64_t* empty,
+                                             uint64_t* full, const ConvTmaRelease& release,
                                              RingPosition<Tile::NUM_STAGES>& at, int consumer,
                                              int k_tiles) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
@@ -92,7 +92,7 @@ struct ConvTmaTf32x3Mainloop {
       wgmma_commit();
       wgmma_wait<0>();
       wgmma_pin(part);
-      if (lane == 0) mbarrier_arrive(empty + at.slot);
+      release(at.slot);
 #pragma unroll
       for (int i = 0; i < N / 2; ++i) acc[0][i] += part[i];
       at.advance();

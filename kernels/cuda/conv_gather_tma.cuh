@@ -9,74 +9,131 @@
 // when its bytes have arrived (one mbarrier), free when all eight warps that multiply have waited
 // for what reads it (another one): a warp's wait for wgmma speaks for that warp alone.
 //
-// bf16, fp16, and fp32 in TF32 (fprop); accumulation in fp32, gemm_k ascending. fp32 is rounded to
-// TF32 by TMA, whose maps have a type for it: wgmma itself would cut the low bits off (taken from
-// CUTLASS, which relies on it; not measured on a GPU). FLOPs: 2 N K O P Q C T R S, channels rounded
-// up to 128 bytes to a tap. From L2: 1/BLOCK_M + 1/BLOCK_N elements per multiply-add, 0.0117 bytes
-// per FLOP at 256x128, which 6 TB/s of L2 would bound at 512 TFLOP/s; DRAM: x, w, y once where the
-// L2 holds what neighbouring blocks share. Workspace: none. Deterministic. Speed: not measured on a
-// GPU. Sources: PTX ISA, "Tensors"; Chetlur et al., "cuDNN: Efficient Primitives for Deep
-// Learning", 2014, section 3.
+// Clusters, as the launch has it. Two blocks with neighbouring tiles share the rows of src, or of
+// w: each brings half of them for both by multicast, and a stage is free when the warps of both are
+// done with it. Two or four such split gemm_k, where tiles are too few for all SMs: sums go through
+// distributed shared memory and are added in the order of the slices.
+//
+// bf16, fp16, and fp32 in TF32 (fprop); accumulation in fp32, gemm_k ascending within a slice. fp32
+// is rounded to TF32 by TMA, whose maps have a type for it: wgmma itself would cut the low bits off
+// (taken from CUTLASS, which relies on it; not measured on a GPU). FLOPs: 2 N K O P Q C T R S,
+// channels rounded up to 128 bytes to a tap. From L2: 1/m + 1/n elements per multiply-add of a
+// cluster's tile m x n: 0.0117 bytes per FLOP at 256x128, which 6 TB/s of L2 would bound at 512
+// TFLOP/s, 0.0078 at two blocks' 256x256; DRAM: x, w, y once where the L2 holds what neighbouring
+// blocks share. Workspace: none. Deterministic. Speed: not measured on a GPU. Sources: PTX ISA,
+// "Tensors", "Cluster"; Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014,
+// section 3.
 //
 // dgrad of stride 1 is the same product over dy, taps backwards: dx [N*D*H*W, C] = cols(dy) * w,
 // where w's rows are gemm_k and its channels gemm_n, which wgmma reads as they lie (MN-major).
 #pragma once
 #include "detail/conv_tma_params.cuh"
+#include "detail/named_barrier.cuh"
+#include "detail/tma_multicast.cuh"
 #include "detail/wgmma_tile.cuh"
 
 namespace fastconv::cuda {
 
 // One stage's operands: cols [BLOCK_M, BLOCK_K] of tap t, r, s, and of w [BLOCK_N, BLOCK_K], or
-// [BLOCK_K, BLOCK_N] where B_MN, 64 channels at a time.
+// [BLOCK_K, BLOCK_N] where B_MN, 64 channels at a time. What two blocks share each brings half of,
+// for both; the map's boxes are half as large then.
 template <class Tile, bool B_MN>
 struct ConvTmaProducer {
   const ConvTmaParams& p;
+  const ConvTmaPart& part;
   unsigned char* ring;
   uint64_t *full, *empty;
   RingPosition<Tile::NUM_STAGES> at;
 
+  __device__ __forceinline__ unsigned both() const { return 3u << (part.rank & ~1); }
+
   __device__ __forceinline__ void load(const ConvTmaPlace& place) {
+    const int shift = p.shares_src ? part.half * (Tile::BLOCK_M / 2) : 0;
     uint32_t rest;
-    const int n = p.image.divmod(place.m, rest);
+    const int n = p.image.divmod(place.m + shift, rest);
     const uint32_t o = p.plane.divmod(rest, rest);
     const uint32_t ph = p.row.divmod(rest, rest);
     const int d0 = static_cast<int>(o) * p.stride[0] + p.first[0];
     const int h0 = static_cast<int>(ph) * p.stride[1] + p.first[1];
     const int w0 = static_cast<int>(rest) * p.stride[2] + p.first[2];
-    int tap = 0;
-    for (int t = 0; t < p.filter[0]; ++t)
-      for (int r = 0; r < p.filter[1]; ++r)
-        for (int s = 0; s < p.filter[2]; ++s, ++tap)
-          for (int chunk = 0; chunk < p.chunks; ++chunk) {
-            mbarrier_wait(empty + at.slot, at.parity ^ 1);
-            uint64_t* const barrier = full + at.slot;
-            mbarrier_arrive_expect(barrier, Tile::STAGE_BYTES);
-            unsigned char* const a = ring + at.slot * Tile::STAGE_BYTES;
-            const int channel = chunk * Tile::BLOCK_K;
-            if (p.volume)
-              tma_load_im2col(a, &p.src, barrier, channel, w0, h0, d0, n, s * p.dilation[2],
-                              r * p.dilation[1], t * p.dilation[0]);
-            else
-              tma_load_im2col(a, &p.src, barrier, channel, w0, h0, n, s * p.dilation[2],
-                              r * p.dilation[1]);
-            load_w(a + Tile::A_BYTES, barrier, place.n, tap, channel);
-            at.advance();
+    uint32_t chunk, s, r;
+    int tap = static_cast<int>(p.chunks.divmod(part.k_begin, chunk));
+    uint32_t t = p.filter_h.divmod(p.filter_w.divmod(tap, s), r);
+    for (int k_tile = part.k_begin; k_tile < part.k_end; ++k_tile) {
+      mbarrier_wait(empty + at.slot, at.parity ^ 1);
+      uint64_t* const barrier = full + at.slot;
+      mbarrier_arrive_expect(barrier, Tile::STAGE_BYTES);
+      unsigned char* const a = ring + at.slot * Tile::STAGE_BYTES;
+      const int channel = static_cast<int>(chunk) * Tile::BLOCK_K;
+      const int dw = static_cast<int>(s) * p.dilation[2], dh = static_cast<int>(r) * p.dilation[1];
+      const int dd = static_cast<int>(t) * p.dilation[0];
+      if (p.shares_src) {
+        if (p.volume)
+          tma_multicast_im2col(a + shift * 128, &p.src, barrier, both(), channel, w0, h0, d0, n, dw,
+                               dh, dd);
+        else
+          tma_multicast_im2col(a + shift * 128, &p.src, barrier, both(), channel, w0, h0, n, dw,
+                               dh);
+      } else {
+        if (p.volume)
+          tma_load_im2col(a, &p.src, barrier, channel, w0, h0, d0, n, dw, dh, dd);
+        else
+          tma_load_im2col(a, &p.src, barrier, channel, w0, h0, n, dw, dh);
+      }
+      load_w(a + Tile::A_BYTES, barrier, place.n, tap, channel);
+      at.advance();
+      if (++chunk == p.chunks.divisor) {
+        chunk = 0;
+        ++tap;
+        if (++s == p.filter_w.divisor) {
+          s = 0;
+          if (++r == p.filter_h.divisor) {
+            r = 0;
+            ++t;
           }
+        }
+      }
+    }
   }
 
   __device__ __forceinline__ void load_w(unsigned char* to, uint64_t* barrier, int n, int tap,
                                          int channel) const {
     if constexpr (B_MN) {
       const int taps = p.filter[0] * p.filter[1] * p.filter[2];
+      constexpr int HALF = Tile::BLOCK_N / 2;
 #pragma unroll
-      for (int part = 0; part < Tile::BLOCK_N; part += Tile::BLOCK_K)
-        tma_load_tile(to + part * 128, &p.w, barrier, n + part, taps - 1 - tap, channel);
+      for (int columns = 0; columns < Tile::BLOCK_N; columns += Tile::BLOCK_K) {
+        if (!p.shares_w)
+          tma_load_tile(to + columns * 128, &p.w, barrier, n + columns, taps - 1 - tap, channel);
+        else if (columns / HALF == part.half)
+          tma_multicast_tile(to + columns * 128, &p.w, barrier, both(), n + columns, taps - 1 - tap,
+                             channel);
+      }
+    } else if (p.shares_w) {
+      const int rows = part.half * (Tile::BLOCK_N / 2);
+#pragma unroll
+      for (int i = 0; i < Tile::W_PARTS; ++i)
+        tma_multicast_tile(to + (i * Tile::BLOCK_N + rows) * 128, &p.w, barrier, both(), channel,
+                           tap, n + rows + i * p.channels);
     } else {
 #pragma unroll
-      for (int part = 0; part < Tile::W_PARTS; ++part)
-        tma_load_tile(to + part * Tile::BLOCK_N * 128, &p.w, barrier, channel, tap,
-                      n + part * p.channels);
+      for (int i = 0; i < Tile::W_PARTS; ++i)
+        tma_load_tile(to + i * Tile::BLOCK_N * 128, &p.w, barrier, channel, tap,
+                      n + i * p.channels);
     }
+  }
+};
+
+// Gives a stage back once this warp has read it: to the block's own producer, and where another
+// block brings half of what lies there, to that one's.
+struct ConvTmaRelease {
+  uint64_t* empty;
+  int sharers, other;
+
+  __device__ __forceinline__ void operator()(int slot) const {
+    const int lane = threadIdx.x % 32;
+    if (lane == 0) mbarrier_arrive(empty + slot);
+    if (lane == 1 && sharers == 2) mbarrier_arrive_cluster(empty + slot, other);
   }
 };
 
@@ -98,14 +155,14 @@ __device__ __forceinline__ void conv_tma_multiply(float (&acc)[Tile::PRODUCTS][T
 }
 
 // The sums of one tile: a warpgroup's products of `k_tiles` stages, from `at` on, each given back
-// to `empty` once it is read.
+// once it is read.
 template <class Tile, bool B_MN>
 struct ConvTmaMainloop {
   static __device__ __forceinline__ void run(float (&acc)[Tile::PRODUCTS][Tile::BLOCK_N / 2],
                                              const unsigned char* ring, uint64_t* full,
-                                             uint64_t* empty, RingPosition<Tile::NUM_STAGES>& at,
-                                             int consumer, int k_tiles) {
-    const int lane = threadIdx.x % 32;
+                                             const ConvTmaRelease& release,
+                                             RingPosition<Tile::NUM_STAGES>& at, int consumer,
+                                             int k_tiles) {
     int read = 0;  // the slot of the products in flight
     for (int k_tile = 0; k_tile < k_tiles; ++k_tile) {
       mbarrier_wait(full + at.slot, at.parity);
@@ -116,18 +173,70 @@ struct ConvTmaMainloop {
       wgmma_commit();
       // The stage before is read once these are the only ones in flight.
       wgmma_wait<1>();
-      if (lane == 0 && k_tile != 0) mbarrier_arrive(empty + read);
+      if (k_tile != 0) release(read);
 #pragma unroll
       for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
       read = at.slot;
       at.advance();
     }
     wgmma_wait<0>();
-    if (lane == 0) mbarrier_arrive(empty + read);
+    release(read);
 #pragma unroll
     for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
   }
 };
+
+// The sums of a tile whose gemm_k blocks have split among them, in the order of their slices: each
+// block leaves its own in its ring, which is empty between two tiles, as float, 16 rows and 64
+// columns at a time, and adds up and stores a part of every 16 rows.
+template <class Tile>
+__device__ __forceinline__ void conv_tma_store_slices(
+    const float (&acc)[Tile::PRODUCTS][Tile::BLOCK_N / 2], float* ring,
+    const WgmmaStore<typename Tile::scalar_t>& store, const ConvTmaParams& p,
+    const ConvTmaPart& part, const ConvTmaPlace& place) {
+  constexpr int PARTS = Tile::BLOCK_N / 64;
+  static_assert(Tile::BLOCK_M * Tile::BLOCK_N * 4 <= Tile::RING_BYTES);
+  const int warp = threadIdx.x / 32 - 4, lane = threadIdx.x % 32;
+  const int ranks = static_cast<int>(p.cluster.divisor) / p.split, rows = 16 / p.split;
+  float* const mine = ring + warp * (Tile::PRODUCTS * PARTS * 1024);
+  // The other warpgroup's products read stages where this one's sums go.
+  named_barrier_sync(1, 128 * Tile::CONSUMERS);
+#pragma unroll
+  for (int i = 0; i < Tile::PRODUCTS; ++i)
+#pragma unroll
+    for (int n = 0; n < PARTS; ++n)
+      turn_accumulators<Tile::BLOCK_N>(acc[i], n * 64, mine + (i * PARTS + n) * 1024);
+  // TMA writes there next.
+  fence_proxy_async();
+  cluster_sync();
+  const int column = lane % 8 * 8;
+#pragma unroll 1
+  for (int sub = 0; sub < Tile::PRODUCTS * PARTS; ++sub) {
+    const int m = place.m + ((warp / 4 * Tile::PRODUCTS + sub / PARTS) * 4 + warp % 4) * 16;
+    const int n = place.n + sub % PARTS * 64 + column;
+    float bias8[8];
+    store.load_bias(n, bias8);
+#pragma unroll 1
+    for (int i = lane / 8; i < rows; i += 4) {
+      const int row = part.slice * rows + i;
+      const float* const from = mine + sub * 1024;
+      float v[8] = {};
+#pragma unroll 1
+      for (int slice = 0; slice < p.split; ++slice) {
+        const int rank = slice * ranks + part.half;
+        const float4 low =
+            cluster_load(reinterpret_cast<const float4*>(from + turned_place(row, column)), rank);
+        const float4 high = cluster_load(
+            reinterpret_cast<const float4*>(from + turned_place(row, column + 4)), rank);
+        const float more[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] = slice == 0 ? more[e] : v[e] + more[e];
+      }
+      store.store(m + row, n, bias8, v);
+    }
+  }
+  cluster_sync();  // the others have read the ring
+}
 
 // One body for both directions; the kernels below give it their names.
 template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>>
@@ -143,24 +252,37 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
       reinterpret_cast<uint64_t*>(turns + Tile::CONSUMER_WARPS * Tile::TURN_BYTES);
   uint64_t* const empty = full + Tile::NUM_STAGES;
   const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32;
+  const int sharers = ConvTmaPart::pairs(p) ? 2 : 1;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Tile::NUM_STAGES; ++i) {
       mbarrier_init(full + i, 1);
-      mbarrier_init(empty + i, Tile::CONSUMER_WARPS);
+      mbarrier_init(empty + i, Tile::CONSUMER_WARPS * sharers);
     }
     mbarrier_init_fence();
   }
-  __syncthreads();
+  if (p.cluster.divisor > 1)
+    cluster_sync();
+  else
+    __syncthreads();
+  const ConvTmaPart part(p);
+  const int first = static_cast<int>(p.cluster.div(blockIdx.x));
+  const int step = static_cast<int>(p.cluster.div(gridDim.x));
 
   if (warpgroup == 0) {
     give_registers<Tile::PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) {
       tma_prefetch_map(&p.src);
       tma_prefetch_map(&p.w);
-      ConvTmaProducer<Tile, B_MN> producer{p, ring, full, empty, {}};
-      for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x)
-        producer.load(conv_tma_place<Tile>(p, tile));
     }
+    ConvTmaProducer<Tile, B_MN> producer{p, part, ring, full, empty, {}};
+    for (int tile = first; tile < p.tiles; tile += step) {
+      if (threadIdx.x == 0) producer.load(conv_tma_place<Tile>(p, tile, part.half));
+      if (p.split > 1) {
+        cluster_sync();
+        cluster_sync();
+      }
+    }
+    if (p.cluster.divisor > 1) cluster_sync();
   } else {
     take_registers<Tile::CONSUMER_REGISTERS>();
     const int consumer = warpgroup - 1;
@@ -173,18 +295,25 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
                                      p.channels,
                                      p.vec8,
                                      p.residual_vec8};
+    const ConvTmaRelease release{empty, sharers, part.other};
     float* const turn = reinterpret_cast<float*>(turns + (warp - 4) * Tile::TURN_BYTES);
     RingPosition<Tile::NUM_STAGES> at;
-    for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+    for (int tile = first; tile < p.tiles; tile += step) {
       float acc[Tile::PRODUCTS][Tile::BLOCK_N / 2];
-      Mainloop::run(acc, ring, full, empty, at, consumer, p.k_tiles);
-      const ConvTmaPlace place = conv_tma_place<Tile>(p, tile);
+      Mainloop::run(acc, ring, full, release, at, consumer, part.k_end - part.k_begin);
+      const ConvTmaPlace place = conv_tma_place<Tile>(p, tile, part.half);
+      if (p.split > 1) {
+        conv_tma_store_slices<Tile>(acc, reinterpret_cast<float*>(ring), store, p, part, place);
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < Tile::PRODUCTS; ++i)
         store_accumulators<Tile::BLOCK_N>(
             acc[i], turn, store, place.m + (consumer * Tile::PRODUCTS + i) * 64 + warp % 4 * 16,
             place.n);
     }
+    // A peer may still write here.
+    if (p.cluster.divisor > 1) cluster_sync();
   }
 #else
   static_cast<void>(p);  // compiled for another architecture too, never launched there

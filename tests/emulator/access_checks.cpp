@@ -68,6 +68,11 @@ inline void check_shared(Worker& worker, Fiber& f, const unsigned char* p, size_
   const uint64_t mine = shared_entry(worker, f);
   const size_t offset = static_cast<size_t>(p - worker.shared.base());
   Access* const places = worker.shadow.places.data();
+  if (kWrite && p < f.block->peer_read_high && p + bytes > f.block->peer_read_low)
+    fail("write to " + name_of(p) +
+         ", next to what another block of the cluster reads, with no barrier of the cluster"
+         " between" +
+         code_address(pc));
   for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
     Access& place = places[i];
     if (same_epoch(place.write, mine) || (place.write & kPending && same_block(place.write, mine)))
@@ -245,9 +250,37 @@ uint64_t moment(uint64_t entry) { return (entry >> 12 & 0x3FFFFFFu) + 1; }
 
 void note_bulk_copy(Fiber& f, const void* shared, size_t bytes) {
   Worker& worker = *f.block->worker;
-  if (worker.check_accesses)
-    check_shared<true>(worker, f, static_cast<const unsigned char*>(shared), bytes, nullptr,
-                       kPending | kBulk);
+  if (!worker.check_accesses) return;
+  const auto* const p = static_cast<const unsigned char*>(shared);
+  const auto offset = static_cast<size_t>(p - worker.shared.base());
+  const uint64_t mine = shared_entry(worker, f);
+  for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
+    const uint64_t write = worker.shadow.places[i].write;
+    if (same_block(write, mine) && !(write & kPending) &&
+        f.block->fibers[thread_of(write)].proxy_fence < moment(write))
+      fail("a bulk tensor load overwrites " + name_of(worker.shared.base() + 2 * i) +
+           ", which thread " + thread_name(f, write) + " wrote without a fence.proxy.async since");
+  }
+  check_shared<true>(worker, f, p, bytes, nullptr, kPending | kBulk);
+}
+
+void note_peer_read(Worker& worker, const void* shared, size_t bytes) {
+  if (!worker.check_accesses) return;
+  Block& block = worker.block;
+  const Fiber& any = block.fibers[0];
+  const uint64_t mine = shared_entry(worker, any);
+  const auto* const p = static_cast<const unsigned char*>(shared);
+  const auto offset = static_cast<size_t>(p - worker.shared.base());
+  for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
+    const uint64_t write = worker.shadow.places[i].write;
+    if (!same_block(write, mine)) continue;
+    if (write & kPending || (write >> 22 & 0xFFFFu) >= (block.cluster_epoch & 0xFFFFu))
+      fail("read of shared memory of another block that its thread " + thread_name(any, write) +
+           " wrote, with no barrier of the cluster between");
+  }
+  const bool none = block.peer_read_high == nullptr;
+  if (none || p < block.peer_read_low) block.peer_read_low = p;
+  if (none || p + bytes > block.peer_read_high) block.peer_read_high = p + bytes;
 }
 
 void note_bulk_landing(Worker& worker, const void* shared, size_t bytes) {

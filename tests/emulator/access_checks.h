@@ -40,9 +40,13 @@ void note_read(Fiber& fiber, const void* p, size_t bytes);
 // A copy into shared memory is in flight: until it lands, any access to the place is an error.
 void note_copy(Fiber& fiber, const void* shared, size_t bytes);
 void note_landing(Fiber& fiber, const void* shared, size_t bytes);
-// The same of a bulk tensor copy, which lands on no thread's account.
+// The same of a bulk tensor copy, which lands on no thread's account. Threads that wrote there
+// before have to have run fence.proxy.async since.
 void note_bulk_copy(Fiber& fiber, const void* shared, size_t bytes);
 void note_bulk_landing(Worker& worker, const void* shared, size_t bytes);
+// Another block of the cluster reads the worker's shared memory: a barrier of the cluster has to
+// lie between this and the writes before and behind it.
+void note_peer_read(Worker& worker, const void* shared, size_t bytes);
 // TMA or wgmma reads shared memory on the fiber's behalf: what threads have written there has to be
 // ordered before it, and its writers have to have run fence.proxy.async since.
 void note_async_read(Fiber& fiber, const void* shared, size_t bytes, const char* what);

@@ -1,6 +1,7 @@
 // The Python module of the emulation: the registered kernel instances, and a call that runs one of
 // them on plain bytes. tests/emulated.py puts tensors, dtypes and layouts around it.
 #include "cuda/conv_algorithm.h"
+#include "cuda/conv_tma_model.h"
 #include "cuda/launch.h"
 #include "halo_bindings.h"
 #include "inception_bindings.h"
@@ -220,6 +221,18 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
       py::arg("algorithm"), py::arg("instance"), py::arg("problem"), py::arg("a"), py::arg("b"),
       py::arg("bias"), py::arg("device"), py::arg("peeks") = py::none(),
       py::arg("epilogue") = py::none(), py::arg("residual") = py::none(), py::arg("stats") = false);
+  // Of the convolutions by TMA alone.
+  m.def("tma_figures",
+        [](const std::string& name, const ConvProblem& p, const cuda::Device& device) {
+          cuda::TmaFigures f;
+          if (!cuda::tma_figures(name.c_str(), p, device, &f)) throw std::invalid_argument(name);
+          py::dict d;
+          d["l2_bytes_per_flop"] = f.l2_bytes_per_flop;
+          d["wave_efficiency"] = f.wave_efficiency;
+          d["multiply_s"] = f.multiply_s;
+          d["rounds"] = f.rounds;
+          return d;
+        });
   m.def(
       "run_probe",
       [](const py::object& x, const py::kwargs& options) {

@@ -18,12 +18,16 @@ std::string name_of(const void* p) {
   return describe_shared(p, text);
 }
 
-Mbarrier& find(const void* at, const char* what, Site site) {
-  for (Mbarrier& barrier : state().barriers) {
+// `of`: the block in whose shared memory it lies, where that is another one.
+Mbarrier& find(const void* at, const char* what, Site site, Worker* of = nullptr) {
+  for (Mbarrier& barrier : of != nullptr ? of->sm90.barriers : state().barriers) {
     if (barrier.at != at) continue;
     if (!barrier.fenced && barrier.initialiser != current->linear)
       fail(std::string(what) + " at " + place(site) + ": mbarrier " + name_of(at) +
            " is used before its init was made visible (fence.mbarrier_init)");
+    if (of != nullptr && !barrier.clustered)
+      fail(std::string(what) + " at " + place(site) +
+           ": an mbarrier of another block is used with no barrier of the cluster since its init");
     return barrier;
   }
   fail(std::string(what) + " at " + place(site) + ": mbarrier " + name_of(at) +
@@ -67,8 +71,15 @@ void mbarrier_init(void* barrier, unsigned count, Site site) {
   state().used = true;
   for (const Mbarrier& other : state().barriers)
     if (other.at == barrier) wrong("initialised before");
-  state().barriers.push_back(
-      {static_cast<unsigned char*>(barrier), count, count, 0, 0, current->linear, false, {}});
+  state().barriers.push_back({static_cast<unsigned char*>(barrier),
+                              count,
+                              count,
+                              0,
+                              0,
+                              current->linear,
+                              false,
+                              false,
+                              {}});
 }
 
 void mbarrier_init_fence() {
@@ -76,15 +87,27 @@ void mbarrier_init_fence() {
     if (barrier.initialiser == current->linear) barrier.fenced = true;
 }
 
-void mbarrier_arrive(void* at, unsigned expected_bytes, Site site) {
-  Mbarrier& barrier = find(at, "mbarrier.arrive", site);
+namespace {
+void arrive(Block& block, Mbarrier& barrier, unsigned expected_bytes, Site site) {
+  const void* const at = barrier.at;
   if (barrier.pending == 0)
     fail("mbarrier.arrive at " + place(site) + ": more arrivals at " + name_of(at) +
          " than its count of " + std::to_string(barrier.count) + " in one phase");
   barrier.bytes += expected_bytes;
   if (barrier.bytes >= 1 << 20) fail("mbarrier " + name_of(at) + ": expects 2^20 bytes or more");
   --barrier.pending;
-  settle(*current->block, barrier);
+  settle(block, barrier);
+}
+}  // namespace
+
+void mbarrier_arrive(void* at, unsigned expected_bytes, Site site) {
+  arrive(*current->block, find(at, "mbarrier.arrive", site), expected_bytes, site);
+}
+
+void mbarrier_arrive_peer(void* at, unsigned rank, Site site) {
+  constexpr const char* kWhat = "mbarrier.arrive of another block";
+  Worker& peer = peer_of(rank, kWhat, site);
+  arrive(peer.block, find(peer_place(peer, at), kWhat, site, &peer), 0, site);
 }
 
 bool mbarrier_try_wait(void* at, unsigned parity, Site site) {
@@ -144,42 +167,63 @@ void check_shared_side(const void* shared, const TensorMap& map, const char* wha
 
 }  // namespace
 
+namespace {
+// To `to` in the shared memory of `worker`'s block, where `completes` counts it.
+void load_into(Worker& worker, unsigned char* to, const TensorMap& map, int rank, const int* at,
+               const int* offset, const Mbarrier& completes, const char* what, Site site) {
+  Sm90State& sm90 = worker.sm90;
+  TensorCopy copy{map, {}, {}, to, static_cast<size_t>(&completes - sm90.barriers.data())};
+  std::copy(at, at + rank, copy.at);
+  if (offset != nullptr) std::copy(offset, offset + map.spatial(), copy.offset);
+  if (const char* why = check_coordinates(map, copy.at, copy.offset))
+    fail(std::string(what) + " at " + place(site) + ": " + why);
+  const auto low = static_cast<uint32_t>(to - worker.shared.dynamic_base());
+  const auto high = static_cast<uint32_t>(low + map.bytes());
+  unsigned warp = 0;
+  if (read_by_products(sm90, low, high, &warp))
+    fail(std::string(what) + " at " + place(site) + " overwrites " + name_of(to) +
+         ", which a wgmma of warp " + std::to_string(warp) + " may still read");
+  const auto meets = [&](const unsigned char* other, size_t bytes) {
+    return other < to + map.bytes() && to < other + bytes;
+  };
+  bool twice = false;
+  for (const TensorCopy& other : sm90.copies) twice = twice || meets(other.to, other.map.bytes());
+  for (const Mbarrier& other : sm90.barriers)
+    for (const Landing& landing : other.landings)
+      twice = twice || meets(landing.to, landing.bytes.size());
+  if (twice)
+    fail(std::string(what) + " at " + place(site) + ": " + name_of(to) +
+         " is the destination of another one in flight");
+  // What a peer writes is put down to the block's first thread.
+  note_bulk_copy(&worker == current->block->worker ? *current : worker.fibers[0], to, map.bytes());
+  fill_poison(to, map.bytes());
+  sm90.copies.push_back(copy);
+}
+}  // namespace
+
 void tensor_load(void* shared, const TensorMap* map, int rank, const int* at, const int* offset,
                  void* barrier, Site site) {
   constexpr const char* kWhat = "bulk tensor load";
   check_map(map, rank, offset != nullptr, kWhat, site);
   check_shared_side(shared, *map, kWhat, site);
-  const Mbarrier& completes = find(barrier, kWhat, site);
-  TensorCopy copy{*map,
-                  {},
-                  {},
-                  static_cast<unsigned char*>(shared),
-                  static_cast<size_t>(&completes - state().barriers.data())};
-  std::copy(at, at + rank, copy.at);
-  if (offset != nullptr) std::copy(offset, offset + map->spatial(), copy.offset);
-  if (const char* why = check_coordinates(*map, copy.at, copy.offset))
-    fail(std::string(kWhat) + " at " + place(site) + ": " + why);
-  const uint32_t low = shared_address(shared);
-  const auto high = static_cast<uint32_t>(low + map->bytes());
-  unsigned warp = 0;
-  if (read_by_products(state(), low, high, &warp))
-    fail(std::string(kWhat) + " at " + place(site) + " overwrites " + name_of(shared) +
-         ", which a wgmma of warp " + std::to_string(warp) + " may still read");
-  const auto meets = [&](const unsigned char* other, size_t bytes) {
-    return other < copy.to + map->bytes() && copy.to < other + bytes;
-  };
-  bool twice = false;
-  for (const TensorCopy& other : state().copies)
-    twice = twice || meets(other.to, other.map.bytes());
-  for (const Mbarrier& other : state().barriers)
-    for (const Landing& landing : other.landings)
-      twice = twice || meets(landing.to, landing.bytes.size());
-  if (twice)
-    fail(std::string(kWhat) + " at " + place(site) + ": " + name_of(shared) +
-         " is the destination of another one in flight");
-  note_bulk_copy(*current, shared, map->bytes());
-  fill_poison(shared, map->bytes());
-  state().copies.push_back(copy);
+  load_into(*current->block->worker, static_cast<unsigned char*>(shared), *map, rank, at, offset,
+            find(barrier, kWhat, site), kWhat, site);
+}
+
+void tensor_load_multicast(void* shared, const TensorMap* map, int rank, const int* at,
+                           const int* offset, void* barrier, unsigned mask, Site site) {
+  constexpr const char* kWhat = "bulk tensor load by multicast";
+  check_map(map, rank, offset != nullptr, kWhat, site);
+  check_shared_side(shared, *map, kWhat, site);
+  if (mask == 0 || mask > 0xFFFF) fail(std::string(kWhat) + " at " + place(site) + ": no block");
+  for (unsigned to = 0; mask >> to != 0; ++to) {
+    if (!(mask >> to & 1u)) continue;
+    const bool own = to == current->block->rank;
+    Worker& worker = own ? *current->block->worker : peer_of(to, kWhat, site);
+    const void* const counts = own ? barrier : peer_place(worker, barrier);
+    load_into(worker, own ? static_cast<unsigned char*>(shared) : peer_place(worker, shared), *map,
+              rank, at, offset, find(counts, kWhat, site, own ? nullptr : &worker), kWhat, site);
+  }
 }
 
 void tensor_store(const TensorMap* map, int rank, const int* at, const void* shared, Site site) {

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "guarded_buffers.h"
+#include "sm90_interface.h"
 #include "worker.h"
 
 namespace emu {
@@ -54,11 +55,21 @@ std::string end_run(Statistics* statistics) {
 
 int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_t argument_bytes,
                dim3 grid, dim3 block, size_t dynamic_bytes) {
+  return run_cluster_launch(kernel, invoke, arguments, argument_bytes, grid, block, dynamic_bytes,
+                            1);
+}
+
+int run_cluster_launch(const void* kernel, void (*invoke)(void*), void* arguments,
+                       size_t argument_bytes, dim3 grid, dim3 block, size_t dynamic_bytes,
+                       unsigned cluster) {
   Run& r = run();
   if (!r.error.empty()) return cudaErrorLaunchFailure;
   Launch launch;
   launch.kernel = kernel_name(kernel);
-  const std::string wrong = check_configuration(kernel, grid, block, dynamic_bytes);
+  std::string wrong = check_configuration(kernel, grid, block, dynamic_bytes);
+  if (cluster < 1 || cluster > 8 || grid.x % cluster != 0)
+    wrong = "clusters of " + std::to_string(cluster) + " blocks in a grid of " +
+            std::to_string(grid.x) + ": at most 8, and the grid a multiple";
   if (!wrong.empty()) {
     r.error = launch.kernel + ": invalid launch configuration: " + wrong;
     return cudaErrorInvalidConfiguration;
@@ -72,14 +83,17 @@ int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_
   launch.seconds = r.settings.seconds;
   launch.check_accesses = r.settings.check_accesses;
   launch.number = r.statistics.launches;
-  launch.blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-  launch.limit = std::min(launch.blocks, r.settings.block_limit);
+  launch.cluster = cluster;
+  launch.blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z / cluster;
+  const uint64_t most = r.settings.block_limit;
+  launch.limit = std::min(launch.blocks, most / cluster + (most % cluster != 0));
   launch.seed = mix(r.settings.seed ^ mix(r.statistics.launches));
   launch.first = launch.seed % launch.blocks;
   launch.step = launch.seed / 7 % launch.blocks;
   while (std::gcd(launch.step, launch.blocks) != 1) ++launch.step;
 
-  const uint64_t threads = launch.limit * block.x * block.y * block.z;
+  const uint64_t blocks = launch.limit * cluster;
+  const uint64_t threads = blocks * block.x * block.y * block.z;
   // Starting an OS thread costs as much as a few hundred fibers.
   const uint64_t useful = threads < 2048 ? 1 : launch.limit;
   const auto workers =
@@ -91,11 +105,11 @@ int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_
   r.workers[0]->run(launch);
   for (std::thread& other : others) other.join();
 
-  r.statistics.records.push_back({launch.kernel, launch.blocks,
+  r.statistics.records.push_back({launch.kernel, launch.blocks * cluster,
                                   static_cast<uint64_t>(block.x) * block.y * block.z,
                                   dynamic_bytes});
   ++r.statistics.launches;
-  r.statistics.blocks += launch.limit;
+  r.statistics.blocks += blocks;
   r.statistics.threads += threads;
   r.statistics.switches += launch.switches;
   for (size_t i = 0; i < workers; ++i)

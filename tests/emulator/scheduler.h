@@ -45,7 +45,15 @@ struct Worker;
 
 // --- what a fiber is ----------------------------------------------------------------------------
 
-enum class Wait : uint8_t { kNone, kBlockBarrier, kNamedBarrier, kWarp, kMbarrier, kDone };
+enum class Wait : uint8_t {
+  kNone,
+  kBlockBarrier,
+  kNamedBarrier,
+  kWarp,
+  kMbarrier,
+  kClusterBarrier,
+  kDone
+};
 
 struct PendingCopy {
   unsigned char* shared;
@@ -111,6 +119,15 @@ struct NamedBarrier {
 
 struct Launch;
 
+// Blocks that are alive together and reach each other's shared memory: each has a worker of its
+// own, and one OS thread runs the fibers of all. Every block is in one, most alone.
+struct Cluster {
+  std::vector<Worker*> members;  // by rank
+  unsigned arrived;              // threads, at the cluster's barrier
+
+  unsigned live() const;
+};
+
 struct Block {
   uint3 index;        // blockIdx
   dim3 extent, grid;  // blockDim, gridDim
@@ -124,6 +141,14 @@ struct Block {
   uint32_t epoch;   // barriers completed: what lies between two of them is not ordered
   BlockBarrier barrier;
   NamedBarrier named[kNamedBarriers];
+
+  Cluster* cluster;
+  unsigned rank;  // within the cluster
+  // Since the cluster's last barrier: the epoch that it began, what peers have read of this block's
+  // shared memory, and whether they have used any of it.
+  uint32_t cluster_epoch;
+  const unsigned char *peer_read_low, *peer_read_high;
+  bool touched;
 };
 
 // The fiber that runs on this OS thread, or null.
@@ -147,10 +172,11 @@ struct Launch {
   size_t argument_bytes;
   dim3 grid, extent;
   size_t dynamic_bytes;
-  uint64_t blocks, seed;
-  uint64_t number;       // within the run
-  uint64_t limit;        // how many blocks are run
-  uint64_t first, step;  // coprime with the number of blocks
+  unsigned cluster;       // blocks that run together
+  uint64_t blocks, seed;  // the former in clusters
+  uint64_t number;        // within the run
+  uint64_t limit;         // how many of the blocks are run
+  uint64_t first, step;   // coprime with the number of blocks
   double seconds;
   bool check_accesses;
   // The block that runs as the i-th. The first and the last one are always among those that run.

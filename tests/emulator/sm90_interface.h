@@ -13,6 +13,8 @@ void mbarrier_init(void* barrier, unsigned count, Site site);
 void mbarrier_init_fence();
 // One arrival; the phase then also waits for so many bytes of copies.
 void mbarrier_arrive(void* barrier, unsigned expected_bytes, Site site);
+// At the same place in another block of the cluster.
+void mbarrier_arrive_peer(void* barrier, unsigned rank, Site site);
 // Whether the phase of that parity is complete; waits for it, but may return false without cause.
 bool mbarrier_try_wait(void* barrier, unsigned parity, Site site);
 
@@ -22,12 +24,28 @@ bool mbarrier_try_wait(void* barrier, unsigned parity, Site site);
 // The data become visible when a phase of the barrier completes that counts them, not before.
 void tensor_load(void* shared, const TensorMap* map, int rank, const int* at, const int* offset,
                  void* barrier, Site site);
+// The same, to the same place in every block of the mask; each one's barrier counts its own bytes.
+void tensor_load_multicast(void* shared, const TensorMap* map, int rank, const int* at,
+                           const int* offset, void* barrier, unsigned mask, Site site);
 // Global memory changes, and shared memory may be written again, in the wait that names the group.
 void tensor_store(const TensorMap* map, int rank, const int* at, const void* shared, Site site);
 void bulk_commit();
 void bulk_wait(unsigned pending);
 // Orders this thread's writes to shared memory before what TMA and wgmma read of it.
 void fence_proxy_async();
+
+// --- clusters -----------------------------------------------------------------------------------
+
+unsigned cluster_rank();
+// Until every thread of the cluster that has not exited is here.
+void cluster_barrier(Site site);
+// What lies at the same place in another block's dynamic shared memory.
+void peer_read(void* to, const void* place, unsigned bytes, unsigned rank, Site site);
+
+// run_launch with blocks that run together, neighbours along x.
+int run_cluster_launch(const void* kernel, void (*invoke)(void*), void* arguments,
+                       size_t argument_bytes, dim3 grid, dim3 block, size_t dynamic_bytes,
+                       unsigned cluster);
 
 // --- wgmma --------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ struct Mbarrier {
   int64_t bytes;            // expected less arrived
   uint64_t phase;           // completed
   unsigned initialiser;     // thread
-  bool fenced;
+  bool fenced, clustered;   // what makes the init visible to the block, and then to its peers
   std::vector<Landing> landings;
 };
 
@@ -99,6 +99,10 @@ struct Sm90State {
 // A thread's kernel has returned.
 void check_exit(const Fiber& self);
 std::string describe_mbarrier(const Worker& worker, const void* at);
+// The block of that rank, to use its shared memory on behalf of the running thread.
+Worker& peer_of(unsigned rank, const char* what, Site site);
+// Where a place of this block's dynamic shared memory is in that of another one.
+unsigned char* peer_place(const Worker& peer, const void* place);
 // Whether a product that no warp has waited for reads these shared-memory addresses; the warp.
 bool read_by_products(const Sm90State& state, uint32_t low, uint32_t high, unsigned* warp);
 

@@ -105,12 +105,24 @@ void Worker::finish(Fiber& self) {
   --block.live;
   // Threads that have exited no longer count at a barrier (compute capability 7.0 and above).
   if (block.live != 0 && block.barrier.arrived == block.live) release_barrier(block);
+  Cluster& in = *block.cluster;
+  if (in.arrived != 0 && in.arrived == in.live()) release_cluster(in);
   ++switches;
   switch_context(self.context, home);
 }
 
 std::string Worker::describe_stuck() const {
   std::string text = "deadlock:";
+  for (const Worker* member : cluster.members) {
+    if (cluster.members.size() > 1)
+      text += " block " + std::to_string(member->block.rank) + " of the cluster:";
+    text += member->describe_waits();
+  }
+  return text;
+}
+
+std::string Worker::describe_waits() const {
+  std::string text;
   for (unsigned i = 0, shown = 0; i < block.threads && shown < 4; ++i) {
     const Fiber& f = block.fibers[i];
     if (f.wait == Wait::kDone) continue;
@@ -126,10 +138,11 @@ std::string Worker::describe_stuck() const {
     }
     if (!first) continue;
     ++shown;
-    const char* what = f.wait == Wait::kWarp           ? f.collective
-                       : f.wait == Wait::kBlockBarrier ? block.barrier.kind
-                       : f.wait == Wait::kMbarrier     ? "mbarrier.try_wait"
-                                                       : "named barrier";
+    const char* what = f.wait == Wait::kWarp             ? f.collective
+                       : f.wait == Wait::kBlockBarrier   ? block.barrier.kind
+                       : f.wait == Wait::kMbarrier       ? "mbarrier.try_wait"
+                       : f.wait == Wait::kClusterBarrier ? "barrier.cluster"
+                                                         : "named barrier";
     text += " " + std::to_string(count) + " threads wait in " + what + " at " + place(f.site) +
             " (first: thread " + coordinates(f.thread) + ")";
     if (f.wait == Wait::kMbarrier)
@@ -141,7 +154,7 @@ std::string Worker::describe_stuck() const {
   return text;
 }
 
-void Worker::run_block(Launch& launch, uint64_t linear) {
+void Worker::begin_block(const Launch& launch, Cluster& in, unsigned rank, uint64_t linear) {
   if (!fresh) reset_fibers();
   random_state = mix(launch.seed ^ mix(linear));
   const uint64_t plane = static_cast<uint64_t>(launch.grid.x) * launch.grid.y;
@@ -149,7 +162,11 @@ void Worker::run_block(Launch& launch, uint64_t linear) {
                  static_cast<unsigned>(linear / launch.grid.x % launch.grid.y),
                  static_cast<unsigned>(linear / plane)};
   block.linear = linear;
-  block.epoch = 0;
+  block.cluster = &in;
+  block.rank = rank;
+  block.epoch = block.cluster_epoch = 0;
+  block.peer_read_low = block.peer_read_high = nullptr;
+  block.touched = false;
   ++shadow.generation;
   block.live = block.threads;
   block.barrier = BlockBarrier();
@@ -170,39 +187,65 @@ void Worker::run_block(Launch& launch, uint64_t linear) {
   sm90.reset(random_state);
   // Two ways to order warps: at random, or by a random priority, which lets one warp run far ahead
   // of the others and so finds missing waits that an even progress hides.
-  const bool by_priority = random() & 1u;
-  uint32_t favourite = random() % 32;
-  const bool lands_early = (mix(random_state) & 1u) != 0;
-  while (block.live != 0) {
-    if (block.ready_warps == 0) {
-      if (sm90.land_one(block)) continue;
-      record(block, nullptr, describe_stuck());
-      abandoned = true;
-      break;
-    }
-    const uint32_t draw = random();
-    if (!by_priority || (draw & 0xFF00u) == 0) favourite = draw >> 27;
-    Warp& warp = warps[nth_from(block.ready_warps, favourite)];
-    Fiber& next = warp.lanes[nth_from(warp.ready, draw & 31u)];
-    warp.ready &= ~(1u << next.lane);
-    if (warp.ready == 0) block.ready_warps &= ~(1u << (next.linear / kWarpSize));
-    current = &next;
-    switch_context(home, next.context);
-    current = nullptr;
-    if (abandoned) break;
-    if (lands_early && sm90.lands_now()) sm90.land_one(block);
-  }
+  by_priority = random() & 1u;
+  favourite = random() % 32;
+  lands_early = (mix(random_state) & 1u) != 0;
+}
+
+void Worker::step() {
+  const uint32_t draw = random();
+  if (!by_priority || (draw & 0xFF00u) == 0) favourite = draw >> 27;
+  Warp& warp = warps[nth_from(block.ready_warps, favourite)];
+  Fiber& next = warp.lanes[nth_from(warp.ready, draw & 31u)];
+  warp.ready &= ~(1u << next.lane);
+  if (warp.ready == 0) block.ready_warps &= ~(1u << (next.linear / kWarpSize));
+  current = &next;
+  switch_context(home, next.context);
+  current = nullptr;
+  if (!abandoned && lands_early && sm90.lands_now()) sm90.land_one(block);
+}
+
+void Worker::end_block() {
   if (!abandoned && sm90.used) {
     const std::string left = sm90.leftovers();
     if (!left.empty()) record(block, nullptr, left);
   }
+  // Nothing but a barrier of the cluster keeps a block from exiting.
+  if (!abandoned && block.touched)
+    record(block, nullptr, "its peers use its shared memory behind the cluster's last barrier");
   const std::string damage = shared.close();
   if (!abandoned && !damage.empty()) record(block, nullptr, damage);
   if (abandoned) fresh = false;
   abandoned = false;
 }
 
-void Worker::run(Launch& launch) {
+void Worker::run_cluster(Launch& launch, uint64_t number) {
+  const auto size = static_cast<unsigned>(cluster.members.size());
+  cluster.arrived = 0;
+  for (unsigned rank = 0; rank < size; ++rank)
+    cluster.members[rank]->begin_block(launch, cluster, rank, number * size + rank);
+  // As of warps: now and then another block comes first, or one runs as far as it can.
+  unsigned first = 0;
+  while (cluster.live() != 0) {
+    if (size > 1 && (!by_priority || (random() & 63u) == 0)) first = random() % size;
+    const auto one_of_them = [&](auto&& does) {
+      for (unsigned i = 0; i < size; ++i)
+        if (does(*cluster.members[(first + i) % size])) return true;
+      return false;
+    };
+    Worker* turn = nullptr;
+    if (!one_of_them([&](Worker& w) { return w.block.ready_warps != 0 && (turn = &w) != nullptr; }))
+      if (one_of_them([](Worker& w) { return w.sm90.land_one(w.block); })) continue;
+    if (turn != nullptr) turn->step();
+    if (turn != nullptr && !turn->abandoned) continue;
+    if (turn == nullptr) record(block, nullptr, describe_stuck());
+    for (Worker* member : cluster.members) member->abandoned = true;
+    break;
+  }
+  for (Worker* member : cluster.members) member->end_block();
+}
+
+void Worker::prepare(Launch& launch) {
   block.launch = &launch;
   block.extent = launch.extent;
   block.grid = launch.grid;
@@ -213,13 +256,23 @@ void Worker::run(Launch& launch) {
                         i / (launch.extent.x * launch.extent.y)};
   switches = 0;
   check_accesses = launch.check_accesses;
-  const FaultScope faults(launch.seconds);
-  while (!launch.failed) {
-    const uint64_t i = launch.next++;
-    if (i >= launch.limit) break;
-    run_block(launch, launch.block_at(i));
+}
+
+void Worker::run(Launch& launch) {
+  while (peers.size() + 1 < launch.cluster) peers.push_back(std::make_unique<Worker>());
+  cluster.members = {this};
+  for (unsigned rank = 1; rank < launch.cluster; ++rank)
+    cluster.members.push_back(peers[rank - 1].get());
+  for (Worker* member : cluster.members) member->prepare(launch);
+  {
+    const FaultScope faults(launch.seconds);
+    while (!launch.failed) {
+      const uint64_t i = launch.next++;
+      if (i >= launch.limit) break;
+      run_cluster(launch, launch.block_at(i));
+    }
   }
-  launch.switches += switches;
+  for (Worker* member : cluster.members) launch.switches += member->switches;
 }
 
 }  // namespace emu

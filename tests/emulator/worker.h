@@ -1,5 +1,7 @@
 // One OS thread's share of the emulation: the scheduler's own header.
 #pragma once
+#include <memory>
+
 #include "access_checks.h"
 #include "scheduler.h"
 #include "shared_memory.h"
@@ -23,11 +25,16 @@ struct Worker {
   Worker();
   Worker(const Worker&) = delete;
 
-  void run(Launch& launch);  // blocks until the launch has none left
-  void run_block(Launch& launch, uint64_t linear);
+  void run(Launch& launch);  // clusters until the launch has none left
+  void prepare(Launch& launch);
+  void run_cluster(Launch& launch, uint64_t number);
+  void begin_block(const Launch& launch, Cluster& in, unsigned rank, uint64_t linear);
+  void step();  // one fiber, of those that are ready
+  void end_block();
   void finish(Fiber& self);  // a fiber's kernel has returned
   void reset_fibers();
-  std::string describe_stuck() const;
+  std::string describe_stuck() const;  // of the cluster that it leads
+  std::string describe_waits() const;
 
   uint32_t random() {  // xorshift64*
     random_state ^= random_state >> 12;
@@ -38,6 +45,8 @@ struct Worker {
 
   Context home{};  // of the OS thread, while a fiber runs
   Block block{};
+  Cluster cluster{};  // that this worker leads
+  std::vector<std::unique_ptr<Worker>> peers;
   SharedMemory shared;
   SharedShadow shadow;
   Sm90State sm90;
@@ -48,6 +57,9 @@ struct Worker {
   bool check_accesses = true;
   bool abandoned = false;  // a fiber has failed: the block is given up
   bool fresh = false;      // all fibers stand at the start of fiber_main's loop
+  // How the block that runs draws its next fiber, and whether its copies may land early.
+  bool by_priority = false, lands_early = false;
+  uint32_t favourite = 0;
 };
 
 // A well mixed function of v.
@@ -63,6 +75,8 @@ void record(const Block& block, const Fiber* fiber, const std::string& what);
 
 // All threads of the block that have not exited have arrived: they go on.
 void release_barrier(Block& block);
+// The same of the cluster.
+void release_cluster(Cluster& cluster);
 
 // launch_checks.cpp
 std::string kernel_name(const void* kernel);

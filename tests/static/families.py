@@ -116,11 +116,19 @@ FAMILIES: tuple[Family, ...] = (
     family(r"conv_wgrad_im2col_reduce_kernel<.*>", occupancy=STREAMING),
     *(
         family(
-            rf"conv_(fprop|dgrad|dgrad_strided)_tma_kernel<WgmmaTile<{scalar}, .*>",
-            f"{engine} tma_im2col tma_tile shared128 store128",
+            rf"conv_(fprop|dgrad)_tma_kernel<WgmmaTile<{scalar}, .*>",
+            f"{engine} tma_im2col tma_tile multicast_im2col multicast_tile shared128 store128",
             arch="sm_90a",
         )
         for scalar, engine in WARPGROUP_ENGINES
+    ),
+    *(
+        family(
+            rf"conv_dgrad_strided_tma_kernel<WgmmaTile<{scalar}, .*>",
+            f"{engine} tma_im2col tma_tile shared128 store128",
+            arch="sm_90a",
+        )
+        for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
     ),
     # Fragments go to memory as they lie.
     *(

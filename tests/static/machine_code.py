@@ -186,6 +186,8 @@ EVIDENCE = {
     "tma_im2col": (r"UTMALDG\.[45]D\.IM2COL", "a loop"),
     "tma_tile": (r"UTMALDG\.3D$", "a loop"),
     "tma_box": (r"UTMALDG\.4D$", "a loop"),
+    "multicast_im2col": (r"UTMALDG\.[45]D\.IM2COL\.MULTICAST", "a loop"),
+    "multicast_tile": (r"UTMALDG\.3D\.MULTICAST", "a loop"),
 }
 
 

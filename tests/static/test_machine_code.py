@@ -189,6 +189,8 @@ def test_atomics_and_local_memory(instruction, bad):
         ("tma_im2col", "UTMALDG.4D.IM2COL [UR8], [UR4], UR16"),
         ("tma_tile", "UTMALDG.3D [UR8], [UR4], desc[UR6]"),
         ("tma_box", "UTMALDG.4D [UR8], [UR4], desc[UR6]"),
+        ("multicast_im2col", "UTMALDG.4D.IM2COL.MULTICAST [UR8], [UR4], UR16, UR9"),
+        ("multicast_tile", "UTMALDG.3D.MULTICAST [UR8], [UR4], UR16"),
     ],
 )
 def test_claims_need_their_instruction(claim, instruction):

@@ -114,6 +114,19 @@ __device__ __forceinline__ int turned_place(int row, int column) {
   return row * 64 + ((((chunk >> 1) ^ (row & 7) ^ (odd * 4)) + odd * 8) * 4) + column % 4;
 }
 
+// 16 rows of a warp and the 64 columns from `part` on: acc[i] as wgmma.cuh has it.
+template <int BLOCK_N>
+__device__ __forceinline__ void turn_accumulators(const float (&acc)[BLOCK_N / 2], int part,
+                                                  float* turn) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      *reinterpret_cast<float2*>(turn + turned_place(lane / 4 + 8 * half, 8 * j + lane % 4 * 2)) =
+          make_float2(acc[part / 2 + 4 * j + 2 * half], acc[part / 2 + 4 * j + 2 * half + 1]);
+}
+
 // 16 rows of a warp from row m on: acc[i] as wgmma.cuh has it, BLOCK_N columns from n on. Store has
 // load_bias and store as WgmmaStore has them.
 template <int BLOCK_N, class Store>
@@ -122,12 +135,7 @@ __device__ __forceinline__ void store_accumulators(const float (&acc)[BLOCK_N / 
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int part = 0; part < BLOCK_N; part += 64) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<float2*>(turn + turned_place(lane / 4 + 8 * half, 8 * j + lane % 4 * 2)) =
-            make_float2(acc[part / 2 + 4 * j + 2 * half], acc[part / 2 + 4 * j + 2 * half + 1]);
+    turn_accumulators<BLOCK_N>(acc, part, turn);
     __syncwarp();
     const int column = lane % 8 * 8;
     float bias8[8];

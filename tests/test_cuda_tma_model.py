@@ -1,0 +1,109 @@
+"""What the cost model of the kernels by TMA and wgmma promises of its own choices for a device with
+132 SMs: bytes from L2 and how full the rounds are. The figures are those that the costs are made
+of; speed is not measured on a GPU."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from cases import ConvCase
+from emulated import Instance, emulation, instances, native_problem
+from test_cuda_costs import BATCH, VGG, layer
+
+SMS = 132
+# (count, C, extent, K, kernel, stride) of ResNet-50 behind its stem.
+RESNET_50 = (
+    *((1, 64, 56, 64, 1, 1), (3, 64, 56, 64, 3, 1), (4, 64, 56, 256, 1, 1), (2, 256, 56, 64, 1, 1)),
+    *((1, 256, 56, 128, 1, 1), (1, 128, 56, 128, 3, 2), (4, 128, 28, 512, 1, 1)),
+    *((1, 256, 56, 512, 1, 2), (3, 512, 28, 128, 1, 1), (3, 128, 28, 128, 3, 1)),
+    *((1, 512, 28, 256, 1, 1), (1, 256, 28, 256, 3, 2), (6, 256, 14, 1024, 1, 1)),
+    *((1, 512, 28, 1024, 1, 2), (5, 1024, 14, 256, 1, 1), (5, 256, 14, 256, 3, 1)),
+    *((1, 1024, 14, 512, 1, 1), (1, 512, 14, 512, 3, 2), (3, 512, 7, 2048, 1, 1)),
+    *((1, 1024, 14, 2048, 1, 2), (2, 2048, 7, 512, 1, 1), (2, 512, 7, 512, 3, 1)),
+)
+LAYERS = [(count, layer(c, s, k, r, stride)) for count, c, s, k, r, stride in RESNET_50]
+DENSE = [
+    case
+    for case in [*(case for _, case in LAYERS), *VGG]
+    if case.weight_size[2] == 3 and min(case.weight_size[:2]) >= 256
+]
+
+
+@cache
+def able(direction: str) -> tuple[Instance, ...]:
+    return tuple(
+        i
+        for i in instances()
+        if (i.dtype, i.direction, i.layout) == (torch.bfloat16, direction, "NHWC")
+    )
+
+
+def choice(case: ConvCase, direction: str) -> Instance:
+    return min((i for i in able(direction) if not i.refusal(case)), key=lambda i: i.cost(case))
+
+
+def figures(instance: Instance, case: ConvCase, sms: int = SMS) -> dict[str, float]:
+    module = emulation()
+    return module.tma_figures(instance.name, native_problem(case), module.Device(90, sms))
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_bytes_from_l2_on_dense_layers(direction: str) -> None:
+    """3x3, C and K of 256 and more: two blocks share what they read, 256 x 256 to a cluster."""
+    cases = [case for case in DENSE if direction == "fprop" or case.stride == (1, 1)]
+    assert len(cases) >= 6
+    for case in cases:
+        found = choice(case, direction)
+        assert found.algorithm == "tma", f"{case.id} {found}"
+        per_flop = figures(found, case)["l2_bytes_per_flop"]
+        assert per_flop <= 0.008, f"{case.id} {found}: {per_flop}"
+
+
+def test_waves_of_resnet_50() -> None:
+    """Of the tensor cores' time in ResNet-50's convolutions, 32 images, how much has work. A layer
+    of 98 or 25 tiles leaves a quarter of a round, and what fills it would cost more than it."""
+    assert BATCH == 32
+    busy = total = 0.0
+    for count, case in LAYERS:
+        found = choice(case, "fprop")
+        if found.algorithm != "tma":  # kernels for narrow layers
+            assert max(case.weight_size[:2]) <= 128, f"{case.id} {found}"
+            continue
+        one = figures(found, case)
+        assert 0.74 <= one["wave_efficiency"] <= 1, f"{case.id} {found} {one}"
+        total += count * one["multiply_s"]
+        busy += count * one["multiply_s"] * one["wave_efficiency"]
+    assert busy / total >= 0.85, busy / total
+
+
+def test_figures_by_hand() -> None:
+    """256 x 14 x 14 > 256, 3x3: 6272 pixels, 36 tiles of gemm_k."""
+    case = next(case for case in DENSE if case.input_size[1:3] == (256, 14))
+    by_name = {i.name: i for i in able("fprop")}
+    for tile, per_flop, rounds, efficiency in (
+        ("128x128x64", 2 / 128, 1, 98 / 132),
+        ("256x128x64", 1 / 128 + 1 / 256, 1, 50 / 132),
+        # 66 pairs and 32 clusters of four have room: within each eighth of the SMs four of them.
+        ("128x128x64_pair_n", 1 / 128 + 1 / 256, 1, 98 / 132),
+        ("128x256x64_pair_m", 2 / 256, 1, 50 / 132),
+        ("256x128x64_pair_n_split2", 2 / 256, 1, 100 / 132),
+        # 16 clusters of eight: two rounds of nine tiles of gemm_k.
+        ("256x128x64_pair_n_split4", 2 / 256, 2, 100 / 132),
+    ):
+        f = figures(by_name["fprop_bf16_nhwc_wgmma_" + tile], case)
+        assert f["l2_bytes_per_flop"] == pytest.approx(per_flop), tile
+        assert f["rounds"] == rounds, tile
+        assert f["wave_efficiency"] == pytest.approx(efficiency), tile
+
+
+def test_more_clusters_than_the_device_has_room_for() -> None:
+    """A device of few SMs, too, gets at least one."""
+    case = LAYERS[0][1]
+    for instance in able("fprop"):
+        if instance.algorithm == "tma" and not instance.refusal(case):
+            rounds = [figures(instance, case, sms)["rounds"] for sms in (1, 8, 66, 132)]
+            assert rounds == sorted(rounds, reverse=True) and rounds[-1] >= 1
+    with pytest.raises(ValueError, match="no such"):
+        figures(Instance("tma", "no such", "fprop", torch.bfloat16, "NHWC", "ieee", None), case)
