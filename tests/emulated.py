@@ -209,7 +209,8 @@ def run_instance(
             stats=moments is not None,
         )
     if moments is not None:
-        moments += [torch.from_numpy(part).view(torch.float32) for part in more]
+        wide = torch.float64 if found.dtype == torch.float64 else torch.float32
+        moments += [torch.from_numpy(part).view(wide) for part in more]
     if statistics is not None:
         names = ("launches", "blocks", "threads", "switches", "shared_bytes")
         statistics.update({name: getattr(counted, name) for name in names}, workspace=workspace)

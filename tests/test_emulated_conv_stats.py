@@ -13,6 +13,14 @@ from test_emulated_conv import SEEDS
 from torch import Tensor
 
 INSTANCES = tuple(i for i in instances() if i.takes_stats)
+
+
+def depthwise(name: str, size: tuple[int, ...], taps: int, stride: int, times: int = 1) -> ConvCase:
+    filters = (size[1] * times, 1, *[taps] * (len(size) - 2))
+    return conv_case(name, size, filters, stride, taps // 2, 1, size[1])
+
+
+WINDOWS = [(taps, stride) for taps in (3, 5, 7) for stride in (1, 2)]
 CASES = (
     # Three tiles of 128 pixels and five of 64, the last begun; two tiles of 128 channels.
     conv_case("tiles", (3, 16, 9, 11), (136, 16, 1, 1)),
@@ -20,14 +28,27 @@ CASES = (
     conv_case("odd", (2, 3, 10, 7), (13, 3, 3, 2), (2, 1), (1, 0)),
     conv_case("one pixel", (1, 8, 3, 3), (11, 8, 3, 3)),
     conv_case("3d", (2, 8, 3, 5, 4), (10, 8, 2, 3, 1), 1, (1, 0, 0)),
+    # Tiles of Winograd's and of direct that the image cuts, in several blocks; 5 of 32 filters.
+    conv_case("cut", (5, 3, 13, 18), (37, 3, 3, 3), 1, 1),
+    conv_case("one pixel each", (3, 8, 3, 3), (8, 8, 3, 3)),
+    # Depthwise: 16 channels more than a block has; a pixel to each; as many planes in a block as
+    # make a channel come twice; rows so long that a block has a part of them.
+    *(depthwise(f"depthwise {r} {s}", (2, 144, 3, 5), r, s) for r, s in WINDOWS),
+    *(depthwise(f"depthwise small {r} {s}", (3, 8, 2, 2), r, s) for r, s in WINDOWS),
+    depthwise("depthwise rows", (1, 8, 9, 900), 3, 1),
+    depthwise("multiplier", (2, 5, 11, 31), 3, 1, 2),
+    depthwise("line", (2, 8, 21), 3, 1),
 )
 
 
 def test_who_takes_statistics_along() -> None:
-    """Every instance of the implicit GEMM's fprop; none that is no fprop."""
-    assert all(i.direction == "fprop" and i.dtype != torch.float64 for i in INSTANCES)
-    gemm = [i for i in instances() if i.algorithm == "im2col" and i.direction == "fprop"]
-    assert gemm and all(i.takes_stats for i in gemm)
+    """Every instance of fprop but those whose blocks have parts of all channels: the plain twin,
+    and the transforms of Winograd as separate kernels."""
+    assert all(i.direction == "fprop" for i in INSTANCES)
+    for i in instances():
+        if i.direction == "fprop" and i.algorithm != "tma":
+            passes = i.algorithm == "direct_plain" or "nonfused" in i.name
+            assert i.takes_stats != passes, i
 
 
 def run(instance: Instance, case: ConvCase, x: Tensor, w: Tensor, bias: Tensor | None, **options):
@@ -41,21 +62,33 @@ def run(instance: Instance, case: ConvCase, x: Tensor, w: Tensor, bias: Tensor |
     return (y, *moments), counted
 
 
-@pytest.mark.parametrize("instance", INSTANCES, ids=str)
-def test_instance(instance: Instance) -> None:
+def cases_of(instance: Instance) -> list[ConvCase]:
+    """Three that it takes, the most special to it last in CASES; two of every problem's."""
     cases = [case for case in CASES if not instance.refusal(case)]
     assert len(cases) >= 2, f"{instance} applies to {[c.id for c in cases]} only"
-    for number, case in enumerate(cases):
+    if instance.algorithm == "im2col":
+        return cases[:5]
+    own = [case for case in cases if case.groups == case.input_size[1]]
+    if instance.algorithm == "depthwise":
+        return own if "any" not in instance.name else [own[0], *own[-3:]]
+    return [case for case in cases if case not in own]
+
+
+@pytest.mark.parametrize("instance", INSTANCES, ids=str)
+def test_instance(instance: Instance) -> None:
+    for number, case in enumerate(cases_of(instance)):
         x, w, bias = random_operands(case, "fprop", instance.dtype)
         for seed in SEEDS if number == 0 else (SEEDS[number % 3],):
             note = f"{instance} {case.id} {seed=}"
             (y, *moments), counted = run(instance, case, x, w, bias, seed=seed)
             check_statistics(y, tuple(moments), note)
-            assert counted["launches"] == 2, note
             if seed == SEEDS[0]:
                 first = (y, *moments)
+                alone: dict[str, int] = {}
                 args = (instance.algorithm, instance.name, case, "fprop", (x, w), bias)
-                assert torch.equal(y, run_instance(*args, seed=seed)), f"{note}: another y"
+                without = run_instance(*args, seed=seed, statistics=alone)
+                assert torch.equal(y, without), f"{note}: another y"
+                assert counted["launches"] == alone["launches"] + 1, note
             elif number == 0:
                 assert all(map(torch.equal, first, (y, *moments))), f"{note}: other bits"
 
@@ -63,7 +96,7 @@ def test_instance(instance: Instance) -> None:
 @pytest.mark.parametrize("instance", INSTANCES, ids=str)
 def test_operands_off_their_alignment(instance: Instance) -> None:
     """Where another tile does the work, and no bias is there."""
-    case = next(case for case in CASES if not instance.refusal(case))
+    case = cases_of(instance)[0]
     x, w, _ = random_operands(case, "fprop", instance.dtype)
     results, _ = run(instance, case, x, w, None, placement="offset")
     check_statistics(results[0], results[1:], f"{instance}")
@@ -73,7 +106,7 @@ def test_operands_off_their_alignment(instance: Instance) -> None:
 def test_far_from_zero(instance: Instance) -> None:
     """Mean 1e4 and deviation 1: a sum of squares less the square of a sum would leave nothing. One
     channel is constant."""
-    case = next(case for case in CASES if not instance.refusal(case))
+    case = cases_of(instance)[0]
     x, w, _ = random_operands(case, "fprop", torch.float32)
     gain = x.abs().mean() * w.abs().sum(dim=tuple(range(1, w.dim()))).max()
     w = w / gain

@@ -137,43 +137,53 @@ double any_cost(const ConvProblem& p, const Device& device) {
                   walked(p, direction) / (4 * (vectors ? vector_of<dtype> : 1)), wgrad ? 2 : 1);
 }
 
-#define FC_ROW(direction, dtype, layout, name, applicable, workspace, cost, launch) \
-  {name, Direction::direction, dtype, layout, Products::kIeee, applicable, workspace, cost, launch},
+#define FC_ROW(direction, dtype, layout, name, applicable, workspace, cost, launch, stats) \
+  {                                                                                        \
+      name,                                                                                \
+      Direction::direction,                                                                \
+      dtype,                                                                               \
+      layout,                                                                              \
+      Products::kIeee,                                                                     \
+      applicable,                                                                          \
+      workspace,                                                                           \
+      cost,                                                                                \
+      launch,                                                                              \
+      stats},
 
-#define FC_WINDOW(dtype, dtype_name, r, s)                                                    \
-  FC_ROW(kFprop, dtype, Layout::kNHWC, "fprop_" dtype_name "_nhwc_window" #r "_s" #s,         \
-         (applicable_window<dtype, r, s>), no_workspace,                                      \
-         (window_cost<dtype, Direction::kFprop, r>),                                          \
-         (launch_window<dtype, Direction::kFprop, r, s>))                                     \
-  FC_ROW(kDgrad, dtype, Layout::kNHWC, "dgrad_" dtype_name "_nhwc_window" #r "_s" #s,         \
-         (applicable_window<dtype, r, s>), no_workspace,                                      \
-         (window_cost<dtype, Direction::kDgrad, r>),                                          \
-         (launch_window<dtype, Direction::kDgrad, r, s>))                                     \
-  FC_ROW(kWgrad, dtype, Layout::kNHWC, "wgrad_" dtype_name "_nhwc_window" #r "_s" #s,         \
-         (applicable_window<dtype, r, s>), (window_wgrad_workspace<dtype, r, s>),             \
-         (window_cost<dtype, Direction::kWgrad, r>),                                          \
-         (launch_window<dtype, Direction::kWgrad, r, s>))                                     \
-  FC_ROW(kFprop, dtype, Layout::kNCHW, "fprop_" dtype_name "_nchw_planes" #r "_s" #s,         \
-         (applicable_planes<r, s>), no_workspace, (planes_cost<dtype, Direction::kFprop, r>), \
-         (launch_planes<dtype, Direction::kFprop, r, s>))                                     \
-  FC_ROW(kDgrad, dtype, Layout::kNCHW, "dgrad_" dtype_name "_nchw_planes" #r "_s" #s,         \
-         (applicable_planes<r, s>), no_workspace, (planes_cost<dtype, Direction::kDgrad, r>), \
-         (launch_planes<dtype, Direction::kDgrad, r, s>))                                     \
-  FC_ROW(kWgrad, dtype, Layout::kNCHW, "wgrad_" dtype_name "_nchw_planes" #r "_s" #s,         \
-         (applicable_planes<r, s>), (planes_wgrad_workspace<dtype, r, s>),                    \
-         (planes_cost<dtype, Direction::kWgrad, r>),                                          \
-         (launch_planes<dtype, Direction::kWgrad, r, s>))
+#define FC_WINDOW(dtype, dtype_name, r, s)                                                       \
+  FC_ROW(kFprop, dtype, Layout::kNHWC, "fprop_" dtype_name "_nhwc_window" #r "_s" #s,            \
+         (applicable_window<dtype, r, s>), no_workspace,                                         \
+         (window_cost<dtype, Direction::kFprop, r>),                                             \
+         (launch_window<dtype, Direction::kFprop, r, s>), (window_stats_workspace<dtype, r, s>)) \
+  FC_ROW(kDgrad, dtype, Layout::kNHWC, "dgrad_" dtype_name "_nhwc_window" #r "_s" #s,            \
+         (applicable_window<dtype, r, s>), no_workspace,                                         \
+         (window_cost<dtype, Direction::kDgrad, r>),                                             \
+         (launch_window<dtype, Direction::kDgrad, r, s>), nullptr)                               \
+  FC_ROW(kWgrad, dtype, Layout::kNHWC, "wgrad_" dtype_name "_nhwc_window" #r "_s" #s,            \
+         (applicable_window<dtype, r, s>), (window_wgrad_workspace<dtype, r, s>),                \
+         (window_cost<dtype, Direction::kWgrad, r>),                                             \
+         (launch_window<dtype, Direction::kWgrad, r, s>), nullptr)                               \
+  FC_ROW(kFprop, dtype, Layout::kNCHW, "fprop_" dtype_name "_nchw_planes" #r "_s" #s,            \
+         (applicable_planes<r, s>), no_workspace, (planes_cost<dtype, Direction::kFprop, r>),    \
+         (launch_planes<dtype, Direction::kFprop, r, s>), (planes_stats_workspace<dtype, r, s>)) \
+  FC_ROW(kDgrad, dtype, Layout::kNCHW, "dgrad_" dtype_name "_nchw_planes" #r "_s" #s,            \
+         (applicable_planes<r, s>), no_workspace, (planes_cost<dtype, Direction::kDgrad, r>),    \
+         (launch_planes<dtype, Direction::kDgrad, r, s>), nullptr)                               \
+  FC_ROW(kWgrad, dtype, Layout::kNCHW, "wgrad_" dtype_name "_nchw_planes" #r "_s" #s,            \
+         (applicable_planes<r, s>), (planes_wgrad_workspace<dtype, r, s>),                       \
+         (planes_cost<dtype, Direction::kWgrad, r>),                                             \
+         (launch_planes<dtype, Direction::kWgrad, r, s>), nullptr)
 
 #define FC_ANY(dtype, dtype_name, layout, layout_name)                                            \
   FC_ROW(kFprop, dtype, layout, "fprop_" dtype_name "_" layout_name "_any", refuse, no_workspace, \
          (any_cost<dtype, Direction::kFprop, layout>),                                            \
-         (launch_any<dtype, Direction::kFprop, layout>))                                          \
+         (launch_any<dtype, Direction::kFprop, layout>), (any_stats_workspace<dtype, layout>))    \
   FC_ROW(kDgrad, dtype, layout, "dgrad_" dtype_name "_" layout_name "_any", refuse, no_workspace, \
          (any_cost<dtype, Direction::kDgrad, layout>),                                            \
-         (launch_any<dtype, Direction::kDgrad, layout>))                                          \
+         (launch_any<dtype, Direction::kDgrad, layout>), nullptr)                                 \
   FC_ROW(kWgrad, dtype, layout, "wgrad_" dtype_name "_" layout_name "_any", refuse,               \
          (any_wgrad_workspace<dtype, layout>), (any_cost<dtype, Direction::kWgrad, layout>),      \
-         (launch_any<dtype, Direction::kWgrad, layout>))
+         (launch_any<dtype, Direction::kWgrad, layout>), nullptr)
 
 #define FC_DTYPE(dtype, dtype_name)                \
   FC_WINDOW(dtype, dtype_name, 3, 1)               \

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "conv_algorithm.h"
+#include "conv_moments.h"
 #include "detail/platform.cuh"
 #include "device_rates.h"
 #include "dtype_scalar.h"
@@ -53,18 +54,24 @@ template <DType dtype, Direction direction, int R, int STRIDE>
 int launch_window(const ConvCall&);
 template <DType dtype, int R, int STRIDE>
 int64_t window_wgrad_workspace(const ConvProblem&, const Device&);
+template <DType dtype, int R, int STRIDE>
+int64_t window_stats_workspace(const ConvProblem&, const Device&);
 
 // NCHW, R x R taps.
 template <DType dtype, Direction direction, int R, int STRIDE>
 int launch_planes(const ConvCall&);
 template <DType dtype, int R, int STRIDE>
 int64_t planes_wgrad_workspace(const ConvProblem&, const Device&);
+template <DType dtype, int R, int STRIDE>
+int64_t planes_stats_workspace(const ConvProblem&, const Device&);
 
 // Every depthwise problem.
 template <DType dtype, Direction direction, Layout layout>
 int launch_any(const ConvCall&);
 template <DType dtype, Layout layout>
 int64_t any_wgrad_workspace(const ConvProblem&, const Device&);
+template <DType dtype, Layout layout>
+int64_t any_stats_workspace(const ConvProblem&, const Device&);
 
 // dw [K * taps] = partial [splits][K * taps] added up.
 template <DType dtype>

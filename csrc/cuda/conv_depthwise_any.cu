@@ -62,6 +62,9 @@ AnyPlan plan_any(const ConvProblem& p, bool dgrad, Layout layout, int vector) {
   return plan;
 }
 
+// Of the outputs, a block each per group of channels.
+int64_t ranges(const AnyPlan& plan) { return ceil_div(plan.g.pixels, plan.g.range); }
+
 AnyPlan plan_any_wgrad(const ConvProblem& p, Layout layout, int vector, const Device& device) {
   AnyPlan plan;
   plan.g = geometry(p, p.out);
@@ -95,11 +98,15 @@ int vector_for(const ConvCall& call, Layout layout) {
 template <class scalar_t, bool NHWC, int VEC>
 int launch_fprop(const ConvCall& call, const AnyPlan& plan) {
   const dim3 block(static_cast<unsigned>(plan.lanes), static_cast<unsigned>(plan.slots));
-  return launch_kernel(conv_fprop_depthwise_any_kernel<scalar_t, NHWC, VEC>,
-                       config_for(plan.blocks, block, plan.shared_bytes, call.stream), plan.g,
-                       static_cast<const scalar_t*>(call.x), static_cast<const scalar_t*>(call.w),
-                       static_cast<const scalar_t*>(call.bias),
-                       store_epilogue<float>(call.epilogue), static_cast<scalar_t*>(call.y));
+  return launch_with_moments(
+      call, Direction::kFprop, ranges(plan), [&](const MomentTiles<float>& moments) {
+        return launch_kernel(
+            conv_fprop_depthwise_any_kernel<scalar_t, NHWC, VEC>,
+            config_for(plan.blocks, block, plan.shared_bytes, call.stream), plan.g,
+            static_cast<const scalar_t*>(call.x), static_cast<const scalar_t*>(call.w),
+            static_cast<const scalar_t*>(call.bias), store_epilogue<float>(call.epilogue), moments,
+            static_cast<scalar_t*>(call.y));
+      });
 }
 
 template <class scalar_t, bool NHWC, int VEC>
@@ -142,6 +149,14 @@ int64_t any_wgrad_workspace(const ConvProblem& p, const Device& device) {
   return splits * p.K * p.filter_size() * 4;
 }
 
+template <DType dtype, Layout layout>
+int64_t any_stats_workspace(const ConvProblem& p, const Device&) {
+  // As above.
+  const int vector = 16 / sizeof(scalar_of<dtype>);
+  return moments_bytes(p.K, std::max(ranges(plan_any(p, false, layout, 1)),
+                                     ranges(plan_any(p, false, layout, vector))));
+}
+
 template <DType dtype, Direction direction, Layout layout>
 int launch_any(const ConvCall& call) {
   using scalar_t = scalar_of<dtype>;
@@ -166,11 +181,12 @@ int launch_any(const ConvCall& call) {
   }
 }
 
-#define FC_ANY_LAYOUT(dtype, layout)                                          \
-  template int launch_any<dtype, Direction::kFprop, layout>(const ConvCall&); \
-  template int launch_any<dtype, Direction::kDgrad, layout>(const ConvCall&); \
-  template int launch_any<dtype, Direction::kWgrad, layout>(const ConvCall&); \
-  template int64_t any_wgrad_workspace<dtype, layout>(const ConvProblem&, const Device&);
+#define FC_ANY_LAYOUT(dtype, layout)                                                      \
+  template int launch_any<dtype, Direction::kFprop, layout>(const ConvCall&);             \
+  template int launch_any<dtype, Direction::kDgrad, layout>(const ConvCall&);             \
+  template int launch_any<dtype, Direction::kWgrad, layout>(const ConvCall&);             \
+  template int64_t any_wgrad_workspace<dtype, layout>(const ConvProblem&, const Device&); \
+  template int64_t any_stats_workspace<dtype, layout>(const ConvProblem&, const Device&);
 #define FC_ANY(dtype)                 \
   FC_ANY_LAYOUT(dtype, Layout::kNCHW) \
   FC_ANY_LAYOUT(dtype, Layout::kNHWC) \

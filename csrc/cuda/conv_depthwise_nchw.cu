@@ -91,6 +91,11 @@ PlanesPlan plan_planes(const ConvProblem& p, bool dgrad, int r, int stride) {
   return plan;
 }
 
+// Tiles of all planes of a channel.
+int64_t channel_tiles(const ConvProblem& p, const PlanesPlan& plan) {
+  return p.N * plan.g.row_tiles.divisor * plan.g.column_tiles.divisor;
+}
+
 DepthwiseSlicedPlanes sliced(const DepthwisePlanes& g, const ConvCall& call, bool dgrad) {
   DepthwiseSlicedPlanes s{};
   static_cast<DepthwisePlanes&>(s) = g;
@@ -182,6 +187,11 @@ int64_t planes_wgrad_workspace(const ConvProblem& p, const Device& device) {
   return plan_planes_wgrad<scalar_of<dtype>>(p, R, STRIDE, device).splits * p.C * (R * R) * 4;
 }
 
+template <DType dtype, int R, int STRIDE>
+int64_t planes_stats_workspace(const ConvProblem& p, const Device&) {
+  return moments_bytes(p.K, channel_tiles(p, plan_planes<scalar_of<dtype>>(p, false, R, STRIDE)));
+}
+
 template <DType dtype, Direction direction, int R, int STRIDE>
 int launch_planes(const ConvCall& call) {
   using scalar_t = scalar_of<dtype>;
@@ -208,19 +218,24 @@ int launch_planes(const ConvCall& call) {
       return launch_kernel(conv_dgrad_depthwise_nchw_kernel<scalar_t, R>, config, plan.g,
                            plan.height, static_cast<const scalar_t*>(y), w, x);
     else
-      return launch_kernel(conv_fprop_depthwise_nchw_kernel<scalar_t, R, STRIDE>, config,
-                           sliced(plan.g, call, dgrad), static_cast<const scalar_t*>(dgrad ? y : x),
-                           w, dgrad ? static_cast<const scalar_t*>(nullptr) : bias,
-                           dgrad ? StoreEpilogue<float>{} : store_epilogue<float>(call.epilogue),
-                           dgrad ? x : y);
+      return launch_with_moments(
+          call, direction, channel_tiles(p, plan), [&](const MomentTiles<float>& moments) {
+            return launch_kernel(
+                conv_fprop_depthwise_nchw_kernel<scalar_t, R, STRIDE>, config,
+                sliced(plan.g, call, dgrad), static_cast<const scalar_t*>(dgrad ? y : x), w,
+                dgrad ? static_cast<const scalar_t*>(nullptr) : bias,
+                dgrad ? StoreEpilogue<float>{} : store_epilogue<float>(call.epilogue), moments,
+                dgrad ? x : y);
+          });
   }
 }
 
-#define FC_PLANES(dtype, r, stride)                                                 \
-  template int launch_planes<dtype, Direction::kFprop, r, stride>(const ConvCall&); \
-  template int launch_planes<dtype, Direction::kDgrad, r, stride>(const ConvCall&); \
-  template int launch_planes<dtype, Direction::kWgrad, r, stride>(const ConvCall&); \
-  template int64_t planes_wgrad_workspace<dtype, r, stride>(const ConvProblem&, const Device&);
+#define FC_PLANES(dtype, r, stride)                                                             \
+  template int launch_planes<dtype, Direction::kFprop, r, stride>(const ConvCall&);             \
+  template int launch_planes<dtype, Direction::kDgrad, r, stride>(const ConvCall&);             \
+  template int launch_planes<dtype, Direction::kWgrad, r, stride>(const ConvCall&);             \
+  template int64_t planes_wgrad_workspace<dtype, r, stride>(const ConvProblem&, const Device&); \
+  template int64_t planes_stats_workspace<dtype, r, stride>(const ConvProblem&, const Device&);
 #define FC_ALL_PLANES(dtype) \
   FC_PLANES(dtype, 3, 1)     \
   FC_PLANES(dtype, 3, 2)     \

@@ -44,13 +44,18 @@ WindowPlan plan_window(const ConvProblem& p, bool dgrad, int r, int stride, int 
   const int64_t segments = ceil_div(g.tiles, g.segment);
   g.jobs = static_cast<uint32_t>(rows * segments);
   plan.slots = kDepthwiseThreads / plan.lanes;
-  while (plan.slots > 1 && plan.slots / 2 >= rows * segments) plan.slots /= 2;
+  // No less than a warp, whose lanes add up statistics together.
+  while (plan.lanes * plan.slots > 32 && plan.slots / 2 >= rows * segments) plan.slots /= 2;
   g.channel_blocks = FastDivmod(static_cast<uint32_t>(channel_blocks));
   g.segments = FastDivmod(static_cast<uint32_t>(segments));
   g.rows = FastDivmod(static_cast<uint32_t>(g.out_h));
   plan.blocks = channel_blocks * ceil_div(rows * segments, plan.slots);
   plan.shared_bytes = (r * r + 1) * int64_t{plan.lanes * vector + kFilterSkew} * 4;
   return plan;
+}
+
+int64_t spatial_blocks(const WindowPlan& plan) {
+  return plan.blocks / plan.g.channel_blocks.divisor;
 }
 
 struct WindowWgradPlan {
@@ -95,6 +100,17 @@ int64_t window_wgrad_workspace(const ConvProblem& p, const Device& device) {
   return std::max(splits * p.C * (R * R) * 4, any_wgrad_workspace<dtype, Layout::kNHWC>(p, device));
 }
 
+template <DType dtype, int R, int STRIDE>
+int64_t window_stats_workspace(const ConvProblem& p, const Device& device) {
+  using scalar_t = scalar_of<dtype>;
+  constexpr int vector = 16 / sizeof(scalar_t),
+                tile = FpropWindow<scalar_t, R, STRIDE>::Taps::kTile;
+  const WindowPlan plan = plan_window(p, false, R, STRIDE, tile, vector, device);
+  // Operands that are not aligned to a vector take the kernel for every problem.
+  return std::max(moments_bytes(p.K, spatial_blocks(plan)),
+                  any_stats_workspace<dtype, Layout::kNHWC>(p, device));
+}
+
 template <DType dtype, Direction direction, int R, int STRIDE>
 int launch_window(const ConvCall& call) {
   using scalar_t = scalar_of<dtype>;
@@ -130,19 +146,24 @@ int launch_window(const ConvCall& call) {
       return launch_kernel(conv_dgrad_depthwise_nhwc_kernel<scalar_t, R>, config, plan.g,
                            static_cast<const scalar_t*>(y), w, x);
     else
-      return launch_kernel(conv_fprop_depthwise_nhwc_kernel<scalar_t, R, STRIDE>, config, plan.g,
-                           static_cast<const scalar_t*>(dgrad ? y : x), w,
-                           dgrad ? static_cast<const scalar_t*>(nullptr) : bias,
-                           dgrad ? StoreEpilogue<float>{} : store_epilogue<float>(call.epilogue),
-                           dgrad ? x : y);
+      return launch_with_moments(
+          call, direction, spatial_blocks(plan), [&](const MomentTiles<float>& moments) {
+            return launch_kernel(
+                conv_fprop_depthwise_nhwc_kernel<scalar_t, R, STRIDE>, config, plan.g,
+                static_cast<const scalar_t*>(dgrad ? y : x), w,
+                dgrad ? static_cast<const scalar_t*>(nullptr) : bias,
+                dgrad ? StoreEpilogue<float>{} : store_epilogue<float>(call.epilogue), moments,
+                dgrad ? x : y);
+          });
   }
 }
 
-#define FC_WINDOW(dtype, r, stride)                                                 \
-  template int launch_window<dtype, Direction::kFprop, r, stride>(const ConvCall&); \
-  template int launch_window<dtype, Direction::kDgrad, r, stride>(const ConvCall&); \
-  template int launch_window<dtype, Direction::kWgrad, r, stride>(const ConvCall&); \
-  template int64_t window_wgrad_workspace<dtype, r, stride>(const ConvProblem&, const Device&);
+#define FC_WINDOW(dtype, r, stride)                                                             \
+  template int launch_window<dtype, Direction::kFprop, r, stride>(const ConvCall&);             \
+  template int launch_window<dtype, Direction::kDgrad, r, stride>(const ConvCall&);             \
+  template int launch_window<dtype, Direction::kWgrad, r, stride>(const ConvCall&);             \
+  template int64_t window_wgrad_workspace<dtype, r, stride>(const ConvProblem&, const Device&); \
+  template int64_t window_stats_workspace<dtype, r, stride>(const ConvProblem&, const Device&);
 #define FC_WINDOWS(dtype) \
   FC_WINDOW(dtype, 3, 1)  \
   FC_WINDOW(dtype, 3, 2)  \

@@ -15,7 +15,8 @@ constexpr ConvInstance gather_row(const char* name) {
           Instance::applicable,
           Instance::workspace,
           Instance::cost,
-          Instance::launch};
+          Instance::launch,
+          direction == Direction::kFprop ? Instance::stats_workspace : nullptr};
 }
 
 template <DType dtype, WgradTileId tile, Layout layout>

@@ -15,6 +15,7 @@ template <DType dtype, Layout layout, GatherTileId tile, Direction direction>
 struct GatherInstance {
   static std::string applicable(const ConvProblem&);
   static int64_t workspace(const ConvProblem&, const Device&) { return 0; }
+  static int64_t stats_workspace(const ConvProblem&, const Device&);  // fprop
   static double cost(const ConvProblem&, const Device&);
   static int launch(const ConvCall&);
 };

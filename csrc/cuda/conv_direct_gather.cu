@@ -1,6 +1,7 @@
 // Launchers of the tiled direct kernels of fprop and dgrad.
 #include "conv_direct_gather_plan.h"
 #include "conv_gather_direct.cuh"
+#include "conv_moments.h"
 
 namespace fastconv::cuda {
 namespace {
@@ -49,6 +50,10 @@ double gather_cost(const ConvProblem& p, const Device& device, Direction directi
          std::max(multiply, tensor_bytes(p, scalar_bytes) / (kStreamShare * rates.bytes_per_s));
 }
 
+int64_t moment_tiles(const ConvProblem& p, const GatherPlan& plan) {
+  return p.N * gather_image_tiles(plan.params);
+}
+
 template <class scalar_t, bool channels_last, class Tile>
 int launch_gather(const ConvCall& call, Direction direction) {
   using acc = acc_t<scalar_t>;
@@ -81,8 +86,12 @@ int launch_gather(const ConvCall& call, Direction direction) {
   }
   const LaunchConfig config{dim3(static_cast<unsigned>(plan.blocks)), dim3(Tile::THREADS),
                             static_cast<size_t>(plan.shared_bytes), call.stream};
-  return launch_kernel(conv_gather_direct_kernel<scalar_t, channels_last, Tile>, config,
-                       plan.params, in, static_cast<const scalar_t*>(call.w), bias, epilogue, out);
+  return launch_with_moments<acc>(
+      call, direction, moment_tiles(call.problem, plan), [&](const MomentTiles<acc>& moments) {
+        return launch_kernel(conv_gather_direct_kernel<scalar_t, channels_last, Tile>, config,
+                             plan.params, in, static_cast<const scalar_t*>(call.w), bias, epilogue,
+                             moments, out);
+      });
 }
 
 template <DType dtype, GatherTileId id>
@@ -103,6 +112,13 @@ double GatherInstance<dtype, layout, id, direction>::cost(const ConvProblem& p,
                                                           const Device& device) {
   return gather_cost(p, device, direction, layout == Layout::kNHWC, kShapeOf<dtype, id>,
                      sizeof(scalar_of<dtype>));
+}
+
+template <DType dtype, Layout layout, GatherTileId id, Direction direction>
+int64_t GatherInstance<dtype, layout, id, direction>::stats_workspace(const ConvProblem& p,
+                                                                      const Device&) {
+  const GatherPlan plan = plan_gather(p, direction, layout == Layout::kNHWC, kShapeOf<dtype, id>);
+  return moments_bytes<acc_t<scalar_of<dtype>>>(p.K, moment_tiles(p, plan));
 }
 
 template <DType dtype, Layout layout, GatherTileId id, Direction direction>

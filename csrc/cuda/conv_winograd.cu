@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "conv_moments.h"
 #include "conv_winograd_cost.h"
 
 namespace fastconv::cuda {
@@ -77,6 +78,10 @@ struct Fused {
     const Slabs slabs = slabs_of(plan, kTileOut);
     return slabs.at_a_time * slabs.bytes;
   }
+  static int64_t stats_workspace(const ConvProblem& p, const Device& device) {
+    const Plan plan = make_plan(p, direction, layout, kTileOut, sizeof(scalar_t));
+    return moments_begin(workspace(p, device)) + moments_bytes(p.K, moment_tiles(plan));
+  }
   static double cost(const ConvProblem& p, const Device& device) {
     return fused_cost(p, direction, sizeof(scalar_t), kTileOut, kTensorCores, device);
   }
@@ -96,7 +101,8 @@ struct Fused {
             applicable<kTileOut>,
             workspace,
             cost,
-            launch};
+            launch,
+            direction == Direction::kFprop ? stats_workspace : nullptr};
   }
 };
 

@@ -105,6 +105,11 @@ inline Slabs slabs_of(const Plan& plan, int tile_out) {
   return s;
 }
 
+// Blocks of tiles, of each of which y's channels have moments.
+inline int64_t moment_tiles(const Plan& plan) {
+  return blocks_of(plan.tiles, int64_t{kWinogradBlock});
+}
+
 // --- fused wgrad: the tiles split over blocks ----------------------------------------------------
 
 struct Splits {

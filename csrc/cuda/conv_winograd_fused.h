@@ -5,17 +5,17 @@
 
 #include "conv_filter_winograd.cuh"
 #include "conv_fprop_winograd_fused.cuh"
+#include "conv_moments.h"
 #include "conv_winograd.h"
 
 namespace fastconv::cuda::winograd {
 
 template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
-int launch_fused(const ConvCall& call, Direction direction) {
+int launch_slabs(const ConvCall& call, Direction direction, const Plan& plan, const Slabs& slabs,
+                 const MomentTiles<float>& moments) {
   using Engine = std::conditional_t<kTensorCores, WinogradTf32, WinogradFma>;
   using Shape = WinogradBlockShape<Wino>;
   const bool dgrad = direction == Direction::kDgrad;
-  const Plan plan = make_plan(call.problem, direction, layout, Wino::kOut, sizeof(scalar_t));
-  const Slabs slabs = slabs_of(plan, Wino::kOut);
   const int64_t steps = blocks_of(plan.C, kWinogradDepth);
   const FastDivmod slabs_per_group(static_cast<uint32_t>(slabs.per_group));
   float* const u = static_cast<float*>(call.workspace);
@@ -51,6 +51,7 @@ int launch_fused(const ConvCall& call, Direction direction) {
                                static_cast<uint32_t>(begin)};
     if (!dgrad)
       set_epilogue(call, layout, sizeof(scalar_t), params.out, params.epilogue, params.residual);
+    params.moments = moments;
     const LaunchConfig config{
         dim3(static_cast<unsigned>(blocks_of(plan.tiles, kWinogradBlock) * count)),
         dim3(Shape::kThreads), Shape::kSharedBytes, call.stream};
@@ -62,6 +63,19 @@ int launch_fused(const ConvCall& call, Direction direction) {
     if (error != 0) return error;
   }
   return 0;
+}
+
+template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
+int launch_fused(const ConvCall& call, Direction direction) {
+  const Plan plan = make_plan(call.problem, direction, layout, Wino::kOut, sizeof(scalar_t));
+  const Slabs slabs = slabs_of(plan, Wino::kOut);
+  return launch_with_moments(
+      call, direction, moment_tiles(plan),
+      [&](const MomentTiles<float>& moments) {
+        return launch_slabs<Wino, scalar_t, layout, kTensorCores>(call, direction, plan, slabs,
+                                                                  moments);
+      },
+      slabs.at_a_time * slabs.bytes);
 }
 
 }  // namespace fastconv::cuda::winograd

@@ -177,6 +177,19 @@ int launch(NormPass pass, const NormCall& c, void* stream) {
   return launch_merge<scalar_t>(pass, c, plan.splits, stream);
 }
 
+template <class Moment, class A>
+int launch_tiles(const TileStats& t, void* stream) {
+  MergeTilesArguments<Moment, A> a{};
+  a.partial = static_cast<const Moment*>(t.partial);
+  a.pixels = t.pixels;
+  a.tiles = static_cast<int>(t.tiles);
+  a.tile_pixels = static_cast<int>(t.tile_pixels);
+  a.mean = static_cast<A*>(t.mean);
+  a.m2 = static_cast<A*>(t.m2);
+  const LaunchConfig config{dim3(static_cast<unsigned>(t.K)), dim3(kMergeTilesThreads), 0, stream};
+  return launch_kernel(norm_merge_tiles_kernel<Moment, A>, config, a);
+}
+
 int64_t element_bytes(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
@@ -194,15 +207,9 @@ int64_t norm_workspace(NormPass pass, const NormCall& c) {
 
 int launch_merge_tiles(const TileStats& t, void* stream) {
   if (t.K > kMaxBlocks || t.tiles > INT32_MAX) return cudaErrorInvalidConfiguration;
-  MergeTilesArguments a{};
-  a.partial = static_cast<const float*>(t.partial);
-  a.pixels = t.pixels;
-  a.tiles = static_cast<int>(t.tiles);
-  a.tile_pixels = static_cast<int>(t.tile_pixels);
-  a.mean = static_cast<float*>(t.mean);
-  a.m2 = static_cast<float*>(t.m2);
-  const LaunchConfig config{dim3(static_cast<unsigned>(t.K)), dim3(kMergeTilesThreads), 0, stream};
-  return launch_kernel(norm_merge_tiles_kernel, config, a);
+  if (!t.counted) return launch_tiles<TileMoment, float>(t, stream);
+  return t.wide ? launch_tiles<CountedMoment<double>, double>(t, stream)
+                : launch_tiles<CountedMoment<float>, float>(t, stream);
 }
 
 int launch_norm(NormPass pass, const NormCall& c, void* stream) {

@@ -17,9 +17,11 @@
 //           all weights are finite, which adds exactly nothing; else every tap is guarded.
 // Bytes     |x| + |y| + |w|; halo rows of strips are read twice, from L2. 2*R*R FLOPs per output.
 //           Bound by memory but for 16-bit 7x7. Not measured on a GPU.
+// Statistics    of y where `moments` asks, per plane of a block (detail/block_moments.cuh).
 // Determinism   one thread per output, rows in order: bitwise repeatable.
 // Source    the definition.
 #pragma once
+#include "detail/block_moments.cuh"
 #include "detail/depthwise_planes.cuh"
 #include "detail/epilogue.cuh"
 
@@ -84,7 +86,7 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>)
                                      const scalar_t* __restrict__ w,
                                      const scalar_t* __restrict__ bias,
                                      const StoreEpilogue<float> epilogue,
-                                     scalar_t* __restrict__ y) {
+                                     const MomentTiles<float> moments, scalar_t* __restrict__ y) {
   constexpr int kTaps = R * R;
   constexpr int kTail = (R - 1) / STRIDE;  // outputs beyond the newest that an input row meets
   constexpr int kColumns = kPlaneColumns<scalar_t>;
@@ -183,6 +185,22 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>)
       }
     }
   }
+  if (moments.to == nullptr) return;
+  const int width = tile.column_end - tile.column;
+  const scalar_t* const first = y + (tile.plane * g.out_h + tile.row) * g.out_w + tile.column;
+  const int64_t out_size = static_cast<int64_t>(g.out_h) * g.out_w;
+  const uint32_t tiles_of_plane = g.row_tiles.divisor * g.column_tiles.divisor;
+  block_moments<1, 1, scalar_t>(
+      tile.planes, (tile.row_end - tile.row) * width, threadIdx.x, blockDim.x,
+      [&](int plane, int i) {
+        // Whole rows are one run.
+        const int at = full ? i : i / width * g.out_w + i % width;
+        return first + plane * out_size + at;
+      },
+      [&](int plane) {
+        const int64_t n = (tile.plane + plane) / g.C, c = (tile.plane + plane) - n * g.C;
+        return moments.to + c * moments.tiles + n * tiles_of_plane + blockIdx.x % tiles_of_plane;
+      });
 }
 
 }  // namespace fastconv::cuda

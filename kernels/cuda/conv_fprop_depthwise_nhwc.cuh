@@ -21,9 +21,11 @@
 //           an SM holds. What memory needs is bytes in flight, about 21 KiB per SM (4e12 B/s times
 //           700 ns over 132 SMs); 512 threads with (TILE-1)*st+R loads each have 40 KiB or more.
 //           Not measured on a GPU.
+// Statistics    of y where `moments` asks, per block (detail/block_moments.cuh).
 // Determinism   one thread per output, a fixed order of taps: bitwise repeatable.
 // Source    the definition.
 #pragma once
+#include "detail/block_moments.cuh"
 #include "detail/depthwise_filter.cuh"
 #include "detail/epilogue.cuh"
 
@@ -33,7 +35,7 @@ template <class scalar_t, int R, int STRIDE>
 struct FpropWindow {
   // Strided tiles load nearly twice the columns per output, and wait longer for DRAM anyway.
   using Taps = FpropTaps<R, STRIDE, STRIDE == 1 ? 4 : 2>;
-  static constexpr int kBlocksPerSm = sizeof(scalar_t) == 4 ? 5 : 4;
+  static constexpr int kBlocksPerSm = sizeof(scalar_t) == 2 ? 4 : R > 3 ? 5 : STRIDE == 1 ? 6 : 7;
 };
 
 template <class scalar_t, int R, int STRIDE>
@@ -43,7 +45,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
                                      const scalar_t* __restrict__ w,
                                      const scalar_t* __restrict__ bias,
                                      const StoreEpilogue<float> epilogue,
-                                     scalar_t* __restrict__ y) {
+                                     const MomentTiles<float> moments, scalar_t* __restrict__ y) {
   using Taps = typename FpropWindow<scalar_t, R, STRIDE>::Taps;
   constexpr int kVector = ChannelVector<scalar_t>::kSize;
   FC_DYN_SHARED(float, filter);
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
       stage_filter<R>(filter, channels, pitch, w + static_cast<int64_t>(c0) * (R * R),
                       bias == nullptr ? bias : bias + c0, g.C - c0, g.mirrored);
   const WindowJob job = window_job(g, spatial_block, c0 + threadIdx.x * kVector);
-  if (!job.any) return;
+  const int last = job.any ? job.last : job.first;
 
   const scalar_t* const image = x + static_cast<int64_t>(job.n) * g.in_h * g.in_w * g.C + job.c;
   const int64_t row = (static_cast<int64_t>(job.n) * g.out_h + job.row) * g.out_w;
@@ -63,7 +65,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
   const float* const taps = filter + threadIdx.x * kVector;
   const RowWalk walk{job.row * STRIDE - g.pad_h, 1, 0, 1, R};
 #pragma unroll 1
-  for (int tile = job.first; tile < job.last; ++tile) {
+  for (int tile = job.first; tile < last; ++tile) {
     float acc[Taps::kTile][kVector];
 #pragma unroll
     for (int t = 0; t < Taps::kTile; ++t)
@@ -82,6 +84,22 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
     }
     store_tile<scalar_t>(out_row, acc, q, g, g.out_pitch);
   }
+  if (moments.to == nullptr) return;
+  // Outputs of the block: those of its jobs, one behind the other, as long as the longest may be.
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  const uint32_t length = static_cast<uint32_t>(g.segment * Taps::kTile);
+  block_moments<8, kVector, scalar_t>(
+      min(channels, g.C - c0), blockDim.y * length, thread, blockDim.x * blockDim.y,
+      [&](int c, int i) -> const scalar_t* {
+        const uint32_t slot = i / length, at = spatial_block * blockDim.y + slot;
+        if (at >= g.jobs) return nullptr;
+        uint32_t segment;
+        const uint32_t row_of_all = g.segments.divmod(at, segment);
+        const int q = segment * length + (i - slot * length);
+        if (q >= g.out_w) return nullptr;
+        return y + (static_cast<int64_t>(row_of_all) * g.out_w + q) * g.C + c0 + c;
+      },
+      [&](int c) { return moments.to + (c0 + c) * moments.tiles + spatial_block; });
 }
 
 }  // namespace fastconv::cuda

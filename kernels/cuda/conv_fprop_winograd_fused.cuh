@@ -20,11 +20,13 @@
 // is 2.25 (4) times fewer than direct. Bound by the FMA pipe in fp32 from about 32 channels on; the
 // input transform adds about 100 (350) instructions per 512 (1152) multiply-adds. Not measured on a
 // GPU.
+// Statistics of y where `moments` asks, per block of 32 tiles (detail/block_moments.cuh).
 // Determinism: a sum runs over the channels in order; no atomics. NaN and infinities reach all
 // outputs of a tile.
 // Source: Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308.
 #pragma once
 #include "detail/async_copy.cuh"
+#include "detail/block_moments.cuh"
 #include "detail/winograd_block.cuh"
 
 namespace fastconv::cuda {
@@ -41,6 +43,7 @@ struct WinogradFpropParams {
   // Of fprop; the residual is dense where `out` may be a slice.
   StoreEpilogue<float> epilogue;
   WinogradImages residual;
+  MomentTiles<float> moments;
 };
 
 // Which filter of the slab's 32 and tile of the block's 32 a task of one half of the filters is.
@@ -170,6 +173,27 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
                                         x0 * static_cast<int64_t>(p.out.stride_w));
       store_tile<kOut>(p.out, !kNhwc, to, p.out.height - y0, p.out.width - x0, values);
     }
+  }
+  if (p.moments.to != nullptr) {
+    block_moments<(kNhwc ? 8 : 1), 1, scalar_t>(
+        min(kWinogradBlock, p.K - first_k), kWinogradBlock * kOut * kOut, threadIdx.x, kThreads,
+        [&](int c, int i) -> const scalar_t* {
+          // Of neighbouring tiles a row after the other.
+          const int32_t column = i % kOut, tile = i / kOut % kWinogradBlock;
+          if (first_tile + tile >= p.tiling.tiles) return nullptr;
+          const WinogradTile t = winograd_tile(p.tiling, first_tile + tile);
+          const int32_t at_y = t.y * kOut + i / (kOut * kWinogradBlock), at_x = t.x * kOut + column;
+          if (at_y >= p.out.height || at_x >= p.out.width) return nullptr;
+          return byte_offset(y, c * p.out.stride_c + t.n * p.out.stride_n +
+                                    at_y * static_cast<int64_t>(p.out.stride_h) +
+                                    at_x * static_cast<int64_t>(p.out.stride_w));
+        },
+        [&](int c) {
+          return p.moments.to +
+                 (static_cast<int64_t>(group) * p.K + first_k + c) * p.moments.tiles +
+                 first_tile / kWinogradBlock;
+        });
+    return;
   }
   if (!p.epilogue.any) return;
   // By the threads that kept the outputs, now that no sums are in registers.

@@ -24,6 +24,7 @@
 //           pipe. DRAM: in and w once (L2 serves the blocks that share them), out once. Per block
 //           and channel: halo positions + taps * BLOCK_K loads for taps * BLOCK_K * BLOCK_PIX
 //           multiply-adds. Not measured on a GPU.
+// Statistics    of fprop's y where `moments` asks, per tile (detail/block_moments.cuh).
 // Determinism   one thread sums one output in a fixed order.
 // Source    the definition; the residue classes are the "transposed convolution as stride^2 dense
 //           ones" of Shi et al., "Is the deconvolution layer the same as a convolutional layer?",
@@ -32,6 +33,7 @@
 #include "conv_direct_stage.cuh"
 #include "conv_gather_direct_border.cuh"
 #include "conv_gather_direct_params.cuh"
+#include "detail/block_moments.cuh"
 #include "detail/epilogue.cuh"
 
 namespace fastconv::cuda {
@@ -141,6 +143,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS)
     conv_gather_direct_kernel(const GatherParams params, const scalar_t* __restrict__ in,
                               const scalar_t* __restrict__ w, const scalar_t* __restrict__ bias,
                               const StoreEpilogue<acc_t<scalar_t>> epilogue,
+                              const MomentTiles<acc_t<scalar_t>> moments,
                               scalar_t* __restrict__ out) {
   using acc = acc_t<scalar_t>;
   constexpr int PACK = kPack<acc>;
@@ -275,8 +278,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS)
   const int last_q = min(block.q0 + params.tile_q, axis_w.outputs) - 1;
   const bool border = reaches_border(params, axis_h, 1, params.box.extent_h, block.p0, last_p) ||
                       reaches_border(params, axis_w, 2, params.box.extent_w, block.q0, last_q);
-  if (!border || !__syncthreads_or(nan)) return;
-  for (int i = static_cast<int>(threadIdx.x); i < filters * Tile::BLOCK_PIX; i += Tile::THREADS) {
+  const int doubtful = border && __syncthreads_or(nan) ? filters * Tile::BLOCK_PIX : 0;
+  for (int i = static_cast<int>(threadIdx.x); i < doubtful; i += Tile::THREADS) {
     const int k = i / Tile::BLOCK_PIX, at = i % Tile::BLOCK_PIX;
     const int p = block.p0 + (at >> params.tile_q_log2);
     const int q = block.q0 + (at & (params.tile_q - 1));
@@ -299,6 +302,22 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::MIN_BLOCKS)
       });
     *to = from_acc<scalar_t>(y[0]);
   }
+
+  if (moments.to == nullptr) return;
+  const uint32_t index = params.by_k_blocks.div(blockIdx.x);  // fprop has one class
+  const int64_t tile =
+      index - (block.n * (static_cast<int64_t>(params.by_groups.divisor) - 1) + block.group) *
+                  gather_image_tiles(params);
+  block_moments<(channels_last ? Tile::BLOCK_K < 8 ? Tile::BLOCK_K : 8 : 1), 1, scalar_t>(
+      filters, Tile::BLOCK_PIX, threadIdx.x, Tile::THREADS,
+      [&](int k, int i) -> const scalar_t* {
+        const int p = block.p0 + (i >> params.tile_q_log2);
+        const int q = block.q0 + (i & (params.tile_q - 1));
+        if (p >= axis_h.outputs || q >= axis_w.outputs) return nullptr;
+        return out_plane + p * params.out_stride_h + q * params.out_stride_w +
+               static_cast<int64_t>(first + k) * params.out_stride_k;
+      },
+      [&](int k) { return moments.to + static_cast<int64_t>(first + k) * moments.tiles + tile; });
 }
 
 }  // namespace fastconv::cuda

@@ -49,4 +49,10 @@ struct GatherParams {
   int tap_slots_w, tap_phase_w, phases_w, phase_wrap_w;
 };
 
+// Of one image and group, where there is one class.
+__host__ __device__ __forceinline__ int64_t gather_image_tiles(const GatherParams& params) {
+  return static_cast<int64_t>(params.by_tiles_q.divisor) * params.by_tiles_p.divisor *
+         params.by_planes.divisor;
+}
+
 }  // namespace fastconv::cuda

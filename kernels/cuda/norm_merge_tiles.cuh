@@ -2,66 +2,78 @@
 //
 //   mean[k], m2[k] = (first + offset, m2) of tiles 0, 1, .. of channel k, merged
 //
-// The tiles have equally many pixels, but for the last. Means are merged as distances from the
-// first value of tile 0, so that mean 1e4 and deviation 1 leave m2 all its digits in fp32.
+// The tiles have equally many pixels, but for the last, or say how many. Means are merged as
+// distances from the first value of tile 0, so that mean 1e4 and deviation 1 leave m2 all its
+// digits in fp32.
 //
 // Mapping   a block per channel: threads take tiles kMergeTilesThreads apart, four loads under way
 //           at a time, and merge them into their own; then lanes in pairs, then warps in order.
-// Dtypes    fp32, in any of y's types.
-// Bytes     12 per tile and channel, where y has 256 to 512: a few microseconds, bound by latency.
-//           Not measured on a GPU.
+// Dtypes    fp32, in any of y's types but fp64, which has fp64.
+// Bytes     12 per tile and channel (16 with counts), where y mostly has 256 to 512: a few
+//           microseconds, bound by latency. Not measured on a GPU.
 // Determinism   who merges what in which order follows from the number of tiles. No atomics.
 // Source    Chan, Golub and LeVeque 1979 (detail/norm_merge.cuh).
 #pragma once
+#include "detail/moments.cuh"
 #include "detail/norm_merge.cuh"
 
 namespace fastconv::cuda {
 
 constexpr int kMergeTilesThreads = 128;
 
-// partial: [K][tiles][3], of (first, offset, m2).
+// Moment: TileMoment, or CountedMoment<A> in tiles that differ; partial [K][tiles].
+template <class Moment, class A>
 struct MergeTilesArguments {
-  const float* partial;
+  const Moment* partial;
   int64_t pixels;
-  int tiles, tile_pixels;
-  float *mean, *m2;  // [K]
+  int tiles, tile_pixels;  // the latter and `pixels` where the moments have no counts
+  A *mean, *m2;            // [K]
 };
 
+__device__ __forceinline__ float moment_count(const MergeTilesArguments<TileMoment, float>& a,
+                                              const TileMoment&, int64_t tile) {
+  return static_cast<float>(tile + 1 < a.tiles ? a.tile_pixels : a.pixels - tile * a.tile_pixels);
+}
+template <class A>
+__device__ __forceinline__ A moment_count(const MergeTilesArguments<CountedMoment<A>, A>&,
+                                          const CountedMoment<A>& moment, int64_t) {
+  return moment.count;
+}
+
+template <class Moment, class A>
 __global__ void __launch_bounds__(kMergeTilesThreads, 8)
-    norm_merge_tiles_kernel(const MergeTilesArguments a) {
-  constexpr int TOGETHER = 4, WARPS = kMergeTilesThreads / 32;
-  FC_SHARED(float, shared, [3 * WARPS]);
+    norm_merge_tiles_kernel(const MergeTilesArguments<Moment, A> a) {
+  constexpr int TOGETHER = sizeof(A) == 8 ? 2 : 4, WARPS = kMergeTilesThreads / 32;
+  FC_SHARED(A, shared, [3 * WARPS]);
   const int k = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const float* const partial = a.partial + static_cast<int64_t>(k) * a.tiles * 3;
-  const float zero = partial[0];  // of the means
-  float count = 0, mean = 0, m2 = 0;
+  const Moment* const partial = a.partial + static_cast<int64_t>(k) * a.tiles;
+  const A zero = partial[0].first;  // of the means
+  A count = 0, mean = 0, m2 = 0;
 #pragma unroll 1
   for (int64_t tile = thread; tile < a.tiles; tile += TOGETHER * kMergeTilesThreads) {
-    float first[TOGETHER], offset[TOGETHER], squares[TOGETHER], counts[TOGETHER];
+    Moment moments[TOGETHER];
+    A counts[TOGETHER];
 #pragma unroll
     for (int i = 0; i < TOGETHER; ++i) {
       const int64_t t = tile + i * kMergeTilesThreads;
       const bool exists = t < a.tiles;
-      first[i] = exists ? partial[t * 3] : 0.0f;
-      offset[i] = exists ? partial[t * 3 + 1] : 0.0f;
-      squares[i] = exists ? partial[t * 3 + 2] : 0.0f;
-      counts[i] = t + 1 < a.tiles ? static_cast<float>(a.tile_pixels)
-                  : exists        ? static_cast<float>(a.pixels - t * a.tile_pixels)
-                                  : 0.0f;
+      moments[i] = exists ? partial[t] : Moment{};
+      counts[i] = exists ? moment_count(a, moments[i], t) : A(0);
     }
 #pragma unroll
     for (int i = 0; i < TOGETHER; ++i)
-      merge_moments(count, mean, m2, counts[i], (first[i] - zero) + offset[i], squares[i]);
+      merge_moments(count, mean, m2, counts[i], (moments[i].first - zero) + moments[i].offset,
+                    moments[i].m2);
   }
 #pragma unroll
   for (int by = 16; by > 0; by /= 2) {
-    const float other_count = __shfl_down_sync(0xffffffffu, count, by);
-    const float other_mean = __shfl_down_sync(0xffffffffu, mean, by);
-    const float other_m2 = __shfl_down_sync(0xffffffffu, m2, by);
+    const A other_count = __shfl_down_sync(0xffffffffu, count, by);
+    const A other_mean = __shfl_down_sync(0xffffffffu, mean, by);
+    const A other_m2 = __shfl_down_sync(0xffffffffu, m2, by);
     if (thread % 32 < by) merge_moments(count, mean, m2, other_count, other_mean, other_m2);
   }
   if (thread % 32 == 0) {
-    float* const to = shared + 3 * (thread / 32);
+    A* const to = shared + 3 * (thread / 32);
     to[0] = count, to[1] = mean, to[2] = m2;
   }
   __syncthreads();

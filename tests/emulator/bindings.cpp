@@ -91,11 +91,12 @@ py::tuple run_conv(const std::string& algorithm, const std::string& name,
     throw std::invalid_argument(full_name + "takes no statistics along");
   const auto scratch = static_cast<size_t>(stats ? instance.stats_workspace(problem, device)
                                                  : instance.workspace(problem, device));
-  const OutputBuffer workspace("workspace", scratch, 256, stats ? 4 : element,
+  const size_t wide = element == 8 ? 8 : 4;  // of statistics
+  const OutputBuffer workspace("workspace", scratch, 256, stats ? wide : element,
                                emu::Placement::kEndAligned, sparse);
   const auto channels = static_cast<size_t>(stats ? problem.K : 0);
-  const OutputBuffer mean("mean", channels * 4, 4, 4, options.placement, sparse);
-  const OutputBuffer m2("m2", channels * 4, 4, 4, options.placement, sparse);
+  const OutputBuffer mean("mean", channels * wide, wide, wide, options.placement, sparse);
+  const OutputBuffer m2("m2", channels * wide, wide, wide, options.placement, sparse);
 
   cuda::ConvCall call{};
   call.problem = problem;

@@ -1,12 +1,5 @@
-// Mean and sum of squares about it of every channel of a tile of C, from the tile as the epilogue
-// left it in shared memory (gemm.cuh): a convolution's part of batch normalisation's statistics.
-//
-//   value = round(sum + bias), as it was stored     d = value - (the channel's first value)
-//   mean  = first + sum of d / n,    m2 = sum of d^2 - (sum of d)^2 / n        over n pixels
-//
-// What a channel's values have in common cancels in d before anything is rounded, and stays apart
-// in what is stored, so that it cancels between tiles, too. Where the first value is the odd one,
-// the last difference loses a factor n at the most, of a tile's 128 pixels.
+// Moments (moments.cuh) of every channel of a tile of C, from the tile as the epilogue left it in
+// shared memory (gemm.cuh); value = round(sum + bias), as it was stored.
 //
 // A pass of its own behind the stores, not a part of them: it is one branch that a whole grid
 // answers alike, the kernel without statistics has the same registers, and each layout reads the
@@ -15,13 +8,9 @@
 // Deterministic: which values a thread adds, and how threads' sums add, follow from the tile alone.
 #pragma once
 #include "gemm.cuh"
+#include "moments.cuh"
 
 namespace fastconv::cuda {
-
-// Of a channel in a tile; the mean is first + offset.
-struct TileMoment {
-  float first, offset, m2;
-};
 
 // Where the moments of a tile go: of channel c (of the tile) to to[c * pitch].
 struct GemmMoments {
@@ -32,29 +21,21 @@ struct GemmMoments {
 
 // A channel's sums, and what its values are rounded as.
 template <class out_t>
-struct ChannelSums {
-  float bias, first, sum, squares;
+struct ChannelSums : MomentSums<float> {
+  float bias;
 
   __device__ __forceinline__ float value(float v) const {
     return to_acc(from_acc<out_t>(v + bias));
   }
   __device__ __forceinline__ void start(const out_t* bias_at, float first_sum) {
     bias = bias_at == nullptr ? 0.0f : to_acc(*bias_at);
-    first = value(first_sum);
-    sum = squares = 0.0f;
+    MomentSums<float>::start(value(first_sum));
   }
   __device__ __forceinline__ void add(float v, bool exists) {
-    const float d = exists ? value(v) - first : 0.0f;
-    sum += d;
-    squares = fmaf(d, d, squares);
-  }
-  __device__ __forceinline__ void add_lane(int mask) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-    squares += __shfl_xor_sync(0xffffffffu, squares, mask);
+    MomentSums<float>::add(value(v), exists);
   }
   __device__ __forceinline__ TileMoment moments(float inverse_count) const {
-    const float offset = sum * inverse_count;
-    return {first, offset, squares - sum * offset};
+    return {first, offset(inverse_count), m2(inverse_count)};
   }
 };
 
