@@ -25,6 +25,14 @@ NARROW = 0.25  # of the arithmetic roof, where channels do not fill a tensor-cor
 DEPTHWISE = 0.3  # of the memory roof
 GROUPED = 0.1  # of the arithmetic roof
 LAUNCHES = 8e-6  # the kernel, and a layout change or a reduction around it
+LAUNCH = 3e-6  # one kernel behind another, as in csrc/cuda/device_rates.h
+
+
+def statistics_pass(spec: ConvSpec) -> float:
+    """Estimated seconds of a pass over y that takes its statistics: of all that a kernel without
+    them adds to one that leaves parts of them, which are merged as well."""
+    chip = 9 if gpu.describe(spec.device).capability >= 90 else 8
+    return prod(spec.output_size) * spec.dtype.itemsize / _BYTES[chip] + LAUNCH
 
 
 def seconds(spec: ConvSpec) -> float:

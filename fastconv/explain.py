@@ -78,10 +78,10 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms"
 
 
-def _direction(spec: ConvSpec, algo: str) -> Choice:
+def _direction(spec: ConvSpec, algo: str, statistics: bool = False) -> Choice:
     entry = autotune_cache.lookup(spec, torch.get_num_threads(), _C.cpu_isa())
     measured = entry["seconds"] if entry else {}
-    entries = select.candidates(spec)
+    entries = select.candidates(spec, statistics)
     rows = tuple(
         Row(
             c.name,
@@ -94,7 +94,8 @@ def _direction(spec: ConvSpec, algo: str) -> Choice:
         for c in entries
     )
     if spec.direction == "fprop":
-        chosen = select.resolve(spec, algo)
+        choose = select.choose_with_statistics if statistics else select.resolve
+        chosen = choose(spec, algo, None)
     else:
         chosen = select.resolve(spec, inherited(algo))
     ours = [c for c in entries if c.reason is None and c.name != select.ATEN]
@@ -125,11 +126,11 @@ def explain(input: Tensor | str, *args: Any, **options: Any) -> Explanation:
     """What a convolution or a pooling would run in each direction, and why.
 
     `explain(input, weight, bias, stride, padding, dilation, groups, algo=, precision=)` takes the
-    arguments of `fastconv.conv1d/2d/3d` (the rank is the weight's), and
-    `explain("max_pool2d", input, 3, 2, 1)` the name of a pooling and that function's arguments.
-    Nothing is computed. The result prints as a table: every algorithm with the reason why it does
-    not apply, or, for convolutions, its estimated time, workspace and, where autotuning has
-    recorded it, measured time.
+    arguments of `fastconv.conv1d/2d/3d` (the rank is the weight's), with statistics=True as it runs
+    where `fastconv.conv_bn_relu` trains, and `explain("max_pool2d", input, 3, 2, 1)` the name of a
+    pooling and that function's arguments. Nothing is computed. The result prints as a table: every
+    algorithm with the reason why it does not apply, or, for convolutions, its estimated time,
+    workspace and, where autotuning has recorded it, measured time.
 
     Raises:
         RuntimeError, TypeError: as the function would, in PyTorch's words; also where a named
@@ -154,6 +155,7 @@ def _convolution(
     *,
     algo: str = "auto",
     precision: str | None = None,
+    statistics: bool = False,
 ) -> Explanation:
     arguments.check_options(algo, precision)
     rank = weight.dim() - 2
@@ -185,7 +187,9 @@ def _convolution(
         select.products_for(device, input.dtype, algo),
     )
     if refusal is None:
-        choices = tuple(_direction(spec.toward(d), algo) for d in DIRECTIONS)
+        choices = tuple(
+            _direction(spec.toward(d), algo, statistics and d == "fprop") for d in DIRECTIONS
+        )
     else:
         if select.split_precision(algo)[0] not in (select.AUTO, select.ATEN):
             raise RuntimeError(f"conv{rank}d: algorithm {algo!r} does not apply: {refusal}")

@@ -185,7 +185,7 @@ def conv_bn_relu(
 
     call = None
     if not (_is_compiling() or conv.transforming() or conv.tracing() or torch.jit.is_tracing()):
-        call = _planned(input, weight, bias, moves, algo, precision)
+        call = _planned(input, weight, bias, moves, algo, precision, training)
     evaluating = not training and not _wants_gradient(input, weight, bias, norm, residual)
     if call is not None and evaluating and residual is None:
         # What is kept has been through the checks below.
@@ -338,13 +338,13 @@ def _refuse_dimensions(input: Tensor, weight: Tensor) -> None:
 
 def _planned(
     input: Tensor, weight: Tensor, bias: Tensor | None, moves: tuple, algo: str,
-    precision: str | None,
+    precision: str | None, training: bool = False,
 ) -> Call | None:  # fmt: skip
     """The convolution's call, remembered; None where our kernels do not take it."""
     key = (
         input.shape, input.stride(), input.dtype, input.device, weight.shape, weight.stride(),
         weight.dtype, None if bias is None else (bias.shape, bias.dtype, bias.device),
-        *_moves_key(*moves), algo, precision, input.__class__, weight.__class__,
+        *_moves_key(*moves), algo, precision, training, input.__class__, weight.__class__,
         gpu.tf32_allowed() if input.is_cuda else _threads(),
     )  # fmt: skip
     found = _plans.get(key)
@@ -362,7 +362,8 @@ def _planned(
         return None
     call = call_for(
         "fprop", input, input.shape, weight.shape, *geometry, is_channels_last(input, weight),
-        select.with_precision(algo, precision), (input.detach(), weight.detach(), bias), True,
+        select.with_precision(algo, precision), (input.detach(), weight.detach(), bias),
+        "statistics" if training else "epilogue",
     )  # fmt: skip
     if not admitted(call, input):
         return None

@@ -237,8 +237,9 @@ def _call(x: Tensor, w: Tensor, last: bool, step: _Step) -> Call:
     pad = (w.shape[2] // 2,) * 2
     operands = (x, w, None)
     call = call_for(
-        "fprop", x, x.shape, w.shape, (1, 1), pad, (1, 1), 1, last, step.request, operands, True
-    )
+        "fprop", x, x.shape, w.shape, (1, 1), pad, (1, 1), 1, last, step.request, operands,
+        "epilogue",
+    )  # fmt: skip
     call.passes = step.passes
     return call
 

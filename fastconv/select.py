@@ -172,10 +172,15 @@ def _native_candidate(name: str, spec: ConvSpec, threads: int) -> Candidate:
     )
 
 
-def candidates(spec: ConvSpec) -> list[Candidate]:
-    """Every entry of the registry against the problem, in the registry's order, `aten` last."""
+def candidates(spec: ConvSpec, statistics: bool = False) -> list[Candidate]:
+    """Every entry of the registry against the problem, in the registry's order, `aten` last.
+
+    statistics: of y's channels are wanted with it, on a GPU; on the CPU every entry needs the same
+    pass for them.
+    """
     if gpu.is_cuda(spec.device):
-        return select_cuda.candidates(spec)
+        entries = select_cuda.candidates(spec)
+        return select_cuda.with_statistics(spec, entries) if statistics else entries
     threads = torch.get_num_threads()
     ours = [_native_candidate(name, spec, threads) for name in _CPU_NAMES]
     return [*ours, Candidate(ATEN, ATEN, None, cost_aten.seconds(spec, threads), None)]
@@ -193,10 +198,10 @@ def cheapest(entries: list[Candidate], isa: str) -> str:
     return ours.name if ours.cost < margin * aten.cost else ATEN
 
 
-def _estimated(spec: ConvSpec, isa: str) -> str:
+def _estimated(spec: ConvSpec, isa: str, statistics: bool = False) -> str:
     if spec.empty:
         return ATEN
-    entries = candidates(spec)
+    entries = candidates(spec, statistics)
     if gpu.is_cuda(spec.device):
         return select_cuda.cheapest(spec, entries)
     return cheapest(entries, isa)
@@ -226,11 +231,22 @@ def choose(spec: ConvSpec, tensors: tuple[Any, ...] | None = None) -> str:
     return found
 
 
+def choose_with_statistics(spec: ConvSpec, request: str, tensors: tuple[Any, ...] | None) -> str:
+    """`resolve` for a convolution that trains a batch normalisation: ours mostly takes its
+    statistics while storing."""
+    auto = split_precision(request)[0] == AUTO
+    if not auto or not gpu.is_cuda(spec.device) or not settled(spec) or spec.empty:
+        return choose_with_epilogue(spec, request, tensors)
+    if recorded(spec, torch.get_num_threads(), _C.cpu_isa()) is not None:
+        return resolve(spec, request, tensors)
+    return _precise(spec, _estimated(spec, _C.cpu_isa(), statistics=True), request)
+
+
 # A pass over the result on the CPU, which `aten` needs for an epilogue: seconds, and per byte.
 _PASS, _PASS_BYTE = 8e-6, 2 / 80e9
 
 
-def choose_with_epilogue(spec: ConvSpec, request: str, tensors: tuple[Any, ...]) -> str:
+def choose_with_epilogue(spec: ConvSpec, request: str, tensors: tuple[Any, ...] | None) -> str:
     """`resolve` for a convolution that an epilogue follows: ours applies it while storing."""
     name = resolve(spec, request, tensors)
     threads, isa = torch.get_num_threads(), _C.cpu_isa()
@@ -260,9 +276,15 @@ def resolve(spec: ConvSpec, algo: str, tensors: tuple[Any, ...] | None = None) -
     does not apply to the problem.
     """
     name, precision = split_precision(algo)
+    bare = algo
     if precision is not None:
-        algo = name + (OR_AUTO if algo.endswith(OR_AUTO) else "")
-    found = _resolved(spec, algo, tensors)
+        bare = name + (OR_AUTO if algo.endswith(OR_AUTO) else "")
+    return _precise(spec, _resolved(spec, bare, tensors), algo)
+
+
+def _precise(spec: ConvSpec, found: str, request: str) -> str:
+    """The name with the precision that it is to compute in, where it takes one."""
+    precision = split_precision(request)[1]
     if select_triton.is_ours(found):
         return select_triton.at_precision(spec, found, precision)
     if precision is None:

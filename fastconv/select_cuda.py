@@ -7,6 +7,7 @@ instance that applies and has not failed on this device.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fastconv.select import Candidate
 
 ALGORITHMS: tuple[str, ...] = tuple(_C.cuda_algorithms())
+_TAKE_STATISTICS = frozenset(_C.cuda_stats_instances())
 # `aten` is kept unless ours is predicted to take less than this fraction of its time: neither cost
 # model was measured on a GPU.
 MARGIN = 0.5
@@ -76,6 +78,20 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
             reason = own[0][2] if own else "no kernel for this direction, dtype and layout"
             entries.append(Candidate(name, "cuda", reason, float("inf"), 0))
     return [*entries, *tail]
+
+
+def takes_statistics(name: str) -> bool:
+    """Whether the kernel behind a candidate forms the statistics of y's channels along with y."""
+    return name in _TAKE_STATISTICS or name.startswith(f"{select_triton.IMPLICIT_GEMM}/")
+
+
+def with_statistics(spec: ConvSpec, entries: list[Candidate]) -> list[Candidate]:
+    """The candidates where y's statistics are wanted, too: with the pass over y that takes them
+    behind a kernel that does not."""
+    if spec.empty:
+        return entries
+    seconds = cost_aten_cuda.statistics_pass(spec)
+    return [c if takes_statistics(c.name) else replace(c, cost=c.cost + seconds) for c in entries]
 
 
 def admitted(spec: ConvSpec, name: str) -> bool:

@@ -109,12 +109,12 @@ def call_for(
     channels_last: bool,
     algo: str,
     tensors: tuple[Any, ...] | None,
-    epilogue: bool = False,
+    followed: str = "",
 ) -> Call:
     """The call for a direction of this problem on `like`'s device and in its dtype, remembered.
 
-    tensors: the direction's operands, for autotuning. epilogue: whether one follows. Raises as
-    `select.resolve`.
+    tensors: the direction's operands, for autotuning. followed: by nothing, an "epilogue",
+    or "statistics" of the result. Raises as `select.resolve`.
     """
     input_size, weight_size = tuple(input_size), tuple(weight_size)
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
@@ -127,7 +127,7 @@ def call_for(
         geometry,
         channels_last,
         algo,
-        epilogue,
+        followed,
         gpu.tf32_allowed() if like.is_cuda else _threads(),
     )
     call = _calls.get(key)
@@ -143,7 +143,11 @@ def call_for(
             channels_last,
             select.products_for(device, like.dtype, algo),
         )
-        resolve = select.choose_with_epilogue if epilogue else select.resolve
+        resolve = {
+            "": select.resolve,
+            "epilogue": select.choose_with_epilogue,
+            "statistics": select.choose_with_statistics,
+        }[followed]
         name = resolve(spec, algo, tensors)
         call = Call(
             direction, name, algo, Geometry(*geometry), channels_last, input_size, weight_size

@@ -29,7 +29,7 @@ def _conv_act(x, w, bias, residual, stride, padding, dilation, groups, code, slo
     channels_last = is_channels_last(x, w)
     geometry = (stride, padding, dilation, groups)
     call = call_for(
-        "fprop", x, x.shape, w.shape, *geometry, channels_last, algo, (x, w, bias), True
+        "fprop", x, x.shape, w.shape, *geometry, channels_last, algo, (x, w, bias), "epilogue"
     )
     if call.aten and not admitted(call, x):
         y = run_fprop(x, w, bias, *call.geometry, call.name, call.packed)
