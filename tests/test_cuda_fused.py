@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from pretend_gpu import pretend_gpu
 from torch import nn
 
 import fastconv
-from fastconv import fused, select, selftest_fused, trust
+from fastconv import fused, select, select_cuda, selftest_fused, trust
 from fastconv.nn import ConvBNReLU2d, Inception
+from fastconv.ops import fused_autograd
+from fastconv.ops.conv_call import Call
 from fastconv.ops.fused_recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -62,7 +65,7 @@ def test_training_and_evaluation(algo, last):
         )
 
 
-@pytest.mark.parametrize("algo, passes", [("im2col", 0), ("direct", 1)])
+@pytest.mark.parametrize("algo, passes", [("im2col", 0), ("direct", 0), ("direct_plain", 1)])
 def test_launches(algo, passes):
     """Training: the convolution, which takes the statistics of its tiles along where it can (else a
     pass over y does), their merging, one pass over y. Evaluation: one in all."""
@@ -79,6 +82,53 @@ def test_launches(algo, passes):
     with torch.no_grad():
         layer(x)
         assert launches() == 1
+
+
+def test_training_takes_what_is_cheapest_with_its_statistics(monkeypatch):
+    """A kernel ahead by less than the pass over y that it needs runs in evaluation alone."""
+    order = ("direct_plain/fprop_f32_nchw_analytic", "direct/fprop_f32_nchw_smem_k32_q256")
+    cost = {order[0]: 1e-6, order[1]: 2e-6}
+
+    def candidates(spec):
+        entries = real(spec)
+        if spec.direction != "fprop":
+            return entries
+        return [
+            replace(c, cost=cost.get(c.name, 1.0 if c.name == select.ATEN else 0.9))
+            for c in entries
+        ]
+
+    real = select_cuda.candidates
+    monkeypatch.setattr(select_cuda, "candidates", candidates)
+    monkeypatch.setattr(select_cuda, "admitted", lambda spec, name: True)
+    ran = []
+    for name in ("conv_stats", "conv_epilogue"):
+        for module in (fused, fused_autograd):
+            if not hasattr(module, name):
+                continue
+            run = getattr(module, name)
+            monkeypatch.setattr(
+                module,
+                name,
+                lambda *a, run=run: (
+                    ran.append(next(c.name for c in a if isinstance(c, Call))) or run(*a)
+                ),
+            )
+    layer, plain = layers()
+    x = torch.randn(2, 5, 7, 6)
+    torch.testing.assert_close(layer(x), reference(plain, x), rtol=1e-4, atol=1e-4)
+    chosen = fastconv.explain(x, layer[0].weight, padding=1, statistics=True)["fprop"].chosen
+    layer.eval()
+    with torch.no_grad():
+        layer(x)
+    assert ran == [order[1], order[0]] and chosen == order[1]
+    assert fastconv.explain(x, layer[0].weight, padding=1)["fprop"].chosen == order[0]
+    # Further ahead than that.
+    cost[order[1]] = 1e-6 + 1e-5
+    select.forget()
+    layer.train()
+    layer(x)
+    assert ran[2:] == [order[0]]
 
 
 def test_chain_makes_its_inputs_anew():

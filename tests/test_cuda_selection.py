@@ -249,6 +249,22 @@ def test_layouts_are_brought_together():
         torch.testing.assert_close(y, F.conv2d(*operands))
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_statistics_cost_a_pass_over_y_where_a_kernel_takes_none(channels_last):
+    spec = grouped_spec(dtype=torch.bfloat16, channels_last=channels_last)
+    seconds = 3e-6 + 8 * 64 * 56 * 56 * 2 / 4e12
+    known, added = _C.cuda_stats_instances(), set()
+    for before, after in zip(
+        select.candidates(spec), select.candidates(spec, statistics=True), strict=True
+    ):
+        taking = before.name in known or before.name.startswith("triton_implicit_gemm/")
+        more = 0 if taking or before.reason else seconds
+        assert after.cost == pytest.approx(before.cost + more), before
+        if before.reason is None:
+            added.add((before.name.partition("/")[0], more > 0))
+    assert {("im2col", False), ("direct", False), ("direct_plain", True), ("aten", True)} <= added
+
+
 def test_forced():
     spec = grouped_spec()
     assert select.resolve(spec, "direct").startswith("direct/")

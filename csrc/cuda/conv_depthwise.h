@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "conv_algorithm.h"
 #include "conv_moments.h"
@@ -36,6 +37,20 @@ inline int channel_lanes(int64_t vectors, int most) {
 
 inline LaunchConfig config_for(int64_t blocks, dim3 block, int64_t shared_bytes, void* stream) {
   return {dim3(static_cast<unsigned>(blocks)), block, static_cast<size_t>(shared_bytes), stream};
+}
+
+// launch(stats, moments): the kernel of fprop with statistics of y, which is one of its own, where
+// they are asked for; stats is a std::bool_constant.
+template <bool fprop, class Launch>
+int launch_either(const ConvCall& call, int64_t tiles, const Launch& launch) {
+  if constexpr (fprop)
+    return launch_with_moments(call, Direction::kFprop, tiles,
+                               [&](const MomentTiles<float>& moments) {
+                                 return moments.to == nullptr ? launch(std::false_type(), moments)
+                                                              : launch(std::true_type(), moments);
+                               });
+  else
+    return launch(std::false_type(), MomentTiles<float>{});
 }
 
 // Empty, or the reason; what every depthwise kernel asks.

@@ -98,10 +98,10 @@ int vector_for(const ConvCall& call, Layout layout) {
 template <class scalar_t, bool NHWC, int VEC>
 int launch_fprop(const ConvCall& call, const AnyPlan& plan) {
   const dim3 block(static_cast<unsigned>(plan.lanes), static_cast<unsigned>(plan.slots));
-  return launch_with_moments(
-      call, Direction::kFprop, ranges(plan), [&](const MomentTiles<float>& moments) {
+  return launch_either<true>(
+      call, ranges(plan), [&](auto stats, const MomentTiles<float>& moments) {
         return launch_kernel(
-            conv_fprop_depthwise_any_kernel<scalar_t, NHWC, VEC>,
+            conv_fprop_depthwise_any_kernel<scalar_t, NHWC, VEC, decltype(stats)::value>,
             config_for(plan.blocks, block, plan.shared_bytes, call.stream), plan.g,
             static_cast<const scalar_t*>(call.x), static_cast<const scalar_t*>(call.w),
             static_cast<const scalar_t*>(call.bias), store_epilogue<float>(call.epilogue), moments,

@@ -103,6 +103,7 @@ DepthwiseSlicedPlanes sliced(const DepthwisePlanes& g, const ConvCall& call, boo
   const int64_t image = call.problem.K * call.problem.out_size();
   const int64_t whole = call.y_channels() * call.problem.out_size();
   s.skipped = whole - image;
+  s.by_columns = FastDivmod(static_cast<uint32_t>(g.tile_columns));
   s.by_image = FastDivmod64(static_cast<uint64_t>(image));
   s.by_sliced_image = FastDivmod64(static_cast<uint64_t>(whole));
   return s;
@@ -218,11 +219,11 @@ int launch_planes(const ConvCall& call) {
       return launch_kernel(conv_dgrad_depthwise_nchw_kernel<scalar_t, R>, config, plan.g,
                            plan.height, static_cast<const scalar_t*>(y), w, x);
     else
-      return launch_with_moments(
-          call, direction, channel_tiles(p, plan), [&](const MomentTiles<float>& moments) {
+      return launch_either<!dgrad>(
+          call, channel_tiles(p, plan), [&](auto stats, const MomentTiles<float>& moments) {
             return launch_kernel(
-                conv_fprop_depthwise_nchw_kernel<scalar_t, R, STRIDE>, config,
-                sliced(plan.g, call, dgrad), static_cast<const scalar_t*>(dgrad ? y : x), w,
+                conv_fprop_depthwise_nchw_kernel<scalar_t, R, STRIDE, decltype(stats)::value>,
+                config, sliced(plan.g, call, dgrad), static_cast<const scalar_t*>(dgrad ? y : x), w,
                 dgrad ? static_cast<const scalar_t*>(nullptr) : bias,
                 dgrad ? StoreEpilogue<float>{} : store_epilogue<float>(call.epilogue), moments,
                 dgrad ? x : y);

@@ -49,6 +49,7 @@ WindowPlan plan_window(const ConvProblem& p, bool dgrad, int r, int stride, int 
   g.channel_blocks = FastDivmod(static_cast<uint32_t>(channel_blocks));
   g.segments = FastDivmod(static_cast<uint32_t>(segments));
   g.rows = FastDivmod(static_cast<uint32_t>(g.out_h));
+  g.job_outputs = FastDivmod(static_cast<uint32_t>(g.segment * tile));
   plan.blocks = channel_blocks * ceil_div(rows * segments, plan.slots);
   plan.shared_bytes = (r * r + 1) * int64_t{plan.lanes * vector + kFilterSkew} * 4;
   return plan;
@@ -146,11 +147,11 @@ int launch_window(const ConvCall& call) {
       return launch_kernel(conv_dgrad_depthwise_nhwc_kernel<scalar_t, R>, config, plan.g,
                            static_cast<const scalar_t*>(y), w, x);
     else
-      return launch_with_moments(
-          call, direction, spatial_blocks(plan), [&](const MomentTiles<float>& moments) {
+      return launch_either<!dgrad>(
+          call, spatial_blocks(plan), [&](auto stats, const MomentTiles<float>& moments) {
             return launch_kernel(
-                conv_fprop_depthwise_nhwc_kernel<scalar_t, R, STRIDE>, config, plan.g,
-                static_cast<const scalar_t*>(dgrad ? y : x), w,
+                conv_fprop_depthwise_nhwc_kernel<scalar_t, R, STRIDE, decltype(stats)::value>,
+                config, plan.g, static_cast<const scalar_t*>(dgrad ? y : x), w,
                 dgrad ? static_cast<const scalar_t*>(nullptr) : bias,
                 dgrad ? StoreEpilogue<float>{} : store_epilogue<float>(call.epilogue), moments,
                 dgrad ? x : y);

@@ -113,6 +113,11 @@ struct NonFused {
     const Plan plan = make_plan(p, direction, layout, kTileOut, sizeof(scalar_t));
     return matrices_of(plan, direction, kTileOut).bytes();
   }
+  static int64_t stats_workspace(const ConvProblem& p, const Device& device) {
+    const Plan plan = make_plan(p, direction, layout, kTileOut, sizeof(scalar_t));
+    return moments_begin(workspace(p, device)) +
+           moments_bytes(p.K, nonfused_moment_tiles(plan, layout));
+  }
   static double cost(const ConvProblem& p, const Device& device) {
     return nonfused_cost(p, direction, sizeof(scalar_t), kTileOut, kTensorCores, device);
   }
@@ -128,7 +133,8 @@ struct NonFused {
             nonfused_applicable<kTileOut>,
             workspace,
             cost,
-            launch};
+            launch,
+            direction == Direction::kFprop ? stats_workspace : nullptr};
   }
 };
 

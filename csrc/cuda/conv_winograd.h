@@ -175,6 +175,9 @@ inline Matrices matrices_of(const Plan& plan, Direction direction, int tile_out)
   return s;
 }
 
+// Runs of tiles, of each of which y's channels have moments (conv_winograd_nonfused.cu).
+int64_t nonfused_moment_tiles(const Plan&, Layout);
+
 // --- launchers -----------------------------------------------------------------------------------
 
 // kTensorCores: operands of the products rounded to TF32.

@@ -24,6 +24,7 @@
 // Not measured on a GPU. Source: Lavin and Gray 2015, arXiv:1509.09308, section 4, algorithm 1.
 #include <type_traits>
 
+#include "conv_moments.h"
 #include "conv_transform_winograd.cuh"
 #include "conv_winograd.h"
 #include "detail/gemm_batched.cuh"
@@ -106,11 +107,10 @@ WinogradTransformParams tensor_params(const Plan& plan, const Matrices& s, Layou
 }
 
 template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
-int launch_data(const ConvCall& call, Direction direction) {
+int launch_chunks(const ConvCall& call, Direction direction, const Plan& plan, const Matrices& s,
+                  const MomentTiles<float>& moments) {
   constexpr bool kNhwc = layout == Layout::kNHWC;
   const bool dgrad = direction == Direction::kDgrad;
-  const Plan plan = make_plan(call.problem, direction, layout, Wino::kOut, sizeof(scalar_t));
-  const Matrices s = matrices_of(plan, direction, Wino::kOut);
   float* const u = static_cast<float*>(call.workspace);
   float *const v = u + s.u, *const m = v + s.v;
   int error = transform_filters<Wino, scalar_t>(plan, s, layout, call.w, u, call.stream);
@@ -126,12 +126,34 @@ int launch_data(const ConvCall& call, Direction direction) {
     WinogradOutputParams p{out.images,     out.group_bytes, out.tiling,  out.to,
                            out.first_tile, out.tiles,       out.channels};
     if (!dgrad) set_epilogue(call, layout, sizeof(scalar_t), p.images, p.epilogue, p.residual);
-    error = launch_kernel(conv_output_winograd_kernel<Wino, scalar_t>,
-                          config_for(p.from.elements, call.stream), p, static_cast<const float*>(m),
+    LaunchConfig config = config_for(p.from.elements, call.stream);
+    if (moments.to != nullptr) {
+      const int64_t tile_blocks = blocks_of(out.tiles, int64_t{winograd_moment_tiles(kNhwc)});
+      const int64_t channel_blocks = blocks_of(plan.K, int64_t{winograd_moment_channels(kNhwc)});
+      p.moments = moments;
+      p.tile_blocks = FastDivmod(static_cast<uint32_t>(tile_blocks));
+      p.channel_blocks = FastDivmod(static_cast<uint32_t>(channel_blocks));
+      config.grid = dim3(static_cast<unsigned>(plan.groups * channel_blocks * tile_blocks));
+    }
+    error = launch_kernel(conv_output_winograd_kernel<Wino, scalar_t>, config, p,
+                          static_cast<const float*>(m),
                           static_cast<const scalar_t*>(dgrad ? nullptr : call.bias),
                           static_cast<scalar_t*>(dgrad ? call.x : call.y));
   }
   return error;
+}
+
+template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
+int launch_data(const ConvCall& call, Direction direction) {
+  const Plan plan = make_plan(call.problem, direction, layout, Wino::kOut, sizeof(scalar_t));
+  const Matrices s = matrices_of(plan, direction, Wino::kOut);
+  return launch_with_moments(
+      call, direction, nonfused_moment_tiles(plan, layout),
+      [&](const MomentTiles<float>& moments) {
+        return launch_chunks<Wino, scalar_t, layout, kTensorCores>(call, direction, plan, s,
+                                                                   moments);
+      },
+      s.bytes());
 }
 
 template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
@@ -174,6 +196,10 @@ int launch_wgrad(const ConvCall& call) {
 }
 
 }  // namespace
+
+int64_t nonfused_moment_tiles(const Plan& plan, Layout layout) {
+  return blocks_of(plan.tiles, int64_t{winograd_moment_tiles(layout == Layout::kNHWC)});
+}
 
 template <class Wino, class scalar_t, Layout layout, bool kTensorCores>
 int launch_nonfused(const ConvCall& call, Direction direction) {

@@ -11,7 +11,8 @@
 // Bytes     |x| + |y| + |w| from DRAM; every x is loaded once per tap, from L1. 2 * taps FLOPs per
 //           output, at one load per multiply-add (per VEC of them): bound by load issue. Not
 //           measured on a GPU.
-// Statistics    of y where `moments` asks, per block (detail/block_moments.cuh).
+// Statistics    STATS: of y, per block (detail/block_moments.cuh); kernels of their own, because it
+//           would take registers from the others.
 // Determinism   one thread per output, taps in order: bitwise repeatable.
 // Source    the definition.
 #pragma once
@@ -21,8 +22,8 @@
 
 namespace fastconv::cuda {
 
-template <class scalar_t, bool NHWC, int VEC>
-__global__ void __launch_bounds__(kDepthwiseAnyThreads, 8)
+template <class scalar_t, bool NHWC, int VEC, bool STATS>
+__global__ void __launch_bounds__(kDepthwiseAnyThreads, (STATS && VEC > 1 ? 6 : 8))
     conv_fprop_depthwise_any_kernel(DepthwiseAny g, const scalar_t* __restrict__ x,
                                     const scalar_t* __restrict__ w,
                                     const scalar_t* __restrict__ bias,
@@ -36,10 +37,11 @@ __global__ void __launch_bounds__(kDepthwiseAnyThreads, 8)
   const int k = k0 + lane;
   const scalar_t* const w_block = w + static_cast<int64_t>(k0) * g.taps;
   if (g.staged) stage_filters(tile, w_block, filters, g.taps, g.K - k0);
+  if (!STATS && k >= g.K) return;
   const int c = VEC > 1 ? k : k / g.multiplier;
 
   const int64_t begin = range * g.range, end = min(begin + g.range, g.pixels);
-  const int64_t own_end = k < g.K ? end : begin;
+  const int64_t own_end = !STATS || k < g.K ? end : begin;
 #pragma unroll 1
   for (int64_t pixel = begin + threadIdx.y; pixel < own_end; pixel += blockDim.y) {
     const PixelAt at = decode_pixel(g, pixel);
@@ -88,18 +90,19 @@ __global__ void __launch_bounds__(kDepthwiseAnyThreads, 8)
     store_channels<scalar_t, VEC>(
         y + element_offset<NHWC>(at.n, k, g.y_channels, g.out_size, position), acc);
   }
-  if (moments.to == nullptr) return;
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-  block_moments<(NHWC ? 8 : 1), VEC, scalar_t>(
-      min(filters, g.K - k0), static_cast<int>(end - begin), thread, kDepthwiseAnyThreads,
-      [&](int channel, int i) -> const scalar_t* {
-        const int64_t pixel = begin + i;
-        if (NHWC) return y + pixel * g.K + k0 + channel;
-        const PixelAt at = decode_pixel(g, pixel);
-        return y + element_offset<NHWC>(at.n, k0 + channel, g.K, g.out_size,
-                                        position_in(g.out, at.at[0], at.at[1], at.at[2]));
-      },
-      [&](int channel) { return moments.to + (k0 + channel) * moments.tiles + range; });
+  if constexpr (STATS) {
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    block_moments<(NHWC ? 8 : 1), VEC, scalar_t>(
+        min(filters, g.K - k0), static_cast<int>(end - begin), thread, kDepthwiseAnyThreads,
+        [&](int channel, int i) -> const scalar_t* {
+          const int64_t pixel = begin + i;
+          if (NHWC) return y + pixel * g.K + k0 + channel;
+          const PixelAt at = decode_pixel(g, pixel);
+          return y + element_offset<NHWC>(at.n, k0 + channel, g.K, g.out_size,
+                                          position_in(g.out, at.at[0], at.at[1], at.at[2]));
+        },
+        [&](int channel) { return moments.to + (k0 + channel) * moments.tiles + range; });
+  }
 }
 
 }  // namespace fastconv::cuda

@@ -17,7 +17,8 @@
 //           all weights are finite, which adds exactly nothing; else every tap is guarded.
 // Bytes     |x| + |y| + |w|; halo rows of strips are read twice, from L2. 2*R*R FLOPs per output.
 //           Bound by memory but for 16-bit 7x7. Not measured on a GPU.
-// Statistics    of y where `moments` asks, per plane of a block (detail/block_moments.cuh).
+// Statistics    STATS: of y, per plane of a block (detail/block_moments.cuh); kernels of their own,
+//           because it would take registers from the others.
 // Determinism   one thread per output, rows in order: bitwise repeatable.
 // Source    the definition.
 #pragma once
@@ -31,16 +32,17 @@ namespace fastconv::cuda {
 template <class scalar_t>
 constexpr int kPlaneColumns = sizeof(scalar_t) == 2 ? 2 : 1;
 
-template <int R>
-constexpr int kPlaneBlocksPerSm = R == 3   ? 12
+template <int R, bool STATS>
+constexpr int kPlaneBlocksPerSm = R == 3   ? (STATS ? 10 : 12)
                                   : R == 5 ? 7
                                            : 5;
 
 // With `out` a slice of more channels: the elements between two of its images, else 0, and
-// divisions by the elements of an image, less and with them.
+// divisions by the elements of an image, less and with them; and one by the columns of a tile.
 struct DepthwiseSlicedPlanes : DepthwisePlanes {
   int64_t skipped;
   FastDivmod64 by_image, by_sliced_image;
+  FastDivmod by_columns;
 };
 
 // One output by its definition, from the staged box: for weights that are not finite.
@@ -80,8 +82,8 @@ __device__ __forceinline__ void store_columns(const DepthwiseSlicedPlanes& g,
     if (k == 0 || k < count) to[k] = from_acc<scalar_t>(v[k]);
 }
 
-template <class scalar_t, int R, int STRIDE>
-__global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>))
+template <class scalar_t, int R, int STRIDE, bool STATS>
+__global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R, STATS>))
     conv_fprop_depthwise_nchw_kernel(DepthwiseSlicedPlanes g, const scalar_t* __restrict__ x,
                                      const scalar_t* __restrict__ w,
                                      const scalar_t* __restrict__ bias,
@@ -185,22 +187,24 @@ __global__ void __launch_bounds__(kDepthwisePlaneThreads, (kPlaneBlocksPerSm<R>)
       }
     }
   }
-  if (moments.to == nullptr) return;
-  const int width = tile.column_end - tile.column;
-  const scalar_t* const first = y + (tile.plane * g.out_h + tile.row) * g.out_w + tile.column;
-  const int64_t out_size = static_cast<int64_t>(g.out_h) * g.out_w;
-  const uint32_t tiles_of_plane = g.row_tiles.divisor * g.column_tiles.divisor;
-  block_moments<1, 1, scalar_t>(
-      tile.planes, (tile.row_end - tile.row) * width, threadIdx.x, blockDim.x,
-      [&](int plane, int i) {
-        // Whole rows are one run.
-        const int at = full ? i : i / width * g.out_w + i % width;
-        return first + plane * out_size + at;
-      },
-      [&](int plane) {
-        const int64_t n = (tile.plane + plane) / g.C, c = (tile.plane + plane) - n * g.C;
-        return moments.to + c * moments.tiles + n * tiles_of_plane + blockIdx.x % tiles_of_plane;
-      });
+  if constexpr (STATS) {
+    const int width = tile.column_end - tile.column;
+    const scalar_t* const first = y + (tile.plane * g.out_h + tile.row) * g.out_w + tile.column;
+    const int64_t out_size = static_cast<int64_t>(g.out_h) * g.out_w;
+    const uint32_t tiles_of_plane = g.row_tiles.divisor * g.column_tiles.divisor;
+    block_moments<1, 1, scalar_t>(
+        tile.planes, (tile.row_end - tile.row) * g.tile_columns, threadIdx.x, blockDim.x,
+        [&](int plane, int i) -> const scalar_t* {
+          uint32_t column;
+          const uint32_t row = g.by_columns.divmod(i, column);
+          if (static_cast<int>(column) >= width) return nullptr;
+          return first + plane * out_size + static_cast<int64_t>(row) * g.out_w + column;
+        },
+        [&](int plane) {
+          const int64_t n = (tile.plane + plane) / g.C, c = (tile.plane + plane) - n * g.C;
+          return moments.to + c * moments.tiles + n * tiles_of_plane + blockIdx.x % tiles_of_plane;
+        });
+  }
 }
 
 }  // namespace fastconv::cuda

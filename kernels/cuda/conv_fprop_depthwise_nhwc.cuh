@@ -21,7 +21,8 @@
 //           an SM holds. What memory needs is bytes in flight, about 21 KiB per SM (4e12 B/s times
 //           700 ns over 132 SMs); 512 threads with (TILE-1)*st+R loads each have 40 KiB or more.
 //           Not measured on a GPU.
-// Statistics    of y where `moments` asks, per block (detail/block_moments.cuh).
+// Statistics    STATS: of y, per block (detail/block_moments.cuh); kernels of their own, because it
+//           would take registers from the others.
 // Determinism   one thread per output, a fixed order of taps: bitwise repeatable.
 // Source    the definition.
 #pragma once
@@ -35,10 +36,10 @@ template <class scalar_t, int R, int STRIDE>
 struct FpropWindow {
   // Strided tiles load nearly twice the columns per output, and wait longer for DRAM anyway.
   using Taps = FpropTaps<R, STRIDE, STRIDE == 1 ? 4 : 2>;
-  static constexpr int kBlocksPerSm = sizeof(scalar_t) == 2 ? 4 : R > 3 ? 5 : STRIDE == 1 ? 6 : 7;
+  static constexpr int kBlocksPerSm = sizeof(scalar_t) == 4 ? 5 : 4;
 };
 
-template <class scalar_t, int R, int STRIDE>
+template <class scalar_t, int R, int STRIDE, bool STATS>
 __global__ void __launch_bounds__(kDepthwiseThreads,
                                   (FpropWindow<scalar_t, R, STRIDE>::kBlocksPerSm))
     conv_fprop_depthwise_nhwc_kernel(DepthwiseWindow g, const scalar_t* __restrict__ x,
@@ -57,7 +58,8 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
       stage_filter<R>(filter, channels, pitch, w + static_cast<int64_t>(c0) * (R * R),
                       bias == nullptr ? bias : bias + c0, g.C - c0, g.mirrored);
   const WindowJob job = window_job(g, spatial_block, c0 + threadIdx.x * kVector);
-  const int last = job.any ? job.last : job.first;
+  if (!STATS && !job.any) return;
+  const int last = !STATS || job.any ? job.last : job.first;
 
   const scalar_t* const image = x + static_cast<int64_t>(job.n) * g.in_h * g.in_w * g.C + job.c;
   const int64_t row = (static_cast<int64_t>(job.n) * g.out_h + job.row) * g.out_w;
@@ -84,22 +86,23 @@ __global__ void __launch_bounds__(kDepthwiseThreads,
     }
     store_tile<scalar_t>(out_row, acc, q, g, g.out_pitch);
   }
-  if (moments.to == nullptr) return;
-  // Outputs of the block: those of its jobs, one behind the other, as long as the longest may be.
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-  const uint32_t length = static_cast<uint32_t>(g.segment * Taps::kTile);
-  block_moments<8, kVector, scalar_t>(
-      min(channels, g.C - c0), blockDim.y * length, thread, blockDim.x * blockDim.y,
-      [&](int c, int i) -> const scalar_t* {
-        const uint32_t slot = i / length, at = spatial_block * blockDim.y + slot;
-        if (at >= g.jobs) return nullptr;
-        uint32_t segment;
-        const uint32_t row_of_all = g.segments.divmod(at, segment);
-        const int q = segment * length + (i - slot * length);
-        if (q >= g.out_w) return nullptr;
-        return y + (static_cast<int64_t>(row_of_all) * g.out_w + q) * g.C + c0 + c;
-      },
-      [&](int c) { return moments.to + (c0 + c) * moments.tiles + spatial_block; });
+  if constexpr (STATS) {
+    // Outputs of the block: those of its jobs, one behind the other, as long as the longest may be.
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    block_moments<8, kVector, scalar_t>(
+        min(channels, g.C - c0), blockDim.y * g.job_outputs.divisor, thread,
+        blockDim.x * blockDim.y,
+        [&](int c, int i) -> const scalar_t* {
+          uint32_t segment, rest;
+          const uint32_t job_of_all = spatial_block * blockDim.y + g.job_outputs.divmod(i, rest);
+          if (job_of_all >= g.jobs) return nullptr;
+          const uint32_t row_of_all = g.segments.divmod(job_of_all, segment);
+          const int q = segment * g.job_outputs.divisor + rest;
+          if (q >= g.out_w) return nullptr;
+          return y + (static_cast<int64_t>(row_of_all) * g.out_w + q) * g.C + c0 + c;
+        },
+        [&](int c) { return moments.to + (c0 + c) * moments.tiles + spatial_block; });
+  }
 }
 
 }  // namespace fastconv::cuda

@@ -8,6 +8,8 @@
 // Padding   a tap outside x is skipped: neither read nor multiplied.
 // Cost      2 * macs FLOPs; two loads per multiply-add, served by L1 and L2 where neighbours share
 //           them: bound by load issue, a few percent of the FMA rate. Not measured on a GPU.
+// Statistics    of y take a pass of their own: a block's outputs are neighbours in memory, of parts
+//               of several channels.
 // Determinism   one thread adds taps (t,r,s) outer, channels inner, always in this order.
 // Source    the definition.
 #pragma once

@@ -26,8 +26,8 @@
 // Source: Winograd 1980; Lavin and Gray 2015, arXiv:1509.09308.
 #pragma once
 #include "detail/async_copy.cuh"
-#include "detail/block_moments.cuh"
 #include "detail/winograd_block.cuh"
+#include "detail/winograd_moments.cuh"
 
 namespace fastconv::cuda {
 
@@ -175,24 +175,11 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
     }
   }
   if (p.moments.to != nullptr) {
-    block_moments<(kNhwc ? 8 : 1), 1, scalar_t>(
-        min(kWinogradBlock, p.K - first_k), kWinogradBlock * kOut * kOut, threadIdx.x, kThreads,
-        [&](int c, int i) -> const scalar_t* {
-          // Of neighbouring tiles a row after the other.
-          const int32_t column = i % kOut, tile = i / kOut % kWinogradBlock;
-          if (first_tile + tile >= p.tiling.tiles) return nullptr;
-          const WinogradTile t = winograd_tile(p.tiling, first_tile + tile);
-          const int32_t at_y = t.y * kOut + i / (kOut * kWinogradBlock), at_x = t.x * kOut + column;
-          if (at_y >= p.out.height || at_x >= p.out.width) return nullptr;
-          return byte_offset(y, c * p.out.stride_c + t.n * p.out.stride_n +
-                                    at_y * static_cast<int64_t>(p.out.stride_h) +
-                                    at_x * static_cast<int64_t>(p.out.stride_w));
-        },
-        [&](int c) {
-          return p.moments.to +
-                 (static_cast<int64_t>(group) * p.K + first_k + c) * p.moments.tiles +
-                 first_tile / kWinogradBlock;
-        });
+    const int64_t channel = static_cast<int64_t>(group) * p.K + first_k;
+    winograd_moments<Wino, kNhwc, kWinogradBlock>(
+        p.out, p.tiling, static_cast<const scalar_t*>(y), first_tile, p.tiling.tiles,
+        min(kWinogradBlock, p.K - first_k), kThreads,
+        p.moments.to + channel * p.moments.tiles + first_tile / kWinogradBlock, p.moments.tiles);
     return;
   }
   if (!p.epilogue.any) return;

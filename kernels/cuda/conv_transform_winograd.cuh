@@ -4,7 +4,9 @@
 //   conv_transform_winograd_kernel         V[g][e] = (T d T^T)[e]: pixels of x (T = B^T), of dy in
 //                                          wgrad (T = G of F(3x3,mxm)), or filters (T = G), which
 //                                          it takes for images of 3x3 pixels, one tile each
-//   conv_output_winograd_kernel            y tile = A^T M A, plus bias
+//   conv_output_winograd_kernel            y tile = A^T M A, plus bias; where `moments` asks,
+//                                          statistics of y (detail/block_moments.cuh), for which
+//                                          a block has some tiles of some channels
 //   conv_wgrad_winograd_output_kernel      dw = A^T M A, over splits of the tiles and over chunks
 //
 // A matrix is [slow][fast], both extents rounded up to 4 so that the product can read 16 bytes at a
@@ -19,6 +21,7 @@
 // a tile of one channel, and wgrad's adds over splits, then over chunks, in ascending order. Not
 // measured on a GPU. Source: Lavin and Gray 2015, arXiv:1509.09308, section 4, algorithm 1.
 #pragma once
+#include "detail/winograd_moments.cuh"
 #include "detail/winograd_tile.cuh"
 
 namespace fastconv::cuda {
@@ -92,17 +95,43 @@ struct WinogradOutputParams {
   // Of fprop; the residual is dense where `images` may be a slice.
   StoreEpilogue<float> epilogue;
   WinogradImages residual;
+  // Then a block has a rectangle of `from`, and tile_blocks and channel_blocks count them.
+  MomentTiles<float> moments;
+  FastDivmod tile_blocks, channel_blocks;
 };
 
+// Tiles and channels of a block that leaves moments: 32 bytes of neighbouring channels in NHWC.
+constexpr int winograd_moment_tiles(bool channels_fast) { return channels_fast ? 16 : 32; }
+constexpr int winograd_moment_channels(bool channels_fast) {
+  return kWinogradTransformThreads / winograd_moment_tiles(channels_fast);
+}
+
+// A thread's element of its block's rectangle.
+__device__ __forceinline__ WinogradElement winograd_block_element(const WinogradOutputParams& p,
+                                                                  int points) {
+  const WinogradMatrices& m = p.from;
+  const int tiles = winograd_moment_tiles(m.channels_fast);
+  const int channels = winograd_moment_channels(m.channels_fast);
+  const int thread = static_cast<int>(threadIdx.x);
+  uint32_t tile_block, channel_block;
+  const uint32_t group =
+      p.channel_blocks.divmod(p.tile_blocks.divmod(blockIdx.x, tile_block), channel_block);
+  const int tile = tile_block * tiles + (m.channels_fast ? thread / channels : thread % tiles);
+  const int channel =
+      channel_block * channels + (m.channels_fast ? thread % channels : thread / tiles);
+  const int64_t matrix = static_cast<int64_t>(m.slow.divisor) * m.fast.divisor;
+  return {tile, channel, static_cast<int32_t>(group),
+          group * points * matrix + (m.channels_fast
+                                         ? static_cast<int64_t>(tile) * m.fast.divisor + channel
+                                         : static_cast<int64_t>(channel) * m.fast.divisor + tile)};
+}
+
 template <class Wino, class scalar_t>
-__global__ void __launch_bounds__(kWinogradTransformThreads)
-    conv_output_winograd_kernel(const WinogradOutputParams p, const float* __restrict__ m,
-                                const scalar_t* __restrict__ bias, scalar_t* __restrict__ y) {
+__device__ __forceinline__ void winograd_output_tile(const WinogradOutputParams& p,
+                                                     const WinogradElement& at, const float* m,
+                                                     const scalar_t* __restrict__ bias,
+                                                     scalar_t* __restrict__ y) {
   constexpr int kTile = Wino::kTile, kOut = Wino::kOut;
-  const uint32_t i = blockIdx.x * kWinogradTransformThreads + threadIdx.x;
-  if (i >= p.from.elements) return;
-  const WinogradElement at = winograd_element(p.from, i, kTile * kTile);
-  if (at.tile >= p.tiles || at.channel >= p.channels) return;
   const int64_t matrix = static_cast<int64_t>(p.from.slow.divisor) * p.from.fast.divisor;
   m += at.offset;
   const float b = bias == nullptr
@@ -132,6 +161,39 @@ __global__ void __launch_bounds__(kWinogradTransformThreads)
                                     x0 * static_cast<int64_t>(p.images.stride_w));
   store_tile<kOut>(p.images, !p.from.channels_fast, to, p.images.height - y0, p.images.width - x0,
                    values);
+}
+
+template <class Wino, class scalar_t>
+__global__ void __launch_bounds__(kWinogradTransformThreads)
+    conv_output_winograd_kernel(const WinogradOutputParams p, const float* __restrict__ m,
+                                const scalar_t* __restrict__ bias, scalar_t* __restrict__ y) {
+  constexpr int kPoints = Wino::kTile * Wino::kTile;
+  const bool moments = p.moments.to != nullptr;
+  const uint32_t i = blockIdx.x * kWinogradTransformThreads + threadIdx.x;
+  if (!moments && i >= p.from.elements) return;
+  const WinogradElement at =
+      moments ? winograd_block_element(p, kPoints) : winograd_element(p.from, i, kPoints);
+  if (at.tile < p.tiles && at.channel < p.channels) winograd_output_tile<Wino>(p, at, m, bias, y);
+  if (!moments) return;
+  const auto leave = [&](auto nhwc) {
+    constexpr bool kNhwc = decltype(nhwc)::value;
+    constexpr int TILES = winograd_moment_tiles(kNhwc), CHANNELS = winograd_moment_channels(kNhwc);
+    const int channel0 = at.channel / CHANNELS * CHANNELS;
+    const uint32_t first_tile = p.first_tile + at.tile / TILES * TILES;
+    winograd_moments<Wino, kNhwc, TILES>(
+        p.images, p.tiling,
+        static_cast<const scalar_t*>(
+            byte_offset(y, at.group * p.group_bytes + channel0 * p.images.stride_c)),
+        first_tile, p.first_tile + p.tiles, min(CHANNELS, p.channels - channel0),
+        kWinogradTransformThreads,
+        p.moments.to + (static_cast<int64_t>(at.group) * p.channels + channel0) * p.moments.tiles +
+            first_tile / TILES,
+        p.moments.tiles);
+  };
+  if (p.from.channels_fast)
+    leave(std::true_type());
+  else
+    leave(std::false_type());
 }
 
 // M [splits][group][point][slow = k][fast = c] of one chunk of tiles; the sums over the chunks so

@@ -197,7 +197,12 @@ FAMILIES: tuple[Family, ...] = (
     family(r"conv_(fprop|dgrad)_depthwise_nhwc_kernel<.*>", "load128 store128 shared128"),
     family(r"conv_wgrad_depthwise_nhwc_kernel<.*>", "load128"),
     family(r"conv_\w+_depthwise_nchw_kernel<.*>", "async_copy128"),
-    family(r"conv_(fprop|dgrad)_depthwise_any_kernel<.*, true, [48]>", "load128 store128"),
+    family(r"conv_(fprop|dgrad)_depthwise_any_kernel<.*, true, [48](, \w+)?>", "load128 store128"),
+    family(
+        r"conv_fprop_depthwise_any_kernel<.*, false, 1, true>",
+        occupancy=STREAMING,
+        divides="64-bit positions of tensors of 2^31 pixels or more, behind a branch",
+    ),
     family(
         r"conv_wgrad_depthwise_any_kernel<.*, true, [48]>",
         "load128",

@@ -23,6 +23,7 @@ struct DepthwiseWindow {
   bool mirrored;     // taps in reverse: dgrad of stride 1 is fprop with the filter turned around
   int out_pitch;     // from one pixel of `out` to the next
   FastDivmod channel_blocks, segments, rows;
+  FastDivmod job_outputs;  // of a segment
 };
 
 // Which output of a tile of TILE a pair (input column of the tile, tap) adds to, or -1.
