@@ -82,7 +82,7 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
 
 def takes_statistics(name: str) -> bool:
     """Whether the kernel behind a candidate forms the statistics of y's channels along with y."""
-    return name in _TAKE_STATISTICS or name.startswith(f"{select_triton.IMPLICIT_GEMM}/")
+    return name in _TAKE_STATISTICS or select_triton.is_ours(name)
 
 
 def with_statistics(spec: ConvSpec, entries: list[Candidate]) -> list[Candidate]:
