@@ -135,8 +135,9 @@ int launch_chunks(const ConvCall& call, Direction direction, const Plan& plan, c
       p.channel_blocks = FastDivmod(static_cast<uint32_t>(channel_blocks));
       config.grid = dim3(static_cast<unsigned>(plan.groups * channel_blocks * tile_blocks));
     }
-    error = launch_kernel(conv_output_winograd_kernel<Wino, scalar_t>, config, p,
-                          static_cast<const float*>(m),
+    const auto kernel = moments.to != nullptr ? conv_output_winograd_kernel<Wino, scalar_t, true>
+                                              : conv_output_winograd_kernel<Wino, scalar_t, false>;
+    error = launch_kernel(kernel, config, p, static_cast<const float*>(m),
                           static_cast<const scalar_t*>(dgrad ? nullptr : call.bias),
                           static_cast<scalar_t*>(dgrad ? call.x : call.y));
   }

@@ -4,9 +4,9 @@
 //   conv_transform_winograd_kernel         V[g][e] = (T d T^T)[e]: pixels of x (T = B^T), of dy in
 //                                          wgrad (T = G of F(3x3,mxm)), or filters (T = G), which
 //                                          it takes for images of 3x3 pixels, one tile each
-//   conv_output_winograd_kernel            y tile = A^T M A, plus bias; where `moments` asks,
-//                                          statistics of y (detail/block_moments.cuh), for which
-//                                          a block has some tiles of some channels
+//   conv_output_winograd_kernel            y tile = A^T M A, plus bias; with STATS, a kernel of
+//                                          its own, statistics of y (detail/block_moments.cuh),
+//                                          for which a block has some tiles of some channels
 //   conv_wgrad_winograd_output_kernel      dw = A^T M A, over splits of the tiles and over chunks
 //
 // A matrix is [slow][fast], both extents rounded up to 4 so that the product can read 16 bytes at a
@@ -163,18 +163,16 @@ __device__ __forceinline__ void winograd_output_tile(const WinogradOutputParams&
                    values);
 }
 
-template <class Wino, class scalar_t>
+template <class Wino, class scalar_t, bool STATS>
 __global__ void __launch_bounds__(kWinogradTransformThreads)
     conv_output_winograd_kernel(const WinogradOutputParams p, const float* __restrict__ m,
                                 const scalar_t* __restrict__ bias, scalar_t* __restrict__ y) {
   constexpr int kPoints = Wino::kTile * Wino::kTile;
-  const bool moments = p.moments.to != nullptr;
   const uint32_t i = blockIdx.x * kWinogradTransformThreads + threadIdx.x;
-  if (!moments && i >= p.from.elements) return;
+  if (!STATS && i >= p.from.elements) return;
   const WinogradElement at =
-      moments ? winograd_block_element(p, kPoints) : winograd_element(p.from, i, kPoints);
+      STATS ? winograd_block_element(p, kPoints) : winograd_element(p.from, i, kPoints);
   if (at.tile < p.tiles && at.channel < p.channels) winograd_output_tile<Wino>(p, at, m, bias, y);
-  if (!moments) return;
   const auto leave = [&](auto nhwc) {
     constexpr bool kNhwc = decltype(nhwc)::value;
     constexpr int TILES = winograd_moment_tiles(kNhwc), CHANNELS = winograd_moment_channels(kNhwc);
@@ -190,10 +188,12 @@ __global__ void __launch_bounds__(kWinogradTransformThreads)
             first_tile / TILES,
         p.moments.tiles);
   };
-  if (p.from.channels_fast)
-    leave(std::true_type());
-  else
-    leave(std::false_type());
+  if constexpr (STATS) {
+    if (p.from.channels_fast)
+      leave(std::true_type());
+    else
+      leave(std::false_type());
+  }
 }
 
 // M [splits][group][point][slow = k][fast = c] of one chunk of tiles; the sums over the chunks so
