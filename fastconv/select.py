@@ -198,10 +198,10 @@ def cheapest(entries: list[Candidate], isa: str) -> str:
     return ours.name if ours.cost < margin * aten.cost else ATEN
 
 
-def _estimated(spec: ConvSpec, isa: str, statistics: bool = False) -> str:
+def _estimated(spec: ConvSpec, isa: str) -> str:
     if spec.empty:
         return ATEN
-    entries = candidates(spec, statistics)
+    entries = candidates(spec)
     if gpu.is_cuda(spec.device):
         return select_cuda.cheapest(spec, entries)
     return cheapest(entries, isa)
@@ -239,7 +239,8 @@ def choose_with_statistics(spec: ConvSpec, request: str, tensors: tuple[Any, ...
         return choose_with_epilogue(spec, request, tensors)
     if recorded(spec, torch.get_num_threads(), _C.cpu_isa()) is not None:
         return resolve(spec, request, tensors)
-    return _precise(spec, _estimated(spec, _C.cpu_isa(), statistics=True), request)
+    name = select_cuda.cheapest(spec, candidates(spec, statistics=True))
+    return _precise(spec, name, request)
 
 
 # A pass over the result on the CPU, which `aten` needs for an epilogue: seconds, and per byte.
