@@ -3,8 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "build_info.h"
@@ -20,6 +22,56 @@ namespace py = pybind11;
 using fastconv::ConvProblem;
 using fastconv::Direction;
 using fastconv::DType;
+
+namespace {
+
+// A C++ enumeration as one of Python's own, an argument as its member. py::enum_ makes a class with
+// a dozen functions of each, which took half of this file's time to compile.
+template <class E>
+struct Enumeration {
+  static py::handle& type() {
+    static py::handle held;  // never released: casts may outlive the module
+    return held;
+  }
+  static void define(py::module_& m, const char* name,
+                     std::initializer_list<std::pair<const char*, E>> members) {
+    py::list pairs;
+    for (const auto& [member, value] : members)
+      pairs.append(py::make_tuple(member, static_cast<int>(value)));
+    const py::object made = py::module_::import("enum").attr("Enum")(
+        name, pairs, py::arg("module") = m.attr("__name__"));
+    type() = py::object(made).release();
+    m.attr(name) = made;
+  }
+};
+
+template <class E>
+struct EnumerationCaster {
+  PYBIND11_TYPE_CASTER(E, py::detail::const_name("Enum"));
+  bool load(py::handle from, bool) {
+    if (!py::isinstance(from, Enumeration<E>::type())) return false;
+    value = static_cast<E>(PyLong_AsLong(from.attr("_value_").ptr()));
+    return true;
+  }
+  static py::handle cast(E from, py::return_value_policy, py::handle) {
+    return Enumeration<E>::type()(static_cast<int>(from)).release();
+  }
+};
+
+}  // namespace
+
+namespace pybind11::detail {
+template <>
+struct type_caster<DType> : EnumerationCaster<DType> {};
+template <>
+struct type_caster<Direction> : EnumerationCaster<Direction> {};
+template <>
+struct type_caster<fastconv::cuda::Layout> : EnumerationCaster<fastconv::cuda::Layout> {};
+template <>
+struct type_caster<fastconv::cuda::Products> : EnumerationCaster<fastconv::cuda::Products> {};
+template <>
+struct type_caster<fastconv::cuda::PoolPass> : EnumerationCaster<fastconv::cuda::PoolPass> {};
+}  // namespace pybind11::detail
 
 namespace {
 
@@ -81,15 +133,14 @@ const fastconv::cuda::ConvInstance& cuda_instance(const std::string& algorithm,
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastconv geometry, kernel catalogue and build facts";
 
-  py::enum_<DType>(m, "DType")
-      .value("float32", DType::kFloat32)
-      .value("float64", DType::kFloat64)
-      .value("bfloat16", DType::kBFloat16)
-      .value("float16", DType::kFloat16);
-  py::enum_<Direction>(m, "Direction")
-      .value("fprop", Direction::kFprop)
-      .value("dgrad", Direction::kDgrad)
-      .value("wgrad", Direction::kWgrad);
+  Enumeration<DType>::define(m, "DType",
+                             {{"float32", DType::kFloat32},
+                              {"float64", DType::kFloat64},
+                              {"bfloat16", DType::kBFloat16},
+                              {"float16", DType::kFloat16}});
+  Enumeration<Direction>::define(
+      m, "Direction",
+      {{"fprop", Direction::kFprop}, {"dgrad", Direction::kDgrad}, {"wgrad", Direction::kWgrad}});
 
   py::class_<ConvProblem>(m, "ConvProblem")
       .def(py::init(&fastconv::make_conv_problem), py::arg("input_size"), py::arg("weight_size"),
@@ -126,13 +177,11 @@ PYBIND11_MODULE(_C, m) {
         [](const std::string& name, const ConvProblem& p, DType dtype, Direction direction,
            int threads) { return algorithm(name).cost(p, dtype, direction, threads); });
 
-  py::enum_<fastconv::cuda::Layout>(m, "Layout")
-      .value("NCHW", fastconv::cuda::Layout::kNCHW)
-      .value("NHWC", fastconv::cuda::Layout::kNHWC);
-  py::enum_<fastconv::cuda::Products>(m, "Products")
-      .value("ieee", fastconv::cuda::Products::kIeee)
-      .value("tf32x3", fastconv::cuda::Products::kTf32x3)
-      .value("tf32", fastconv::cuda::Products::kTf32);
+  using fastconv::cuda::Layout, fastconv::cuda::Products;
+  Enumeration<Layout>::define(m, "Layout", {{"NCHW", Layout::kNCHW}, {"NHWC", Layout::kNHWC}});
+  Enumeration<Products>::define(
+      m, "Products",
+      {{"ieee", Products::kIeee}, {"tf32x3", Products::kTf32x3}, {"tf32", Products::kTf32}});
   m.def("cuda_algorithms", [] {
     std::vector<std::string> names;
     const auto list = cuda_algorithms();
@@ -225,11 +274,11 @@ PYBIND11_MODULE(_C, m) {
       " tf32, reason why not or empty, estimated seconds).");
 
   fastconv::bind_pool_problem(m);
-  py::enum_<PoolPass>(m, "PoolPass")
-      .value("forward", PoolPass::kForward)
-      .value("backward", PoolPass::kBackward)
-      .value("gather", PoolPass::kGather)
-      .value("unpool", PoolPass::kUnpool);
+  Enumeration<PoolPass>::define(m, "PoolPass",
+                                {{"forward", PoolPass::kForward},
+                                 {"backward", PoolPass::kBackward},
+                                 {"gather", PoolPass::kGather},
+                                 {"unpool", PoolPass::kUnpool}});
   m.def(
       "cuda_pool_instances",
       [] {
