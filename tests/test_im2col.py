@@ -105,3 +105,14 @@ def test_workspace_holds_for_any_strides(isa, threads, restore_threads):
         for weight in (w, w.contiguous(memory_format=torch.channels_last)):
             got = ops.conv_fprop(view, weight, None, [1, 1], [1, 1], [1, 1], 1, "im2col")
             assert torch.equal(got.double(), want)
+
+
+@pytest.mark.parametrize("size", [(9, 20, 13, 13), (3, 7, 14, 11), (80, 5, 2, 2), (2, 300, 9, 15)])
+def test_pixels_sampled_from_short_rows(isa, size):
+    """A 1x1 filter of stride 2 over planes: several panels and depth blocks, a last panel that is
+    not full, rows cut by panels, and more rows than are gathered at once."""
+    x, w = integers(*size), integers(30, size[1], 1, 1, seed=2)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        a, b = x.to(dtype), w.to(dtype)
+        want = torch.nn.functional.conv2d(x.double(), w.double(), stride=2).to(dtype)
+        assert torch.equal(ops.conv_fprop(a, b, None, [2, 2], [0, 0], [1, 1], 1, "im2col"), want)

@@ -157,6 +157,9 @@ void prepare_panels(Chunk<S, D>& c, const Im2colDepthBlock& block) {
     return;
   }
   if (g.kind == Im2colKind::kDown) weight_offsets(g, block.begin, end, c.depth_offset);
+  if (g.kind == Im2colKind::kAcross &&
+      pack_sampled_panels(g, c.src, c.vec, c.vecs, lanes, NR, block.begin, end, c.panels))
+    return;
   for (int64_t j = 0; j < c.vecs; j += NR) {
     const int64_t n = im2col_min(NR, c.vecs - j), width = n <= lanes ? lanes : NR;
     auto* panel = c.panels + j * depth;

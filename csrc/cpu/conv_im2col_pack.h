@@ -161,6 +161,48 @@ void pack_pixel_panel(const Im2colGemm& g, const S* src, int64_t pixel, int64_t 
   }
 }
 
+// kAcross, one tap that samples short rows (a 1x1 filter of stride 2 over 14x14 pixels): all panels
+// of pixels [pixel, pixel + n) at once, channel by channel. One panel alone reads two or three rows
+// of every plane, a cache line that no prefetcher foresees for seven elements; channel by channel
+// the planes lie one behind the other. False for everything else, which is copied faster by panels.
+template <class T, class S>
+bool pack_sampled_panels(const Im2colGemm& g, const S* src, int64_t pixel, int64_t n, int64_t lanes,
+                         int64_t NR, int64_t begin, int64_t end, T* dst) {
+  constexpr int kMostPieces = 64;
+  constexpr int64_t kShort = 8;  // from here on copy_columns has vectors
+  if (g.taps != 1 || g.axis[2].step == 1 || g.axis[2].grid >= kShort) return false;
+  struct Piece {  // what is of one run and of one panel
+    int64_t from, to, step, n;
+  } pieces[kMostPieces];
+  int count = 0;
+  bool whole = true;  // no padding, and not too many pieces
+  const int64_t stride = g.axis[2].step * g.gather.s[2], depth = end - begin;
+  const auto width_at = [&](int64_t panel) { return n - panel <= lanes ? lanes : NR; };
+  const Tap tap = tap_at(g, g.other.s, 0);
+  for_each_run(g, pixel, pixel + n, [&](const PixelRun& run, int64_t at) {
+    const Window win = window_of(g, tap, run);
+    whole = whole && win.low == 0 && win.high == run.len;
+    for (int64_t i = 0; whole && i < run.len;) {
+      const int64_t column = (at + i) % NR, panel = at + i - column;
+      const int64_t len = im2col_min(run.len - i, NR - column);
+      whole = count < kMostPieces;
+      if (whole)
+        pieces[count++] = {win.offset + i * stride, panel * depth + column, width_at(panel), len};
+      i += len;
+    }
+  });
+  if (!whole) return false;
+  const S* from = src + begin * g.gather.c;
+  for (int64_t k = 0; k < depth; ++k, from += g.gather.c)
+    for (int i = 0; i < count; ++i) {
+      const Piece& p = pieces[i];
+      copy_run(dst + p.to + k * p.step, from + p.from, p.n, stride);
+    }
+  const int64_t last = (n - 1) / NR * NR, width = width_at(last);
+  zero_columns(dst + last * depth + n - last, width, depth, last + width - n);
+  return true;
+}
+
 // kDown, in place: table[segment*ld + i] = the channels of pixel i at the block's taps.
 template <class S>
 void point_at_pixels(const Im2colGemm& g, const S* src, const S* zeros, int64_t pixel, int64_t n,
