@@ -160,11 +160,9 @@ MomentsPiece joined(MomentsPiece p) {
   return p;
 }
 
-}  // namespace
-
 template <class T>
-void add_moments(const MomentsPiece& piece, const Moments& to, int64_t block, int64_t channel,
-                 int64_t before) {
+void add_typed(const MomentsPiece& piece, const Moments& to, int64_t block, int64_t channel,
+               int64_t before) {
   using A = acc_t<T>;
   constexpr int lanes = Simd<A>::lanes;
   const MomentsPiece p = joined(piece);
@@ -200,13 +198,20 @@ void add_moments(const MomentsPiece& piece, const Moments& to, int64_t block, in
   if (channel == 0) to.count[block] = done + n;
 }
 
-#define FC_ADD_MOMENTS(T) \
-  template void add_moments<T>(const MomentsPiece&, const Moments&, int64_t, int64_t, int64_t)
-FC_ADD_MOMENTS(float);
-FC_ADD_MOMENTS(bf16);
-FC_ADD_MOMENTS(f16);
+}  // namespace
+
+// Specialised, not instantiated: an instance would be a weak symbol.
+#define FC_ADD_MOMENTS(T)                                                          \
+  template <>                                                                      \
+  void add_moments<T>(const MomentsPiece& piece, const Moments& to, int64_t block, \
+                      int64_t channel, int64_t before) {                           \
+    add_typed<T>(piece, to, block, channel, before);                               \
+  }
+FC_ADD_MOMENTS(float)
+FC_ADD_MOMENTS(bf16)
+FC_ADD_MOMENTS(f16)
 #if FC_VEC_BYTES < 64  // see isa.h
-FC_ADD_MOMENTS(double);
+FC_ADD_MOMENTS(double)
 #endif
 
 }  // namespace fastconv::cpu::FC_ISA
