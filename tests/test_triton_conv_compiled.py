@@ -30,8 +30,9 @@ from fastconv._triton import conv
 FACTS = json.loads(TABLE.read_text())
 SAME_COMPILER = FACTS["triton"] == triton.__version__
 # Other compilers may need somewhat more registers (Triton 3.6 takes 40 more where 3.9 stores one
-# value away before the loop), never more shared memory.
-SLACK = 0 if SAME_COMPILER else 40
+# value away before the loop), and shared memory for what warps of a reduction exchange (3.6 up to
+# 3 KB): nothing beside the tiles of products, of which no more stages fit with or without it.
+SLACK, SHARED_SLACK = (0, 0) if SAME_COMPILER else (40, 3072)
 # One value waits in local memory while the loop runs: it is stored before it and loaded behind.
 SPILLING = {"sm_80 triton_implicit_gemm/64x64x32_w4_s4 fprop tf32": 3}
 # Of sm_90, a warpgroup's products; of sm_80, a warp's.
@@ -44,7 +45,7 @@ def names(built: Built) -> set[str]:
 
 def judge(build: Build, built: Built, row: dict[str, int]) -> None:
     assert built.registers <= row["registers"] + SLACK, (built.row(), row)
-    assert built.shared <= row["shared"], (built.row(), row)
+    assert built.shared <= row["shared"] + SHARED_SLACK, (built.row(), row)
     assert built.spills <= SPILLING.get(build.key, 0)
     if built.spills:
         assert built.spills_in_loops == 0
@@ -159,8 +160,8 @@ def test_what_is_over_its_budget_is_seen() -> None:
     built, row = compile_build(build), FACTS["kernels"][build.key]
     judge(build, built, row)
     for worse in (
-        built._replace(registers=built.registers + 1 + SLACK),
-        built._replace(shared=built.shared + 1),
+        built._replace(registers=row["registers"] + 1 + SLACK),
+        built._replace(shared=row["shared"] + 1 + SHARED_SLACK),
         built._replace(sass=built.sass + " STL [R1], R2 ;"),
         built._replace(sass=built.sass + " LDL R2, [R1] ;"),
         built._replace(sass=built.sass.replace("HMMA", "FFMA")),
