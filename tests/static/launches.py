@@ -39,6 +39,7 @@ TYPICAL: tuple[ConvCase, ...] = (
         for r in (1, 3, 5)
         for stride in (1, 2)
     ),
+    _square("5x5_narrow", 32, 32, 32, 28, 5),
     _square("stem", 32, 3, 64, 224, 7, 2),
     _square("odd_channels", 32, 37, 61, 28, 3),
     _square("odd_channels_s2", 32, 37, 61, 28, 3, 2),
