@@ -15,7 +15,14 @@ from functools import cache
 from typing import Any
 
 import torch
-from cases import CONV_CASES, DEPTHWISE_CASES, DIRECTIONS, ConvCase, channels_last
+from cases import (
+    CONV_CASES,
+    DEPTHWISE_CASES,
+    DIRECTIONS,
+    HALO_CASES,
+    ConvCase,
+    channels_last,
+)
 from conv_runner import native_problem, operand_sizes, refusal, run_conv
 from torch import Tensor
 
@@ -134,9 +141,10 @@ def reaches_layout(case: ConvCase, instance: Instance) -> bool:
 
 @cache
 def applicable_cases(instance: Instance) -> list[ConvCase]:
-    cases = [case for case in CASES if not instance.refusal(case)]
+    cases = CASES + (HALO_CASES if instance.algorithm == "halo" else ())
+    cases = tuple(case for case in cases if not instance.refusal(case))
     if not REHEARSAL:
-        return cases
+        return list(cases)
     return sorted(cases, key=lambda c: c.gemm_k("fprop") * c.gemm_k("wgrad"))[-REHEARSED_CASES:]
 
 
