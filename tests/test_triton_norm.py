@@ -38,7 +38,7 @@ from fastconv._triton import norm as compiled_norm
 NATIVE: Any = torch.ops.fastconv
 PASSES = ("norm_act_stats", "norm_act_fprop", "norm_act_sums", "norm_act_dgrad", "epilogue_into")
 # Tails of rows and columns; a plane of several tiles; one value per plane; rank 1 and 3.
-SIZES = ((3, 5, 4, 3), (2, 3, 1, 23), (4, 6), (2, 4, 9), (1, 18, 2, 1, 3))
+SIZES = ((3, 5, 4, 3), (2, 3, 1, 23), (4, 6), (2, 3, 9), (1, 9, 2, 1, 3))
 WHERE = ("before", "none", "after")
 # No two of the cycles in step.
 _turn = (
@@ -83,7 +83,7 @@ def operands(
 @by_dtype
 @by_format
 def test_against_the_reference(norm: Any, dtype: torch.dtype, name: str) -> None:
-    for _ in range(3):
+    for _ in range(2):
         size, where, activation = next(_turn)
         n = operands(size, dtype, name, activation, where, affine=activation != "relu6")
         note = f"{size} {activation} {where}"
@@ -114,7 +114,7 @@ def test_against_the_reference(norm: Any, dtype: torch.dtype, name: str) -> None
 
 
 @by_format
-@pytest.mark.parametrize("size", [(4, 2, 5, 7), (20, 3, 2, 2)], ids=str)
+@pytest.mark.parametrize("size", [(4, 2, 5, 7), (20, 2, 2, 2)], ids=str)
 def test_statistics_far_from_zero(norm: Any, size: tuple[int, ...], name: str) -> None:
     """Mean 1e4 and deviation 1, and one value far off."""
     torch.manual_seed(1)
@@ -165,17 +165,16 @@ def test_corners_are_those_of_the_other_kernels(norm: Any, activation: str) -> N
 def test_into_a_slice(norm: Any, name: str) -> None:
     """Of any place in a larger tensor, and y itself; what lies beside it is left alone."""
     y, residual = (laid_out(random((2, 4, 3, 5), torch.float32), name) for _ in range(2))
-    for first, channels in ((0, 4), (4, 12), (1, 7)):
-        for after in (False, True):
-            whole = laid_out(torch.full((2, channels, 3, 5), 7.0), name)
-            out = whole[:, first : first + 4]
-            run(norm.epilogue_into, y, residual, out, 2, 0.25, after)
-            leaky = torch.nn.functional.leaky_relu
-            expected = leaky(y, 0.25) + residual if after else leaky(y + residual, 0.25)
-            torch.testing.assert_close(out, expected)
-            assert (whole[:, :first] == 7).all() and (whole[:, first + 4 :] == 7).all()
+    leaky = torch.nn.functional.leaky_relu
+    for first, channels, after in ((0, 4, False), (4, 12, True), (1, 7, False)):
+        whole = laid_out(torch.full((2, channels, 3, 5), 7.0), name)
+        out = whole[:, first : first + 4]
+        run(norm.epilogue_into, y, residual, out, 2, 0.25, after)
+        expected = leaky(y, 0.25) + residual if after else leaky(y + residual, 0.25)
+        torch.testing.assert_close(out, expected)
+        assert (whole[:, :first] == 7).all() and (whole[:, first + 4 :] == 7).all()
     run(norm.epilogue_into, y, None, y, 1, 0.0, False)
-    assert y.min() == 0 and (residual.numel() == y.numel())
+    assert y.min() == 0
     with pytest.raises(ValueError, match="no channel slice"):
         norm.epilogue_into(y, None, torch.empty(2, 4, 3, 10)[..., ::2], 1, 0.0, False)
 

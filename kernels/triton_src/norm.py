@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastconv.problem import dense_strides, suggests_channels_last
+from fastconv.problem import dense_strides, strides_channels_last
 
 from .conv_geometry import vector
 from .launching import Launch, run
@@ -89,13 +89,23 @@ def _number(value: float, dtype: torch.dtype) -> float | int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
+# What a size and strides amount to, which takes longer to find out than to look up.
+_strides = lru_cache(_KEPT)(dense_strides)
+_is_channels_last = lru_cache(_KEPT)(strides_channels_last)
+
+
+@lru_cache(_KEPT)
+def _is_dense(size: Size, strides: Size, channels_last: bool) -> bool:
+    want = dense_strides(size, channels_last)
+    return all(n <= 1 or strides[i] == want[i] for i, n in enumerate(size))
+
+
 def _empty(like: Tensor, channels_last: bool) -> Tensor:
-    return like.new_empty_strided(like.shape, dense_strides(like.shape, channels_last))
+    return like.new_empty_strided(like.shape, _strides(like.shape, channels_last))
 
 
 def _dense(t: Tensor, channels_last: bool) -> Tensor:
-    want, have = dense_strides(t.shape, channels_last), t.stride()
-    if all(n <= 1 or have[i] == want[i] for i, n in enumerate(t.shape)):
+    if _is_dense(t.shape, t.stride(), channels_last):
         return t
     return _empty(t, channels_last).copy_(t)
 
@@ -109,13 +119,13 @@ def _features(op: str, y: Tensor, *others: tuple[str, Tensor | None]) -> bool:
             raise ValueError(
                 f"{op}: {name} is {list(t.shape)} of {t.dtype}, y {list(y.shape)} of {y.dtype}"
             )
-    return suggests_channels_last(y)
+    return _is_channels_last(y.shape, y.stride())
 
 
 def _vectors(op: str, y: Tensor, *given: Tensor | None) -> list[Tensor | None]:
-    kind = statistics_type(y.dtype)
+    kind, size = statistics_type(y.dtype), y.shape[1:2]
     for t in given:
-        if t is not None and (t.dtype != kind or list(t.shape) != [y.shape[1]]):
+        if t is not None and (t.dtype != kind or t.shape != size):
             raise ValueError(
                 f"{op}: statistics are {list(t.shape)} of {t.dtype}, not [{y.shape[1]}] of {kind}"
             )
@@ -368,15 +378,13 @@ def _reduce(
     """tensors: what is read, y among them."""
     plan = _plan_reduction(op, tuple(y.shape), y.dtype, channels_last, _present(tensors), end)
     K, kind = y.shape[1], statistics_type(y.dtype)
-    first, second = y.new_empty((2, plan.parts, K), dtype=kind)
-    # How many values a part's mean is of.
-    counts = y.new_empty(plan.parts, dtype=kind) if end is None else None
-    between = (first, second) if counts is None else (counts, first, second)
-    launch(plan.step, (*tensors, *between))
-    if plan.merge is None:
-        return first[0], second[0]
     results = y.new_empty(K, dtype=kind), y.new_empty(K, dtype=kind)
-    launch(plan.merge, (first if counts is None else counts, first, second, *results))
+    first, second = results if plan.merge is None else y.new_empty((2, plan.parts, K), dtype=kind)
+    # How many values a part's mean is of.
+    counts = (y.new_empty(plan.parts, dtype=kind),) if end is None else ()
+    launch(plan.step, (*tensors, *counts, first, second))
+    if plan.merge is not None:
+        launch(plan.merge, (counts[0] if counts else first, first, second, *results))
     return results
 
 
