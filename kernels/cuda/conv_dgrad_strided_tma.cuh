@@ -166,7 +166,6 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
     conv_dgrad_strided_tma_kernel(const __grid_constant__ ConvDgradStridedTmaParams p) {
 #if defined(FC_SM90A)
-  using scalar_t = typename Tile::scalar_t;
   FC_DYN_SHARED(unsigned char, shared);
   const WgmmaRing ring = wgmma_ring<Tile, Tile::CONSUMER_WARPS * Tile::TURN_BYTES>(shared);
   RingPosition<Tile::NUM_STAGES> at;
