@@ -298,7 +298,7 @@ def test_operands_without_vectors_are_copied_first(
     conv: Any, monkeypatch: pytest.MonkeyPatch, given: Any
 ) -> None:
     """Whole numbers, no tolerance: neither a copy nor channels of zeros behind it change a sum. In
-    tiles of the copy's own that end within the tensor."""
+    tiles of the copy's own that end within the tensor. Behind x's channels lie NaNs."""
     _, size, weight, params, last, copies = given
     reads = part("conv_reads")
     monkeypatch.setattr(reads, "_BLOCK", 256)
@@ -306,8 +306,11 @@ def test_operands_without_vectors_are_copied_first(
     x, w = (integers(*s, seed=i).half() for i, s in enumerate((size, weight)))
     y = reference.conv_fprop(x, w, None, *params)
     dy = integers(*y.shape, seed=2).half()
+    whole = torch.full((size[0], size[1] + 1, *size[2:]), torch.nan, dtype=x.dtype)
     if last:
-        x, dy = channels_last(x), channels_last(dy)
+        whole, dy = channels_last(whole), channels_last(dy)
+    whole[:, :-1] = x
+    x = whole[:, :-1]
     seen: list[str] = []
     launch = conv.launch
     monkeypatch.setattr(conv, "launch", lambda s, t: (seen.append(s.kernel), launch(s, t)))
@@ -395,6 +398,9 @@ def test_runs_of_pixels_are_runs() -> None:
             base, channels_last(base), base.transpose(2, 3), wide[:, :, :, : size[3]],
             wide[:, :, :, ::2], wide[:, 1:-2, :, : size[3]], base[:1], base[:, :1], base[:, :, :1],
             base.expand(*size).transpose(0, 1), base[:1].expand(*size), base[:, ::2],
+            base.new_zeros(base.numel() + 3).as_strided(
+                size, (base[0].numel() + 1, *base.stride()[1:])
+            ),
         ):  # fmt: skip
             known = launching.facts(t)
             run = conv_layout.run_of(known, t.shape[0], (1, *t.shape[2:]))
