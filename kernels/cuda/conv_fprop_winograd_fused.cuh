@@ -46,6 +46,21 @@ struct WinogradFpropParams {
   MomentTiles<float> moments;
 };
 
+// What a block computes, from its number.
+struct WinogradBlockPlace {
+  uint32_t slab_local, first_tile, group;
+  int32_t first_k;
+};
+__device__ __forceinline__ WinogradBlockPlace winograd_block_place(const WinogradFpropParams& p,
+                                                                   uint32_t block) {
+  WinogradBlockPlace at;
+  uint32_t slab_in_group;
+  at.first_tile = p.slabs.divmod(block, at.slab_local) * kWinogradBlock;
+  at.group = p.slabs_per_group.divmod(p.slab_begin + at.slab_local, slab_in_group);
+  at.first_k = static_cast<int32_t>(slab_in_group * kWinogradBlock);
+  return at;
+}
+
 // Which filter of the slab's 32 and tile of the block's 32 a task of one half of the filters is.
 struct WinogradTask {
   int k, n;
@@ -75,11 +90,7 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
                 4 * Shape::kStage);
   const int lane = threadIdx.x % 32, first_point = threadIdx.x / 32 * Shape::kPointsPerWarp;
 
-  uint32_t slab_local;
-  const uint32_t first_tile = p.slabs.divmod(blockIdx.x, slab_local) * kWinogradBlock;
-  uint32_t slab_in_group;
-  const uint32_t group = p.slabs_per_group.divmod(p.slab_begin + slab_local, slab_in_group);
-  const int32_t first_k = slab_in_group * kWinogradBlock;
+  const auto [slab_local, first_tile, group, first_k] = winograd_block_place(p, blockIdx.x);
   x = byte_offset(x, static_cast<int64_t>(group) * p.C * p.in.stride_c);
   u += static_cast<int64_t>(slab_local) * p.steps * Shape::kStage + threadIdx.x * 4;
 
@@ -175,11 +186,13 @@ __global__ void __launch_bounds__(WinogradBlockShape<Wino>::kThreads,
     }
   }
   if (p.moments.to != nullptr) {
-    const int64_t channel = static_cast<int64_t>(group) * p.K + first_k;
+    // Worked out once more: the main loop has no registers to keep it in.
+    const WinogradBlockPlace at = winograd_block_place(p, block_index_again());
+    const int64_t channel = static_cast<int64_t>(at.group) * p.K + at.first_k;
     winograd_moments<Wino, kNhwc, kWinogradBlock>(
-        p.out, p.tiling, static_cast<const scalar_t*>(y), first_tile, p.tiling.tiles,
-        min(kWinogradBlock, p.K - first_k), kThreads,
-        p.moments.to + channel * p.moments.tiles + first_tile / kWinogradBlock, p.moments.tiles);
+        p.out, p.tiling, static_cast<const scalar_t*>(y), at.first_tile, p.tiling.tiles,
+        min(kWinogradBlock, p.K - at.first_k), kThreads,
+        p.moments.to + channel * p.moments.tiles + at.first_tile / kWinogradBlock, p.moments.tiles);
     return;
   }
   if (!p.epilogue.any) return;

@@ -108,14 +108,14 @@ constexpr int winograd_moment_channels(bool channels_fast) {
 
 // A thread's element of its block's rectangle.
 __device__ __forceinline__ WinogradElement winograd_block_element(const WinogradOutputParams& p,
-                                                                  int points) {
+                                                                  uint32_t block, int points) {
   const WinogradMatrices& m = p.from;
   const int tiles = winograd_moment_tiles(m.channels_fast);
   const int channels = winograd_moment_channels(m.channels_fast);
   const int thread = static_cast<int>(threadIdx.x);
   uint32_t tile_block, channel_block;
   const uint32_t group =
-      p.channel_blocks.divmod(p.tile_blocks.divmod(blockIdx.x, tile_block), channel_block);
+      p.channel_blocks.divmod(p.tile_blocks.divmod(block, tile_block), channel_block);
   const int tile = tile_block * tiles + (m.channels_fast ? thread / channels : thread % tiles);
   const int channel =
       channel_block * channels + (m.channels_fast ? thread % channels : thread / tiles);
@@ -171,10 +171,11 @@ __global__ void __launch_bounds__(kWinogradTransformThreads)
   const uint32_t i = blockIdx.x * kWinogradTransformThreads + threadIdx.x;
   if (!STATS && i >= p.from.elements) return;
   const WinogradElement at =
-      STATS ? winograd_block_element(p, kPoints) : winograd_element(p.from, i, kPoints);
+      STATS ? winograd_block_element(p, blockIdx.x, kPoints) : winograd_element(p.from, i, kPoints);
   if (at.tile < p.tiles && at.channel < p.channels) winograd_output_tile<Wino>(p, at, m, bias, y);
   const auto leave = [&](auto nhwc) {
     constexpr bool kNhwc = decltype(nhwc)::value;
+    const WinogradElement at = winograd_block_element(p, block_index_again(), kPoints);
     constexpr int TILES = winograd_moment_tiles(kNhwc), CHANNELS = winograd_moment_channels(kNhwc);
     const int channel0 = at.channel / CHANNELS * CHANNELS;
     const uint32_t first_tile = p.first_tile + at.tile / TILES * TILES;

@@ -226,7 +226,7 @@ FAMILIES: tuple[Family, ...] = (
     family(r"norm_stats_channels_kernel<.*>", "", STREAMING, SHARE),
     family(r"norm_\w+_channels_kernel<\w+, 1>", "", STREAMING),
     family(r"norm_merge_kernel<.*>", "", STREAMING, SHARE),
-    family(r"norm_merge_tiles_kernel", "", STREAMING, SHARE),
+    family(r"norm_merge_tiles_kernel<.*", "", STREAMING, SHARE),
     # Pooling. PoolKind: 0 maximum, 1 sum, 2 power, 3 sample, 4 expectation.
     family(r"pool_fprop_channels_kernel<\w+, \(PoolKind\)[01], \d>", WIDE, POOLING),
     family(r"pool_fprop_channels_kernel<float, \(PoolKind\)[34], 0>", WIDE, POOLING),

@@ -12,6 +12,18 @@
 
 namespace fastconv::cuda {
 
+// blockIdx.x, read anew: what follows from it is worked out a second time behind a main loop that
+// has no registers to keep it in.
+__device__ __forceinline__ uint32_t block_index_again() {
+#if defined(FC_EMULATE)
+  return blockIdx.x;
+#else
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+  return index;
+#endif
+}
+
 // Names for the generated functions, with their extents.
 #define FC_WINOGRAD_TRANSFORM(Name, function, inputs, outputs)                              \
   template <class Wino>                                                                     \
