@@ -177,16 +177,23 @@ def algorithms_table() -> str:
                 return _applies(spec, backend)[name] is None
 
             ranks = [r for r in (1, 2, 3) if runs(rank=r)]
-            directions = [d for d in DIRECTIONS if runs(direction=d)]
-            dtypes = [t for t in DTYPES if runs(dtype=t)]
+            by_dtype = {
+                str(t).removeprefix("torch."): [d for d in DIRECTIONS if runs(dtype=t, direction=d)]
+                for t in DTYPES
+                if runs(dtype=t)
+            }
+            directions = max(by_dtype.values(), key=len)
+            fewer = "".join(
+                f"; {t}: {', '.join(some)}" for t, some in by_dtype.items() if some != directions
+            )
             refused = [
                 label
                 for label, change in variations.items()
                 if not runs(**({"groups": 1} if label == "dense" else change))
             ]
             lines.append(
-                f"| {backend} | `{name}` | {', '.join(map(str, ranks))} | {', '.join(directions)} |"
-                f" {', '.join(str(t).removeprefix('torch.') for t in dtypes)} |"
+                f"| {backend} | `{name}` | {', '.join(map(str, ranks))} |"
+                f" {', '.join(directions)}{fewer} | {', '.join(by_dtype)} |"
                 f" {', '.join(refused) or '—'} |"
             )
     return "\n".join(lines)

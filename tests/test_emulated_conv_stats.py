@@ -46,13 +46,14 @@ CASES = (
 
 def test_who_takes_statistics_along() -> None:
     """Every instance of fprop of these; not the plain twin's, whose blocks have parts of all
-    channels."""
+    channels, nor those whose tiles two blocks store."""
     assert all(i.direction == "fprop" for i in INSTANCES)
-    taking = ("im2col", "direct", "depthwise", "winograd_f2x2_3x3", "winograd_f4x4_3x3")
+    taking = ("im2col", "direct", "depthwise", "winograd_f2x2_3x3", "winograd_f4x4_3x3", "tma")
     assert set(taking) <= {i.algorithm for i in INSTANCES}
     for i in instances():
         if i.direction == "fprop" and i.algorithm in (*taking, "direct_plain"):
-            assert i.takes_stats == (i.algorithm in taking), i
+            whole = i.algorithm in taking and "_split" not in i.name
+            assert i.takes_stats == whole, i
 
 
 def run(instance: Instance, case: ConvCase, x: Tensor, w: Tensor, bias: Tensor | None, **options):

@@ -248,11 +248,20 @@ std::string refusal(const ConvProblem& p) {
   return why.empty() ? im2col_refusal(Config::Fallback::shape, p) : why;
 }
 int64_t no_workspace(const ConvProblem&, const Device&) { return 0; }
-// The parts of w, where it is split.
 template <class Config>
 int64_t parts_workspace(const ConvProblem& p, const Device&) {
-  return Config::shape.w_parts() == 1 ? 0 : 8 * p.K * p.C * p.filter_size();
+  return tma_parts_bytes(Config::shape, p);
 }
+// Also enough for the fallback's.
+template <class Config>
+int64_t stats_workspace(const ConvProblem& p, const Device& device) {
+  const int64_t moments = moments_bytes(p.K, moment_tiles<typename Config::Tile>(p));
+  return std::max(im2col_stats_workspace(p, device),
+                  moments_begin(tma_parts_bytes(Config::shape, p)) + moments);
+}
+template <class Config>
+constexpr auto kStatsWorkspace =
+    Config::shape.dgrad() || Config::shape.split > 1 ? nullptr : stats_workspace<Config>;
 template <class Config>
 double cost(const ConvProblem& p, const Device& device) {
   return tma_cost(Config::shape, p, device);
@@ -274,7 +283,7 @@ using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
    no_workspace,                                             \
    cost<Config16<direction, dtype, __VA_ARGS__>>,            \
    launch_conv_tma<Config16<direction, dtype, __VA_ARGS__>>, \
-   nullptr,                                                  \
+   kStatsWorkspace<Config16<direction, dtype, __VA_ARGS__>>, \
    90},
 #define FC_TMA_TF32_ROW(name, ...)    \
   {name,                              \
@@ -286,7 +295,7 @@ using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
    parts_workspace<__VA_ARGS__>,      \
    cost<__VA_ARGS__>,                 \
    launch_conv_tma_tf32<__VA_ARGS__>, \
-   nullptr,                           \
+   kStatsWorkspace<__VA_ARGS__>,      \
    90},
 template <class Config>
 std::string strided_refusal(const ConvProblem& p) {

@@ -6,6 +6,7 @@
 #include "conv_algorithm.h"
 #include "conv_gather_tma.cuh"
 #include "conv_im2col.h"
+#include "conv_moments.h"
 #include "conv_tma_model.h"
 
 namespace fastconv::cuda {
@@ -33,6 +34,10 @@ TmaFigures tma_figures(const TmaShape&, const ConvProblem&, const Device&);
 
 std::string tma_refusal(const TmaShape&, const ConvProblem&);
 double tma_cost(const TmaShape&, const ConvProblem&, const Device&);
+// Of w's parts, where operands are split; moments of y lie behind them.
+inline int64_t tma_parts_bytes(const TmaShape& s, const ConvProblem& p) {
+  return s.w_parts() == 1 ? 0 : 8 * p.K * p.C * p.filter_size();
+}
 // Whether TMA takes the bases of the operands that it reads.
 bool tma_aligned(const TmaShape&, const ConvCall&);
 // Returns the cudaError_t.
@@ -54,6 +59,12 @@ struct TmaConfig {
   static_assert(pair_m == 1 || direction == Direction::kFprop || Tile::BLOCK_N % 128 == 0);
 };
 
+// Of fprop: tiles of pixels, each of which leaves moments of its channels.
+template <class Tile>
+int64_t moment_tiles(const ConvProblem& p) {
+  return (p.N * p.out_size() + Tile::BLOCK_M - 1) / Tile::BLOCK_M;
+}
+
 template <class Config>
 int launch_conv_tma(const ConvCall& call) {
   using Tile = typename Config::Tile;
@@ -61,6 +72,7 @@ int launch_conv_tma(const ConvCall& call) {
   if (!tma_aligned(Config::shape, call)) return launch_conv_im2col<typename Config::Fallback>(call);
   ConvTmaParams p;
   if (const int error = tma_params(Config::shape, call, &p)) return error;
+  const int64_t tiles = moment_tiles<Tile>(call.problem);
   constexpr int kCluster = Config::shape.cluster();
   const int room = tma_room(call.device, kCluster);
   const int blocks = (p.tiles < room ? p.tiles : room) * kCluster;
@@ -72,8 +84,12 @@ int launch_conv_tma(const ConvCall& call) {
     else
       return conv_dgrad_tma_kernel<Tile>;
   }();
-  return kCluster == 1 ? launch_kernel(kernel, config, p)
-                       : launch_clusters(kernel, config, kCluster, p);
+  return launch_with_moments(call, Config::shape.direction, tiles,
+                             [&](const MomentTiles<float>& moments) {
+                               p.moments = moments;
+                               return kCluster == 1 ? launch_kernel(kernel, config, p)
+                                                    : launch_clusters(kernel, config, kCluster, p);
+                             });
 }
 
 }  // namespace fastconv::cuda

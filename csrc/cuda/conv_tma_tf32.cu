@@ -38,7 +38,13 @@ int launch_conv_tma_tf32(const ConvCall& call) {
     const int blocks = p.tiles < call.device.sm_count ? p.tiles : call.device.sm_count;
     const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::NUM_THREADS),
                               Tile::SHARED_BYTES, call.stream};
-    return launch_kernel(conv_fprop_tma_tf32x3_kernel<Tile>, config, p);
+    return launch_with_moments(
+        call, Config::shape.direction, moment_tiles<Tile>(call.problem),
+        [&](const MomentTiles<float>& moments) {
+          p.moments = moments;
+          return launch_kernel(conv_fprop_tma_tf32x3_kernel<Tile>, config, p);
+        },
+        tma_parts_bytes(Config::shape, call.problem));
   }
 }
 

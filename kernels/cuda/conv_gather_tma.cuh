@@ -9,6 +9,9 @@
 // when its bytes have arrived (one mbarrier), free when all eight warps that multiply have waited
 // for what reads it (another one): a warp's wait for wgmma speaks for that warp alone.
 //
+// Statistics of y where `moments` asks, per tile of BLOCK_M pixels: the warps that multiply read
+// back what they have stored, while the ring fills (block_moments.cuh). A split has none.
+//
 // Clusters, as the launch has it. Two blocks with neighbouring tiles share the rows of src, or of
 // w: each brings half of them for both by multicast, and a stage is free when the warps of both are
 // done with it. Two or four such split gemm_k, where tiles are too few for all SMs: sums go through
@@ -238,6 +241,33 @@ __device__ __forceinline__ void conv_tma_store_slices(
   cluster_sync();  // the others have read the ring
 }
 
+// Moments of a tile of y that the warps which multiply have stored, from L1 and L2 where it has
+// just come to lie: the accumulators leave no registers for sums beside them.
+template <class Tile>
+__device__ __forceinline__ void conv_tma_moments(const ConvTmaParams& p,
+                                                 const ConvTmaPlace& place) {
+  using scalar_t = typename Tile::scalar_t;
+  constexpr int THREADS = 128 * Tile::CONSUMERS;
+  // A cluster's second block may have nothing to do.
+  const int pixels = min(Tile::BLOCK_M, p.pixels - place.m);
+  const int channels = min(Tile::BLOCK_N, p.channels - place.n);
+  if (pixels <= 0 || channels <= 0) return;
+  named_barrier_sync(1, THREADS);  // what the others have stored
+  const scalar_t* const y = static_cast<const scalar_t*>(p.dst) + place.m * p.dst_pitch + place.n;
+  CountedMoment<float>* const to =
+      p.moments.to + place.n * p.moments.tiles + place.m / Tile::BLOCK_M;
+  const auto leave = [&](auto vec) {
+    stored_moments<8, decltype(vec)::value, scalar_t>(
+        channels, pixels, static_cast<int>(threadIdx.x) - 128, THREADS,
+        [&](int c, int i) { return y + i * p.dst_pitch + c; },
+        [&](int c) { return to + c * p.moments.tiles; });
+  };
+  if (p.vec8)
+    leave(std::integral_constant<int, 8>());
+  else
+    leave(std::integral_constant<int, 1>());
+}
+
 // One body for both directions; the kernels below give it their names.
 template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>>
 __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
@@ -311,6 +341,8 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
         store_accumulators<Tile::BLOCK_N>(
             acc[i], turn, store, place.m + (consumer * Tile::PRODUCTS + i) * 64 + warp % 4 * 16,
             place.n);
+      if constexpr (!B_MN)
+        if (p.moments.to != nullptr) conv_tma_moments<Tile>(p, place);
     }
     // A peer may still write here.
     if (p.cluster.divisor > 1) cluster_sync();

@@ -26,11 +26,11 @@ struct MomentTiles {
 
 // at(c, i): where output i of the block's channel c lies (VEC > 1: of channels c to c + VEC - 1,
 // aligned to all of them), or null where there is none; of output 0 there is one. put(c): where the
-// moments of channel c go. All threads of the block take part, numbered `thread`; their number is a
-// multiple of 32.
+// moments of channel c go. The threads that stored the outputs take part, numbered `thread`, behind
+// a barrier of theirs; their number is a multiple of 32.
 template <int LANES, int VEC, class scalar_t, class At, class Put>
-__device__ __forceinline__ void block_moments(int channels, int outputs, int thread, int threads,
-                                              const At& at, const Put& put) {
+__device__ __forceinline__ void stored_moments(int channels, int outputs, int thread, int threads,
+                                               const At& at, const Put& put) {
   using A = acc_t<scalar_t>;
   constexpr int SLOTS = 32 / LANES, TOGETHER = VEC > 4 ? 2 : 4;  // loads under way
   const int lane = thread % 32, slot = lane / LANES;
@@ -40,7 +40,6 @@ __device__ __forceinline__ void block_moments(int channels, int outputs, int thr
     else
       load_aligned(from, to);
   };
-  __syncthreads();  // what the others have stored
 #pragma unroll 1
   for (int c0 = thread / 32 * (LANES * VEC); c0 < channels; c0 += threads / 32 * (LANES * VEC)) {
     const int own = c0 + lane % LANES * VEC, c = min(own, channels - VEC);
@@ -83,6 +82,14 @@ __device__ __forceinline__ void block_moments(int channels, int outputs, int thr
       *put(own + v) = CountedMoment<A>{s[v].first, s[v].offset(inverse_count),
                                        s[v].m2(inverse_count), static_cast<A>(count)};
   }
+}
+
+// The same by all threads of a block.
+template <int LANES, int VEC, class scalar_t, class At, class Put>
+__device__ __forceinline__ void block_moments(int channels, int outputs, int thread, int threads,
+                                              const At& at, const Put& put) {
+  __syncthreads();  // what the others have stored
+  stored_moments<LANES, VEC, scalar_t>(channels, outputs, thread, threads, at, put);
 }
 
 }  // namespace fastconv::cuda

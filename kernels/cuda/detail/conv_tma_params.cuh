@@ -1,6 +1,7 @@
 // Arguments of the convolutions whose operands TMA brings: what the host works out once, so that
 // the device neither divides nor looks at the problem.
 #pragma once
+#include "block_moments.cuh"
 #include "cluster.cuh"
 #include "epilogue.cuh"
 #include "fast_divmod.cuh"
@@ -41,6 +42,8 @@ struct ConvTmaParams {
   int split;
   int tile_m, tile_n;
   bool shares_src, shares_w;
+
+  MomentTiles<float> moments;  // of tiles of BLOCK_M pixels; fprop, and no split
 };
 
 // A block's part of the cluster's work.
