@@ -94,7 +94,7 @@ def test_plans_name_kernels_as_the_compiler_does():
     instance = next(i for i in instances() if i.name == "fprop_bf16_nhwc_window3_s1")
     case = next(c for c in TYPICAL if not instance.refusal(c))
     (record,) = planned_launches(instance, case)
-    assert readable(record.kernel) == "conv_fprop_depthwise_nhwc_kernel<__nv_bfloat16, 3, 1>"
+    assert readable(record.kernel) == "conv_fprop_depthwise_nhwc_kernel<__nv_bfloat16, 3, 1, false>"
     assert record.threads == 128 and record.dynamic_bytes > 0
 
 
