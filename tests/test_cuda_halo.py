@@ -7,11 +7,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from cases import ConvCase, conv_case
 from emulated import Instance, emulation, instances, native_problem, run_instance
+from huge_tensor import check_last_pixel
 from test_cuda_im2col import check_integers
 
 HALO = tuple(i for i in instances() if i.algorithm == "halo")
@@ -149,32 +149,8 @@ def test_limits(row: tuple[ConvCase, str, str]) -> None:
 
 
 def test_offsets_beyond_2_to_31() -> None:
-    """The last pixel of more than 2^32 elements, of which only touched pages are there."""
-    case = conv_case("huge", (17, 64, 2048, 2048), (8, 64, 3, 3), padding=1)
-    module = emulation()
     instance = next(i for i in ROWS3 if i.direction == "fprop" and tile(i)[1] == 64)
-    pixels = 17 * 2048 * 2048
-    x = torch.zeros(64, dtype=torch.bfloat16)
-    x[3] = 2
-    w = torch.zeros(8, 3, 3, 64, dtype=torch.bfloat16)
-    w[5, 1, 1, 3] = 3
-
-    def raw(t: torch.Tensor) -> np.ndarray:
-        return t.flatten().view(torch.uint8).numpy()
-
-    (last,), _, _ = module.run_conv(
-        instance.algorithm,
-        instance.name,
-        native_problem(case),
-        (pixels * 128, [(pixels * 128 - 128, raw(x))]),
-        raw(w),
-        None,
-        module.Device(90, pixels // 256),  # a block to a tile, so that few blocks are enough
-        [(pixels * 16 - 16, 16)],
-        seed=1,
-        block_limit=2,
-    )
-    assert torch.from_numpy(last).view(torch.bfloat16).tolist() == [0, 0, 0, 0, 0, 6, 0, 0]
+    check_last_pixel(instance, 3, 256)
 
 
 def test_repeatable() -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from cases import ConvCase, conv_case
 from conv_runner import reference_conv
-from emulated import Instance, emulation, instances, native_problem, run_instance
+from emulated import Instance, instances, run_instance
+from huge_tensor import check_last_pixel
 from test_cuda_im2col import check_integers
 
 # Those of one gather in steps of the map; the others have files of their own.
@@ -157,32 +157,8 @@ def test_the_widest_that_it_takes() -> None:
 
 
 def test_offsets_beyond_2_to_31() -> None:
-    """The last pixel of more than 2^32 elements, of which only touched pages are there."""
-    case = conv_case("huge", (17, 64, 2048, 2048), (8, 64, 1, 1))
-    module = emulation()
     instance = next(i for i in FPROP if i.name == "fprop_bf16_nhwc_wgmma_128x128x64")
-    pixels = 17 * 2048 * 2048
-    x = torch.zeros(64, dtype=torch.bfloat16)
-    x[3] = 2
-    w = torch.zeros(8, 64, dtype=torch.bfloat16)
-    w[5, 3] = 3
-
-    def raw(t: torch.Tensor) -> np.ndarray:
-        return t.flatten().view(torch.uint8).numpy()
-
-    (last,), _, _ = module.run_conv(
-        instance.algorithm,
-        instance.name,
-        native_problem(case),
-        (pixels * 128, [(pixels * 128 - 128, raw(x))]),
-        raw(w),
-        None,
-        module.Device(90, pixels // 128),  # a block to a tile, so that few blocks are enough
-        [(pixels * 16 - 16, 16)],
-        seed=1,
-        block_limit=2,
-    )
-    assert torch.from_numpy(last).view(torch.bfloat16).tolist() == [0, 0, 0, 0, 0, 6, 0, 0]
+    check_last_pixel(instance, 1, 128)
 
 
 @pytest.mark.parametrize("instance", [i for i in TMA if i.products == "tf32"], ids=lambda i: i.name)

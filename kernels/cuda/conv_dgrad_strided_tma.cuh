@@ -194,8 +194,8 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
         continue;
       }
       float acc[PRODUCTS][Tile::BLOCK_N / 2];
-      wgmma_mainloop<Tile>(acc, ring, at, item.taps * p.chunks,
-                           [&](const unsigned char* stage, bool accumulate) {
+      wgmma_mainloop<Tile>(acc, ring.stages, ring.full, WgmmaRelease{ring.empty}, at,
+                           item.taps * p.chunks, [&](const unsigned char* stage, bool accumulate) {
                              conv_tma_multiply<Tile, true>(acc, stage, consumer, accumulate);
                            });
 #pragma unroll

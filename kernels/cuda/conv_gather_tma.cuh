@@ -33,7 +33,7 @@
 #include "detail/conv_tma_params.cuh"
 #include "detail/named_barrier.cuh"
 #include "detail/tma_multicast.cuh"
-#include "detail/wgmma_tile.cuh"
+#include "detail/wgmma_mainloop.cuh"
 
 namespace fastconv::cuda {
 
@@ -166,26 +166,10 @@ struct ConvTmaMainloop {
                                              const ConvTmaRelease& release,
                                              RingPosition<Tile::NUM_STAGES>& at, int consumer,
                                              int k_tiles) {
-    int read = 0;  // the slot of the products in flight
-    for (int k_tile = 0; k_tile < k_tiles; ++k_tile) {
-      mbarrier_wait(full + at.slot, at.parity);
-#pragma unroll
-      for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
-      wgmma_fence();
-      conv_tma_multiply<Tile, B_MN>(acc, ring + at.slot * Tile::STAGE_BYTES, consumer, k_tile != 0);
-      wgmma_commit();
-      // The stage before is read once these are the only ones in flight.
-      wgmma_wait<1>();
-      if (k_tile != 0) release(read);
-#pragma unroll
-      for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
-      read = at.slot;
-      at.advance();
-    }
-    wgmma_wait<0>();
-    release(read);
-#pragma unroll
-    for (int i = 0; i < Tile::PRODUCTS; ++i) wgmma_pin(acc[i]);
+    wgmma_mainloop<Tile>(acc, ring, full, release, at, k_tiles,
+                         [&](const unsigned char* stage, bool accumulate) {
+                           conv_tma_multiply<Tile, B_MN>(acc, stage, consumer, accumulate);
+                         });
   }
 };
 

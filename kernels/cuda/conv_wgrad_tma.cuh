@@ -178,7 +178,8 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
       const ConvWgradTmaItem item = conv_wgrad_tma_item<Tile>(p, index);
       float acc[PRODUCTS][N / 2];
       wgmma_mainloop<Tile>(
-          acc, ring, at, item.k_tiles, [&](const unsigned char* stage, bool accumulate) {
+          acc, ring.stages, ring.full, WgmmaRelease{ring.empty}, at, item.k_tiles,
+          [&](const unsigned char* stage, bool accumulate) {
             constexpr int DEPTH = 16;  // pixels
             const uint64_t a = wgmma_operand(stage + row * Tile::BOX_BYTES, Tile::BOX_BYTES);
             const uint64_t b =

@@ -30,6 +30,7 @@ from fastconv.selftest_fused import NormInstance
 from fastconv.selftest_triton import TritonInstance
 
 pytestmark = marks()
+# Compiled kernels need a device; and the interpreter knows neither graphs nor streams.
 if REHEARSAL and not _triton.INTERPRETED:
     pytest.skip("rehearsal: Triton needs TRITON_INTERPRET=1", allow_module_level=True)
 on_the_device = pytest.mark.skipif(bool(REHEARSAL), reason="rehearsal: no graphs, no streams")

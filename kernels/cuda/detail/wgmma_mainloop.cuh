@@ -33,33 +33,43 @@ __device__ __forceinline__ WgmmaRing wgmma_ring(unsigned char* shared) {
   return ring;
 }
 
+// Gives a stage back to the block's own producer once this warp has read it.
+struct WgmmaRelease {
+  uint64_t* empty;
+
+  __device__ __forceinline__ void operator()(int slot) const {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty + slot);
+  }
+};
+
 // acc = the sum over the next k_tiles stages, at least one: accumulators that something else than
 // wgmma could have written, zeros of no stage, would make ptxas run the products one by one.
 // multiply(stage, accumulate) issues one stage's wgmma into acc, from what was there if
-// `accumulate`.
-template <class Tile, int PRODUCTS, int COUNT, class Multiply>
-__device__ __forceinline__ void wgmma_mainloop(float (&acc)[PRODUCTS][COUNT], const WgmmaRing& ring,
+// `accumulate`; release(slot), by all threads of a warp, gives a stage back.
+template <class Tile, int PRODUCTS, int COUNT, class Release, class Multiply>
+__device__ __forceinline__ void wgmma_mainloop(float (&acc)[PRODUCTS][COUNT],
+                                               const unsigned char* stages, uint64_t* full,
+                                               const Release& release,
                                                RingPosition<Tile::NUM_STAGES>& at, int k_tiles,
                                                const Multiply& multiply) {
-  const int lane = threadIdx.x % 32;
   int read = 0;  // the slot of the products in flight
   for (int k_tile = 0; k_tile < k_tiles; ++k_tile) {
-    mbarrier_wait(ring.full + at.slot, at.parity);
+    mbarrier_wait(full + at.slot, at.parity);
 #pragma unroll
     for (int i = 0; i < PRODUCTS; ++i) wgmma_pin(acc[i]);
     wgmma_fence();
-    multiply(ring.stages + at.slot * Tile::STAGE_BYTES, k_tile != 0);
+    multiply(stages + at.slot * Tile::STAGE_BYTES, k_tile != 0);
     wgmma_commit();
     // The stage before is read once these are the only ones in flight.
     wgmma_wait<1>();
-    if (lane == 0 && k_tile != 0) mbarrier_arrive(ring.empty + read);
+    if (k_tile != 0) release(read);
 #pragma unroll
     for (int i = 0; i < PRODUCTS; ++i) wgmma_pin(acc[i]);
     read = at.slot;
     at.advance();
   }
   wgmma_wait<0>();
-  if (lane == 0) mbarrier_arrive(ring.empty + read);
+  release(read);
 #pragma unroll
   for (int i = 0; i < PRODUCTS; ++i) wgmma_pin(acc[i]);
 }
