@@ -6,6 +6,7 @@
 
 #include "conv_gather_halo.cuh"
 #include "conv_im2col.h"
+#include "conv_result.h"
 #include "device_rates.h"
 #include "tensor_map.h"
 
@@ -201,22 +202,10 @@ int halo_params(const HaloShape& s, const ConvCall& call, ConvHaloParams* params
   error = encode_tile_map(&p.w, w, weights);
   if (error != cudaSuccess) return error;
 
-  p.dst = s.dgrad() ? call.x : call.y;
-  p.bias = s.dgrad() ? nullptr : call.bias;
-  p.dst_pitch = s.dgrad() ? c.C : call.y_channels();
-  const auto vec8 = [&](const void* base, int64_t pitch) {
-    return reinterpret_cast<uintptr_t>(base) % 16 == 0 && pitch % 8 == 0;
-  };
-  p.vec8 = vec8(p.dst, p.dst_pitch);
-  if (!s.dgrad()) {
-    p.epilogue = store_epilogue<float>(call.epilogue);
-    p.residual_vec8 = vec8(call.epilogue.residual, c.K);
-  }
+  p.result = conv_result(call, s.direction, c.N * g.dst[0] * g.dst[1]);
   p.images = number(c.N);
   p.rows = number(g.dst[0]);
   p.columns = number(g.dst[1]);
-  p.pixels = p.images * p.rows * p.columns;
-  p.channels = number(g.dst_channels);
   p.first_h = number(g.first[0]);
   p.first_w = number(g.first[1]);
   p.units_h_log = g.units_log[0];

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "conv_result.h"
 #include "conv_tma_strided.h"
 #include "conv_tma_tf32.h"
 #include "conv_tma_wgrad.h"
@@ -196,19 +197,7 @@ int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
   error = encode_tile_map(&p.w, w, box);
   if (error != cudaSuccess) return error;
 
-  p.dst = s.dgrad() ? call.x : call.y;
-  p.bias = s.dgrad() ? nullptr : call.bias;
-  p.dst_pitch = s.dgrad() ? c.C : call.y_channels();
-  p.pixels = static_cast<int>(g.pixels);
-  p.channels = static_cast<int>(g.dst_channels);
-  const auto vec8 = [&](const void* base, int64_t pitch) {
-    return reinterpret_cast<uintptr_t>(base) % 16 == 0 && pitch % 8 == 0;
-  };
-  p.vec8 = vec8(p.dst, p.dst_pitch);
-  if (!s.dgrad()) {
-    p.epilogue = store_epilogue<float>(call.epilogue);
-    p.residual_vec8 = vec8(call.epilogue.residual, c.K);
-  }
+  p.result = conv_result(call, s.direction, g.pixels);
   p.volume = g.volume;
   for (int axis = 0; axis < 3; ++axis) {
     p.stride[axis] = static_cast<int>(g.stride[axis]);

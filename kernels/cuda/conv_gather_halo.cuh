@@ -173,15 +173,7 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
     }
   } else {
     take_registers<Tile::CONSUMER_REGISTERS>();
-    const WgmmaStore<scalar_t> store{static_cast<scalar_t*>(p.dst),
-                                     static_cast<const scalar_t*>(p.bias),
-                                     static_cast<const scalar_t*>(p.epilogue.residual),
-                                     p.epilogue,
-                                     p.dst_pitch,
-                                     p.pixels,
-                                     p.channels,
-                                     p.vec8,
-                                     p.residual_vec8};
+    const WgmmaStore<scalar_t> store{p.result};
     // This warp's unit within the tile, and the pixel of the box whose row of 16 bytes this lane
     // hands to ldmatrix: lanes 8 to 15 and 24 to 31 have the second eight rows of A, lanes 16 to 31
     // the second eight channels.
@@ -257,7 +249,8 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
       const int row = place.h + unit_h * Tile::UNIT_H;
       const bool inside = image_at < p.images && column < p.columns;
       const auto number = [&](int h) {  // of a pixel of dst, behind the last one if it is none
-        return inside && h < p.rows ? (image_at * p.rows + h) * p.columns + column : p.pixels;
+        return inside && h < p.rows ? (image_at * p.rows + h) * p.columns + column
+                                    : p.result.pixels;
       };
 #pragma unroll
       for (int j = 0; j < Tile::PRODUCTS; ++j)

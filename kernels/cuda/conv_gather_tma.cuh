@@ -117,12 +117,12 @@ struct ConvTmaProducer {
 #pragma unroll
       for (int i = 0; i < Tile::W_PARTS; ++i)
         tma_multicast_tile(to + (i * Tile::BLOCK_N + rows) * 128, &p.w, barrier, both(), channel,
-                           tap, n + rows + i * p.channels);
+                           tap, n + rows + i * p.result.channels);
     } else {
 #pragma unroll
       for (int i = 0; i < Tile::W_PARTS; ++i)
         tma_load_tile(to + i * Tile::BLOCK_N * 128, &p.w, barrier, channel, tap,
-                      n + i * p.channels);
+                      n + i * p.result.channels);
     }
   }
 };
@@ -233,20 +233,21 @@ __device__ __forceinline__ void conv_tma_moments(const ConvTmaParams& p,
   using scalar_t = typename Tile::scalar_t;
   constexpr int THREADS = 128 * Tile::CONSUMERS;
   // A cluster's second block may have nothing to do.
-  const int pixels = min(Tile::BLOCK_M, p.pixels - place.m);
-  const int channels = min(Tile::BLOCK_N, p.channels - place.n);
+  const int pixels = min(Tile::BLOCK_M, p.result.pixels - place.m);
+  const int channels = min(Tile::BLOCK_N, p.result.channels - place.n);
   if (pixels <= 0 || channels <= 0) return;
   named_barrier_sync(1, THREADS);  // what the others have stored
-  const scalar_t* const y = static_cast<const scalar_t*>(p.dst) + place.m * p.dst_pitch + place.n;
+  const scalar_t* const y =
+      static_cast<const scalar_t*>(p.result.base) + place.m * p.result.pitch + place.n;
   CountedMoment<float>* const to =
       p.moments.to + place.n * p.moments.tiles + place.m / Tile::BLOCK_M;
   const auto leave = [&](auto vec) {
     stored_moments<8, decltype(vec)::value, scalar_t>(
         channels, pixels, static_cast<int>(threadIdx.x) - 128, THREADS,
-        [&](int c, int i) { return y + i * p.dst_pitch + c; },
+        [&](int c, int i) { return y + i * p.result.pitch + c; },
         [&](int c) { return to + c * p.moments.tiles; });
   };
-  if (p.vec8)
+  if (p.result.vec8)
     leave(std::integral_constant<int, 8>());
   else
     leave(std::integral_constant<int, 1>());
@@ -300,15 +301,7 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
   } else {
     take_registers<Tile::CONSUMER_REGISTERS>();
     const int consumer = warpgroup - 1;
-    const WgmmaStore<scalar_t> store{static_cast<scalar_t*>(p.dst),
-                                     static_cast<const scalar_t*>(p.bias),
-                                     static_cast<const scalar_t*>(p.epilogue.residual),
-                                     p.epilogue,
-                                     p.dst_pitch,
-                                     p.pixels,
-                                     p.channels,
-                                     p.vec8,
-                                     p.residual_vec8};
+    const WgmmaStore<scalar_t> store{p.result};
     const ConvTmaRelease release{empty, sharers, part.other};
     float* const turn = reinterpret_cast<float*>(turns + (warp - 4) * Tile::TURN_BYTES);
     RingPosition<Tile::NUM_STAGES> at;

@@ -1,7 +1,7 @@
 // Arguments of the convolutions that keep a tile's pixels and their halo in shared memory, and the
 // tile's shape: what is known when compiled, and what the host chooses for a problem.
 #pragma once
-#include "epilogue.cuh"
+#include "conv_result.cuh"
 #include "fast_divmod.cuh"
 #include "tma.cuh"
 
@@ -29,23 +29,18 @@ struct HaloTile {
 // src is read through a tile map [N, H, W, C], w through one [K, taps, C].
 struct ConvHaloParams {
   TensorMap src, w;
-  void* dst;
-  const void* bias;
-  StoreEpilogue<float> epilogue;
-  int64_t dst_pitch;
-  int pixels, channels;  // of dst
-  bool vec8, residual_vec8;
-  int images, rows, columns;  // of dst: pixels is their product
+  ConvResult result;
+  int images, rows, columns;  // of the result: its pixels are their product
 
-  int first_h, first_w;          // of src, under the first tap of dst's pixel 0, 0
+  int first_h, first_w;          // of src, under the first tap of the result's pixel 0, 0
   int units_w_log, units_h_log;  // of a tile, the rest of its units being images
   int tile_n, tile_h, tile_w;    // images, rows, columns of a tile
   int box_h, box_w;              // with the halo
   FastDivmod tiles_h, tiles_w;   // of an image
   int tiles;                     // of all pixels
-  int parts;                     // of dst's channels, BLOCK_N each: a block has one for its life
-  int stages, stage_bytes;       // boxes in shared memory
-  int box_bytes;                 // that a copy brings
+  int parts;                // of the result's channels, BLOCK_N each: a block has one for its life
+  int stages, stage_bytes;  // boxes in shared memory
+  int box_bytes;            // that a copy brings
 
   int filter_w, taps;
   int chunks, last_steps;  // of src's channels; STEPs of the last chunk

@@ -3,7 +3,7 @@
 #pragma once
 #include "block_moments.cuh"
 #include "cluster.cuh"
-#include "epilogue.cuh"
+#include "conv_result.cuh"
 #include "fast_divmod.cuh"
 #include "tma.cuh"
 
@@ -13,15 +13,10 @@ namespace fastconv::cuda {
 // [.., taps, channels].
 struct ConvTmaParams {
   TensorMap src, w;
-  void* dst;
-  const void* bias;
-  StoreEpilogue<float> epilogue;
-  int64_t dst_pitch;
-  int pixels, channels;  // of dst: gemm_m, gemm_n
-  bool vec8, residual_vec8;
-  bool volume;  // src's map has the axis D
+  ConvResult result;  // pixels: gemm_m, channels: gemm_n
+  bool volume;        // src's map has the axis D
 
-  // Pixel o, p, q of dst starts at o * stride + first in src, less the taps' offsets.
+  // Pixel o, p, q of the result starts at o * stride + first in src, less the taps' offsets.
   int stride[3], first[3];
   int filter[3], dilation[3];
   bool flipped;                  // taps of w are read backwards

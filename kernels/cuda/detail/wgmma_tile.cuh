@@ -2,7 +2,7 @@
 // BLOCK_K] * B [BLOCK_N, BLOCK_K]^T, stages of 128 bytes of gemm_k in a ring that TMA fills and
 // wgmma reads. And what becomes of C: how a warp's accumulators get to memory.
 #pragma once
-#include "epilogue.cuh"
+#include "conv_result.cuh"
 #include "wgmma.cuh"
 
 namespace fastconv::cuda {
@@ -59,50 +59,45 @@ struct RingPosition {
   }
 };
 
-// C's rows in memory: [rows, columns] with `pitch` elements from row to row.
+// C's rows in memory.
 template <class scalar_t>
 struct WgmmaStore {
-  scalar_t* base;
-  const scalar_t* bias;      // [columns] or null
-  const scalar_t* residual;  // dense [rows, columns], if the epilogue has one
-  StoreEpilogue<float> epilogue;
-  int64_t pitch;
-  int rows, columns;
-  bool vec8,
-      residual_vec8;  // eight columns that start at a multiple of eight lie aligned to 16 bytes
+  const ConvResult& to;
 
   // One row's columns n to n + 7.
   __device__ __forceinline__ void store(int m, int n, const float (&bias8)[8],
                                         float (&v)[8]) const {
-    if (m >= rows || n >= columns) return;
-    const bool whole = n + 8 <= columns;
+    if (m >= to.pixels || n >= to.channels) return;
+    const bool whole = n + 8 <= to.channels;
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] += bias8[i];
-    if (epilogue.any)
-      apply_epilogue(epilogue, v, [&](float(&r)[8]) {
-        const scalar_t* const from = residual + static_cast<int64_t>(m) * columns + n;
-        if (residual_vec8 && whole) {
+    if (to.epilogue.any)
+      apply_epilogue(to.epilogue, v, [&](float(&r)[8]) {
+        const scalar_t* const from = static_cast<const scalar_t*>(to.epilogue.residual) +
+                                     static_cast<int64_t>(m) * to.channels + n;
+        if (to.residual_vec8 && whole) {
           load_aligned(from, r);
         } else {
 #pragma unroll
           for (int i = 0; i < 8; ++i)
-            if (n + i < columns) r[i] = to_acc(from[i]);
+            if (n + i < to.channels) r[i] = to_acc(from[i]);
         }
       });
-    scalar_t* const to = base + m * pitch + n;
-    if (vec8 && whole) {
-      store_aligned(to, v);
+    scalar_t* const out = static_cast<scalar_t*>(to.base) + m * to.pitch + n;
+    if (to.vec8 && whole) {
+      store_aligned(out, v);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        if (n + i < columns) to[i] = from_acc<scalar_t>(v[i]);
+        if (n + i < to.channels) out[i] = from_acc<scalar_t>(v[i]);
     }
   }
 
-  __device__ __forceinline__ void load_bias(int n, float (&to)[8]) const {
+  __device__ __forceinline__ void load_bias(int n, float (&bias8)[8]) const {
+    const scalar_t* const bias = static_cast<const scalar_t*>(to.bias);
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      to[i] = bias != nullptr && n + i < columns ? to_acc(bias[n + i]) : 0.f;
+      bias8[i] = bias != nullptr && n + i < to.channels ? to_acc(bias[n + i]) : 0.f;
   }
 };
 
