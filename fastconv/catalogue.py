@@ -81,6 +81,20 @@ def _triton_reason(algorithm: str, spec: ConvSpec) -> str | None:
     return reason
 
 
+def _names(direction: str, rank: int, backend: str, **change) -> str:
+    """Our algorithms for the plain 3-wide problem: those of fp32, then those of 16 bits alone."""
+    usual, short = (
+        {
+            name: reason is None
+            for name, reason in _applies(_spec(direction, rank, dtype, **change), backend).items()
+        }
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    names = [f"`{name}`" for name, takes in usual.items() if takes]
+    names += [f"`{name}` (16-bit)" for name, takes in short.items() if takes and not usual[name]]
+    return ", ".join(names) or "—"
+
+
 def operations_table() -> str:
     """Operations against backends: which of our algorithms run the plain 3-wide problem."""
     lines = [
@@ -89,11 +103,8 @@ def operations_table() -> str:
     ]
     for rank, depthwise in ((1, False), (2, False), (2, True), (3, False)):
         for direction in DIRECTIONS:
-            cells = []
-            for backend in BACKENDS:
-                spec = _spec(direction, rank, **({"groups": 32} if depthwise else {}))
-                names = [name for name, reason in _applies(spec, backend).items() if not reason]
-                cells.append(", ".join(f"`{name}`" for name in names) or "—")
+            change = {"groups": 32} if depthwise else {}
+            cells = [_names(direction, rank, backend, **change) for backend in BACKENDS]
             operation = f"`conv{rank}d`" + (", depthwise" if depthwise else "")
             lines.append(f"| {operation} | {direction} | {' | '.join(cells)} | `aten` |")
     return "\n".join([*lines, *_fused_rows(), *_pool_rows()])
@@ -103,7 +114,6 @@ def _fused_rows() -> list[str]:
     """Fused operations: a backend has them where their ops are registered for it, and then with
     every algorithm of its convolution."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    spec = _spec("fprop", 2)
     rows = []
     for operation, direction, op in (
         ("conv_bn_relu", "inference", "conv_epilogue_fprop"),
@@ -115,8 +125,7 @@ def _fused_rows() -> list[str]:
         for backend in BACKENDS:
             # Triton's convolutions have the epilogues themselves, and its passes no op.
             known = backend == "triton" or has(f"fastconv::{op}", backend.upper())
-            names = [name for name, reason in _applies(spec, backend).items() if not reason]
-            cell = ", ".join(f"`{name}`" for name in names) if known else "—"
+            cell = _names("dgrad" if op == "conv_dgrad" else "fprop", 2, backend) if known else "—"
             grids = (operation, direction) == ("inception", "forward")
             if grids and backend == "cuda" and has("fastconv::inception_fprop", "CUDA"):
                 cell = f"two grids, or {cell}"
