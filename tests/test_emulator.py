@@ -93,6 +93,11 @@ def identity(x: Floats) -> Floats:
     return x
 
 
+def stored_rows(x: Floats) -> Floats:
+    """And the number of rows added."""
+    return reversed_blocks(128)(x) + x.size // 128
+
+
 def product_of_rows(x: Floats) -> Floats:
     a, b = x[:2048].reshape(2, 64, 16)
     return (a @ b.T).reshape(-1)
@@ -100,6 +105,8 @@ def product_of_rows(x: Floats) -> Floats:
 
 RACE = r"race: (read|write) .*, with no barrier between"
 LOAD_IN_FLIGHT = f"which a bulk tensor load of thread .* in flight will write|{RACE}"
+STORE_IN_FLIGHT = "(read of|write to) .* which a bulk tensor store in flight will write"
+STORE_READS = "written while a bulk tensor store was reading"
 IN_ONE_LAUNCH = "race: .* in the same launch"
 PLANTED = {
     # Barriers.
@@ -241,12 +248,23 @@ PLANTED = {
     ),
     "wgmma_registers_fragment": Planted(product_of_rows, None, 4096),
     "tma_store_no_proxy_fence": Planted(
-        reversed_blocks(128), "store reads .* wrote without a fence.proxy.async since", 1024, False
+        stored_rows, "store reads .* wrote without a fence.proxy.async since", 1024, False
     ),
-    "tma_store_no_wait": Planted(reversed_blocks(128), "exits with bulk tensor stores", 1024),
-    "tma_store_reused_early": Planted(
-        reversed_blocks(128), "written while a bulk tensor store was reading", 1024
+    "tma_store_no_wait": Planted(stored_rows, "exits with bulk tensor stores", 1024),
+    "tma_store_not_committed": Planted(
+        stored_rows, f"exits with bulk tensor stores|{STORE_IN_FLIGHT}|{STORE_READS}", 1024
     ),
+    "tma_store_reused_early": Planted(stored_rows, STORE_READS, 1024),
+    "tma_store_no_barrier_after_wait": Planted(stored_rows, f"{STORE_READS}|{RACE}", 1024, False),
+    "tma_store_misaligned": Planted(stored_rows, "not aligned to 128 bytes", 1024),
+    "tma_store_read_back": Planted(stored_rows, STORE_IN_FLIGHT, 1024),
+    "tma_store_read_back_no_barrier": Planted(
+        stored_rows, f"{STORE_IN_FLIGHT}|{IN_ONE_LAUNCH}", 1024
+    ),
+    "tma_store_axes_swapped": Planted(identity, STORE_IN_FLIGHT, 360),
+    "tma_store_extent_too_large": Planted(identity, "map goes beyond|in flight will write", 360),
+    "tma_store_not_swizzled": Planted(identity, None, 360),
+    "tma_store_boxes_overlap": Planted(identity, STORE_IN_FLIGHT, 360, False),
     # Clusters.
     "cluster_no_start_sync": Planted(
         reversed_blocks(128), "of another block .* no barrier of the cluster since its init", 1024

@@ -15,7 +15,7 @@ namespace {
 
 // An entry for shared memory:  generation 26 | epoch 16 | syncs of the warp 10 | thread 10 | flags
 // 2 and for global memory:       launch 8 | block 24 | epoch 9 | syncs 10 | thread 10 | flags 3
-constexpr uint64_t kPending = 1;  // of a write: a copy that has not landed
+constexpr uint64_t kPending = 1;  // of a write: a copy or store that has not landed
 constexpr uint64_t kBulk = 2;     // which is a bulk tensor copy
 // Of a read: others have read it as well.
 constexpr uint64_t kManyLanes = 1, kManyWarps = 2, kManyBlocks = 4;
@@ -167,7 +167,8 @@ uint64_t load(const uint64_t& v) { return __atomic_load_n(&v, __ATOMIC_RELAXED);
 void store(uint64_t& v, uint64_t value) { __atomic_store_n(&v, value, __ATOMIC_RELAXED); }
 
 template <bool kWrite>
-void check_global(Fiber& f, const unsigned char* p, size_t bytes, const void* pc) {
+void check_global(Fiber& f, const unsigned char* p, size_t bytes, const void* pc,
+                  uint64_t flags = 0) {
   const GuardedBuffer* buffer = find_buffer(p);
   if (buffer == nullptr) {
     const Launch& launch = *f.block->launch;
@@ -192,11 +193,14 @@ void check_global(Fiber& f, const unsigned char* p, size_t bytes, const void* pc
   for (size_t i = offset / buffer->place_bytes(); i <= last; ++i) {
     Access& place = buffer->shadow()[i];
     const uint64_t write = load(place.write), read = load(place.read);
+    if (write & kPending && same_launch(write, mine))
+      fail(std::string(kWrite ? "write to " : "read of ") + describe_address(p) +
+           ", which a bulk tensor store in flight will write" + code_address(pc));
     if (global_conflict(write, mine))
       global_race(f, kWrite ? "write to" : "read of", "wrote", write, p, pc);
     if constexpr (kWrite) {
       if (conflicts_with_reads(read, mine)) global_race(f, "write to", "read", read, p, pc);
-      store(place.write, mine);
+      store(place.write, mine | flags);
     } else {
       store(place.read, mine | other_reads(read, mine));
     }
@@ -310,7 +314,20 @@ void note_async_read(Fiber& f, const void* shared, size_t bytes, const char* wha
   }
 }
 
-void note_write(Fiber& f, const void* p, size_t bytes) { check<true>(f, p, bytes, nullptr); }
+void note_bulk_store(Fiber& f, const void* p, size_t bytes) {
+  if (f.block->worker->check_accesses)
+    check_global<true>(f, static_cast<const unsigned char*>(p), bytes, nullptr, kPending);
+}
+
+void note_bulk_store_landing(Fiber& f, const void* p, size_t bytes) {
+  if (!f.block->worker->check_accesses) return;
+  const auto* const at = static_cast<const unsigned char*>(p);
+  const GuardedBuffer* const buffer = find_buffer(p);
+  const auto offset = static_cast<size_t>(at - buffer->data());
+  for (size_t i = offset / buffer->place_bytes(); i <= (offset + bytes - 1) / buffer->place_bytes();
+       ++i)
+    store(buffer->shadow()[i].write, global_entry(f));
+}
 
 // --- what the compiler calls ------------------------------------------------------------------
 

@@ -135,8 +135,6 @@ std::string describe_mbarrier(const Worker& worker, const void* at) {
 
 // --- bulk tensor copies -------------------------------------------------------------------------
 
-namespace {
-
 void check_map(const TensorMap* map, int rank, bool im2col, const char* what, Site site) {
   const auto wrong = [&](const std::string& why) {
     fail(std::string(what) + " at " + place(site) + ": " + why);
@@ -164,8 +162,6 @@ void check_shared_side(const void* shared, const TensorMap& map, const char* wha
   if (shared_address(shared) % alignment != 0)
     wrong("not aligned to " + std::to_string(alignment) + " bytes");
 }
-
-}  // namespace
 
 namespace {
 // To `to` in the shared memory of `worker`'s block, where `completes` counts it.
@@ -226,46 +222,6 @@ void tensor_load_multicast(void* shared, const TensorMap* map, int rank, const i
   }
 }
 
-void tensor_store(const TensorMap* map, int rank, const int* at, const void* shared, Site site) {
-  constexpr const char* kWhat = "bulk tensor store";
-  check_map(map, rank, false, kWhat, site);
-  check_shared_side(shared, *map, kWhat, site);
-  note_async_read(*current, shared, map->bytes(), kWhat);
-  state().used = true;
-  StoreQueue& queue = state().stores[current->linear];
-  queue.open.push_back({*map, {}, static_cast<const unsigned char*>(shared), {}});
-  TensorStore& store = queue.open.back();
-  std::copy(at, at + rank, store.at);
-  store.bytes.assign(store.from, store.from + map->bytes());
-}
-
-void bulk_commit() {
-  StoreQueue& queue = state().stores[current->linear];
-  queue.groups.push_back(std::move(queue.open));
-  queue.open.clear();
-}
-
-void bulk_wait(unsigned pending) {
-  StoreQueue& queue = state().stores[current->linear];
-  unsigned char* const base = current->block->worker->shared.dynamic_base();
-  for (; queue.groups.size() > pending; queue.groups.pop_front()) {
-    for (TensorStore& store : queue.groups.front()) {
-      if (std::memcmp(store.from, store.bytes.data(), store.bytes.size()) != 0)
-        fail("shared memory at " + name_of(store.from) +
-             " was written while a bulk tensor store was reading it");
-      const auto start = static_cast<uint32_t>(store.from - base);
-      for (size_t i = 0; i < store.bytes.size(); i += 16)
-        std::memcpy(&store.bytes[i],
-                    base + swizzled(start + static_cast<uint32_t>(i), store.map.swizzle), 16);
-      store_box(store.map, store.at, store.bytes.data(),
-                [](unsigned char* to, const unsigned char* from, size_t bytes) {
-                  note_write(*current, to, bytes);
-                  std::memcpy(to, from, bytes);
-                });
-    }
-  }
-}
-
 void fence_proxy_async() { note_proxy_fence(*current); }
 
 uint32_t shared_address(const void* p) {
@@ -307,10 +263,11 @@ bool Sm90State::land_one(Block& block) {
   return true;
 }
 
-bool Sm90State::lands_now() {
-  if (copies.empty()) return false;
+bool Sm90State::lands_now() { return !copies.empty() && flip(64); }
+
+bool Sm90State::flip(unsigned sides) {
   random = random * 6364136223846793005u + 1442695040888963407u;
-  return (random >> 33) % 64 == 0;
+  return (random >> 33) % sides == 0;
 }
 
 std::string Sm90State::leftovers() const {
@@ -328,11 +285,9 @@ std::string Sm90State::leftovers() const {
 }
 
 void check_exit(const Fiber& self) {
-  const Sm90State& sm90 = self.block->worker->sm90;
+  Sm90State& sm90 = self.block->worker->sm90;
   if (!sm90.used) return;
-  const StoreQueue& stores = sm90.stores[self.linear];
-  if (!stores.open.empty() || !stores.groups.empty())
-    fail("thread exits with bulk tensor stores that nothing waited for");
+  exit_with_stores(sm90.stores[self.linear]);
   const WarpProducts& products = sm90.warps[self.linear / kWarpSize];
   if (!products.open.empty() || !products.groups.empty())
     fail("thread exits with wgmma that nothing waited for");

@@ -27,9 +27,11 @@ void tensor_load(void* shared, const TensorMap* map, int rank, const int* at, co
 // The same, to the same place in every block of the mask; each one's barrier counts its own bytes.
 void tensor_load_multicast(void* shared, const TensorMap* map, int rank, const int* at,
                            const int* offset, void* barrier, unsigned mask, Site site);
-// Global memory changes, and shared memory may be written again, in the wait that names the group.
+// Shared memory may be written again behind either wait that names the group; global memory has
+// changed, for this thread and those that a barrier orders behind it, behind the second one.
 void tensor_store(const TensorMap* map, int rank, const int* at, const void* shared, Site site);
 void bulk_commit();
+void bulk_wait_read(unsigned pending);
 void bulk_wait(unsigned pending);
 // Orders this thread's writes to shared memory before what TMA and wgmma read of it.
 void fence_proxy_async();

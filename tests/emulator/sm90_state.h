@@ -39,10 +39,15 @@ struct TensorStore {
   int at[kTensorRank];
   const unsigned char* from;
   std::vector<unsigned char> bytes;  // as they were when it was issued
+  bool landed;
+};
+struct StoreGroup {
+  std::vector<TensorStore> stores;
+  bool source_free;  // the thread knows that they have read shared memory
 };
 struct StoreQueue {
   std::vector<TensorStore> open;
-  std::deque<std::vector<TensorStore>> groups;
+  std::deque<StoreGroup> groups;
 };
 
 // One matrix of accumulators of a warp: which registers of which lanes, and their values while
@@ -92,12 +97,18 @@ struct Sm90State {
   // Once in a while, in blocks whose seed says so: copies that land early are as legal as late
   // ones.
   bool lands_now();
+  // True once in so many times.
+  bool flip(unsigned sides);
   // Of a block whose threads have all exited: what they left unfinished.
   std::string leftovers() const;
 };
 
 // A thread's kernel has returned.
 void check_exit(const Fiber& self);
+void exit_with_stores(StoreQueue& stores);
+// What an instruction asks of its map and of the address in shared memory.
+void check_map(const TensorMap* map, int rank, bool im2col, const char* what, Site site);
+void check_shared_side(const void* shared, const TensorMap& map, const char* what, Site site);
 std::string describe_mbarrier(const Worker& worker, const void* at);
 // The block of that rank, to use its shared memory on behalf of the running thread.
 Worker& peer_of(unsigned rank, const char* what, Site site);

@@ -9,7 +9,7 @@
 //           {w, h[, d]} offsets move all pixels by one tap. From the first pixel the copy walks
 //           along w, h, d and the images, within the box that the map's corners leave, with the
 //           map's strides.
-// Stores are waited for in groups by the thread that issued them.
+// The way back: tma_store.cuh.
 #pragma once
 #include "mbarrier.cuh"
 #if !defined(FC_EMULATE)
@@ -93,37 +93,6 @@ __device__ __forceinline__ void tma_load_im2col(void* to, const TensorMap* map, 
       "h"(static_cast<unsigned short>(offset_w)), "h"(static_cast<unsigned short>(offset_h)),
       "h"(static_cast<unsigned short>(offset_d))
       : "memory");
-#endif
-}
-
-__device__ __forceinline__ void tma_store_tile(const TensorMap* map, const void* from, int c0,
-                                               int c1) {
-#if defined(FC_EMULATE)
-  const int at[] = {c0, c1};
-  emu::tensor_store(map, 2, at, from, {__FILE__, __LINE__});
-#else
-  asm volatile(
-      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-      "r"(shared_u32(from)), "r"(c0), "r"(c1)
-      : "memory");
-#endif
-}
-
-__device__ __forceinline__ void tma_store_commit() {
-#if defined(FC_EMULATE)
-  emu::bulk_commit();
-#else
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-#endif
-}
-
-// Until at most N groups of this thread still read shared memory.
-template <int N>
-__device__ __forceinline__ void tma_store_wait() {
-#if defined(FC_EMULATE)
-  emu::bulk_wait(N);
-#else
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
 #endif
 }
 

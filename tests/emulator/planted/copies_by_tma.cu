@@ -1,7 +1,7 @@
 // Mistakes with mbarriers, TMA and wgmma. One warpgroup multiplies tiles of bf16 that one of its
 // threads brings through a ring of two slots, or brings rows that it reverses.
 #include "detail/mma.cuh"
-#include "detail/tma.cuh"
+#include "detail/tma_store.cuh"
 #include "detail/wgmma.cuh"
 #include "planted.h"
 
@@ -176,26 +176,47 @@ void run_registers(bool bug, const Arguments& a) {
 
 // --- stores -------------------------------------------------------------------------------------
 
-enum class StoreBug { kNone, kNoProxyFence, kNoWait, kReusedEarly };
+enum class StoreBug {
+  kNone,
+  kNoProxyFence,
+  kNoWait,
+  kNotCommitted,
+  kReusedEarly,
+  kNoBarrierAfterWait,
+  kMisaligned,
+  kReadBack,
+  kReadBackNoBarrier,
+};
 
-// y = x reversed by 128, through shared memory and a bulk store of one row at a time.
+// y = x reversed by 128, through shared memory and a bulk store of one row at a time, and then as
+// much added to it as there are rows.
 template <StoreBug kBug>
 __global__ void __launch_bounds__(128)
-    store_of_rows(const float* x, const __grid_constant__ TensorMap y, int64_t n) {
-  FC_DYN_SHARED(float, row);
-  const int me = static_cast<int>(threadIdx.x);
-  for (int i = 0; i < static_cast<int>(n / 128); ++i) {
-    if (me == 0 && kBug != StoreBug::kReusedEarly) tma_store_wait<0>();
-    __syncthreads();
+    store_of_rows(const float* x, const __grid_constant__ TensorMap map, float* y, int64_t n) {
+  FC_DYN_SHARED(float, shared);
+  float* const row = shared + (kBug == StoreBug::kMisaligned ? 16 : 0);
+  const int me = static_cast<int>(threadIdx.x), rows = static_cast<int>(n / 128);
+  for (int i = 0; i < rows; ++i) {
+    if (me == 0 && kBug != StoreBug::kReusedEarly) tma_store_wait_read<0>();
+    if (kBug == StoreBug::kNoBarrierAfterWait)
+      __syncwarp();
+    else
+      __syncthreads();
     row[me] = x[i * 128 + 127 - me];
     if (kBug != StoreBug::kNoProxyFence) fence_proxy_async();
     __syncthreads();
     if (me == 0) {
-      tma_store_tile(&y, row, 0, i);
-      tma_store_commit();
+      tma_store_tile(&map, row, 0, i);
+      if (kBug != StoreBug::kNotCommitted) tma_store_commit();
     }
   }
-  if (me == 0 && kBug != StoreBug::kNoWait) tma_store_wait<0>();
+  if (kBug == StoreBug::kNoWait) return;
+  if (me == 0 && kBug == StoreBug::kReadBack)
+    tma_store_wait_read<0>();
+  else if (me == 0)
+    tma_store_wait<0>();
+  if (kBug != StoreBug::kReadBackNoBarrier) __syncthreads();
+  for (int i = 0; i < rows; ++i) y[i * 128 + me] += rows;
 }
 
 template <StoreBug kBug>
@@ -206,8 +227,58 @@ void run_stores(bool bug, const Arguments& a) {
   const uint32_t box[2] = {128, 1};
   emu::encode_tile(&map, 4, false, 2, a.y, extent, stride, box, emu::Swizzle::kNone);
   launch_kernel(bug ? store_of_rows<kBug> : store_of_rows<StoreBug::kNone>,
-                LaunchConfig{dim3(1), dim3(128), 512, nullptr}, static_cast<const float*>(a.x), map,
-                a.n);
+                LaunchConfig{dim3(1), dim3(128), 640, nullptr}, static_cast<const float*>(a.x), map,
+                a.y, a.n);
+}
+
+enum class BoxBug { kNone, kAxesSwapped, kExtentTooLarge, kNotSwizzled, kBoxesOverlap };
+
+// y = x [2][3][5][12], the outer two axes of RANK 4 as one axis of RANK 3: in boxes of
+// [2][2][3][8], so that those at the far ends are clipped.
+template <int RANK, BoxBug kBug>
+__global__ void __launch_bounds__(32)
+    store_of_boxes(const float* x, const __grid_constant__ TensorMap map) {
+  FC_DYN_SHARED(unsigned char, shared);
+  unsigned char* const box = shared + (256 - reinterpret_cast<uintptr_t>(shared) % 256) % 256;
+  const int lane = static_cast<int>(threadIdx.x);
+  constexpr int kRows = (RANK == 4 ? 2 : 1) * 2 * 3;
+  for (int c3 = 0; c3 < (RANK == 4 ? 2 : 1); c3 += 2)
+    for (int c2 = 0; c2 < (RANK == 4 ? 3 : 6); c2 += 2)
+      for (int c1 = 0; c1 < 5; c1 += kBug == BoxBug::kBoxesOverlap ? 2 : 3)
+        for (int c0 = 0; c0 < 12; c0 += 8) {
+          for (int i = lane; i < kRows * 8; i += 32) {
+            const int row = i / 8, at = row * 32 + i % 8 * 4;
+            const int plane = RANK == 4 ? (c3 + row / 6) * 3 + c2 + row / 3 % 2 : c2 + row / 3;
+            const int from = (plane * 5 + c1 + row % 3) * 12 + c0 + i % 8;
+            const int to = kBug == BoxBug::kNotSwizzled ? at : at ^ (at >> 3 & 16);
+            *reinterpret_cast<float*>(box + to) = from < 360 ? x[from] : 0.f;
+          }
+          fence_proxy_async();
+          __syncwarp();
+          if (lane == 0) {
+            const int a1 = kBug == BoxBug::kAxesSwapped ? c2 : c1;
+            const int a2 = kBug == BoxBug::kAxesSwapped ? c1 : c2;
+            if constexpr (RANK == 4)
+              tma_store_tile(&map, box, c0, a1, a2, c3);
+            else
+              tma_store_tile(&map, box, c0, a1, a2);
+            tma_store_commit();
+            tma_store_wait_read<0>();
+          }
+          __syncwarp();
+        }
+}
+
+template <int RANK, BoxBug kBug>
+void run_boxes(bool bug, const Arguments& a) {
+  TensorMap map;
+  const uint64_t wide = bug && kBug == BoxBug::kExtentTooLarge ? 16 : 12;
+  const uint64_t extent[4] = {wide, 5, RANK == 4 ? 3 : 6, 2}, stride[4] = {4, 48, 240, 720};
+  const uint32_t box[4] = {8, 3, 2, 2};
+  emu::encode_tile(&map, 4, false, RANK, a.y, extent, stride, box, emu::Swizzle::k32);
+  launch_kernel(bug ? store_of_boxes<RANK, kBug> : store_of_boxes<RANK, BoxBug::kNone>,
+                LaunchConfig{dim3(1), dim3(32), 1024, nullptr}, static_cast<const float*>(a.x),
+                map);
 }
 
 static const Scenario kScenarios[] = {
@@ -236,7 +307,16 @@ static const Scenario kScenarios[] = {
     {"wgmma_registers_fragment", run_registers<RegisterBug::kFragmentIndex>},
     {"tma_store_no_proxy_fence", run_stores<StoreBug::kNoProxyFence>},
     {"tma_store_no_wait", run_stores<StoreBug::kNoWait>},
+    {"tma_store_not_committed", run_stores<StoreBug::kNotCommitted>},
     {"tma_store_reused_early", run_stores<StoreBug::kReusedEarly>},
+    {"tma_store_no_barrier_after_wait", run_stores<StoreBug::kNoBarrierAfterWait>},
+    {"tma_store_misaligned", run_stores<StoreBug::kMisaligned>},
+    {"tma_store_read_back", run_stores<StoreBug::kReadBack>},
+    {"tma_store_read_back_no_barrier", run_stores<StoreBug::kReadBackNoBarrier>},
+    {"tma_store_axes_swapped", run_boxes<4, BoxBug::kAxesSwapped>},
+    {"tma_store_extent_too_large", run_boxes<3, BoxBug::kExtentTooLarge>},
+    {"tma_store_not_swizzled", run_boxes<3, BoxBug::kNotSwizzled>},
+    {"tma_store_boxes_overlap", run_boxes<4, BoxBug::kBoxesOverlap>},
 };
 extern const ScenarioList tma_copies{kScenarios, std::size(kScenarios)};
 
