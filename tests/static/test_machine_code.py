@@ -55,6 +55,39 @@ def test_products_are_counted():
         assert three_products({name.format(1): one, name.format(3): wrong}) != {}
 
 
+DISASSEMBLY = """
+\t.target\tsm_90a
+\t.section\t.text._Z5firstv,"ax",@progbits
+_Z5firstv:
+.text._Z5firstv:
+        /*0000*/              @P0 BRA `(.L_x_1) ;
+.L_x_0:
+        /*0010*/                   FFMA R0, R1, R2, R0 ;
+        /*0020*/              @!P0 CALL.REL.NOINC `($_Z5firstv$__internal_0_$__cuda_div) ;
+.L_x_1:
+$_Z5firstv$__internal_0_$__cuda_div:
+        /*0030*/                   EXIT ;
+.L_x_2:
+\t.section\t.text._Z6secondv,"ax",@progbits
+.text._Z6secondv:
+        /*0000*/                   BRA `(.L_x_3);
+.L_x_3:
+        /*10010*/                  EXIT ;
+"""
+
+
+def test_a_disassembly_is_read():
+    assert build.parse_disassembly(DISASSEMBLY) == {
+        "_Z5firstv": [
+            (0, "@P0 BRA 0x30"),
+            (16, "FFMA R0, R1, R2, R0"),
+            (32, "@!P0 CALL.REL.NOINC 0x30"),
+            (48, "EXIT"),
+        ],
+        "_Z6secondv": [(0, "BRA 0x10010"), (0x10010, "EXIT")],
+    }
+
+
 # --- the looking itself ---------------------------------------------------------------------------
 
 

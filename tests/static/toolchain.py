@@ -1,4 +1,4 @@
-"""nvcc, cuobjdump and c++filt: where they are, and what they print."""
+"""nvcc, cuobjdump, nvdisasm and c++filt: where they are, and what they print."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_nvcc() -> str | None:
 
 def find_cuobjdump() -> str:
     """The toolkit's, or that of NVIDIA's package, or the one that the Triton package carries. With
-    nvdisasm beside it, which it calls."""
+    nvdisasm beside it, or on PATH."""
     found = shutil.which("cuobjdump")
     beside = [Path(find_nvcc() or "nvcc").resolve().parent, Path("/usr/local/cuda/bin")]
     carried = [*_in_package("nvidia", "cu*/bin"), *_in_package("triton", "backends/nvidia/bin")]
@@ -61,6 +61,11 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 def cuobjdump(*arguments: str | Path) -> str:
     return run(find_cuobjdump(), *arguments)
+
+
+def nvdisasm(*arguments: str | Path) -> str:
+    beside = Path(find_cuobjdump()).with_name("nvdisasm")
+    return run(beside if beside.exists() else "nvdisasm", *arguments)
 
 
 @cache
