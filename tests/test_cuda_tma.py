@@ -63,8 +63,11 @@ STRIDED = (
 )
 
 
-# Clusters are the same code in both types.
-@pytest.mark.parametrize("instance", [i for i in TMA if i in BF16 or tile(i)[2] == 1], ids=str)
+# Clusters are the same code in all types, but for three products' main loop.
+SHAPED = [i for i in TMA if i in BF16 or i.products == "tf32x3" or tile(i)[2] == 1]
+
+
+@pytest.mark.parametrize("instance", SHAPED, ids=str)
 def test_shapes(instance: Instance) -> None:
     """Few blocks, so that one does several tiles and its ring goes round."""
     cases = SHAPES + (STRIDED if instance.direction == "fprop" else ())
@@ -107,7 +110,8 @@ def test_other_capabilities_are_refused() -> None:
 REFUSED = (
     (conv_case("", (1, 12, 4, 4), (8, 12, 1, 1)), "C=12 is not a multiple of 8", "16-bit"),
     (conv_case("", (1, 6, 4, 4), (8, 6, 1, 1)), "C=6 is not a multiple of 4", "float32"),
-    (conv_case("", (1, 8, 4, 4), (12, 8, 1, 1)), "K=12 is not a multiple of 8", "dgrad"),
+    (conv_case("", (1, 8, 4, 4), (12, 8, 1, 1)), "K=12 is not a multiple of 8", "16-bit dgrad"),
+    (conv_case("", (1, 8, 4, 4), (6, 8, 1, 1)), "K=6 is not a multiple of 4", "float32 dgrad"),
     (conv_case("", (1, 16, 4, 4), (8, 8, 1, 1), groups=2), "groups=2", ""),
     (conv_case("", (1, 8, 20, 20), (8, 8, 1, 1), 9), "a stride is 9, TMA takes 1 to 8", "fprop"),
     (conv_case("", (1, 8, 4, 4), (8, 8, 1, 1), 2), "stride 2, its dgrad is for stride 1", "dgrad"),
@@ -137,10 +141,10 @@ REFUSED = (
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row[1][:24])
 def test_limits(row: tuple[ConvCase, str, str]) -> None:
-    case, reason, direction = row  # or a kind of dtypes
+    case, reason, those = row  # of a direction, a kind of dtypes, or both
     for instance in TMA:
         kind = "float32" if instance.dtype == torch.float32 else "16-bit"
-        if direction in ("", instance.direction, kind):
+        if {instance.direction, kind}.issuperset(those.split()):
             assert reason in instance.refusal(case), instance.refusal(case)
 
 
@@ -164,15 +168,29 @@ def test_offsets_beyond_2_to_31() -> None:
 @pytest.mark.parametrize("instance", [i for i in TMA if i.products == "tf32"], ids=lambda i: i.name)
 def test_float32_is_rounded_to_tf32(instance: Instance) -> None:
     """Operands of one sign: if their low bits were cut off, every sum would be too small."""
-    case = conv_case("rounded", (1, 64, 8, 16), (64, 64, 1, 1))
+    case = conv_case("rounded", (1, 64, 8, 16), (64, 64, 1, 1))  # dy is like x
     generator = torch.Generator().manual_seed(4)
-    x = torch.rand(case.input_size, generator=generator) + 1
+    a = torch.rand(case.input_size, generator=generator) + 1
     w = torch.rand(case.weight_size, generator=generator) + 1
-    y = run_instance(instance.algorithm, instance.name, case, "fprop", (x, w))
-    expected, _ = reference_conv(case, "fprop", (x, w), None)
-    relative = (y.double() - expected) / expected
+    result = run_instance(instance.algorithm, instance.name, case, instance.direction, (a, w))
+    expected, _ = reference_conv(case, instance.direction, (a, w), None)
+    relative = (result.double() - expected) / expected
     assert relative.abs().max() > 2**-16  # TF32, and nothing better
     assert relative.mean().abs() < 2**-13  # cut off: -2^-10.5 on average
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_filter_in_the_workspace(direction: str) -> None:
+    """Split, turned, or both, in more tiles than the few blocks of a device with one SM."""
+    case = conv_case("filters", (1, 100, 3, 4), (132, 100, 3, 2), padding=1)
+    elements = 132 * 100 * 6
+    for instance in (i for i in TMA if i.direction == direction and i.dtype == torch.float32):
+        parts = {"tf32": 1 if direction == "dgrad" else 0, "tf32x3": 2}[instance.products]
+        assert instance.workspace(case) == 4 * parts * elements
+        if parts and tile(instance) == (128, 64, 1):
+            statistics: dict[str, int] = {}
+            check_integers(instance, case, sm_count=1, statistics=statistics)
+            assert statistics["launches"] == 2 and statistics["blocks"] == 8 + 1
 
 
 def test_repeatable() -> None:

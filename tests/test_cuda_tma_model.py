@@ -98,6 +98,25 @@ def test_figures_by_hand() -> None:
         assert f["wave_efficiency"] == pytest.approx(efficiency), tile
 
 
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_pairs_of_blocks_in_tf32(direction: str) -> None:
+    """Elements of four bytes, at half of the rate: L2 bounds a block alone, two that share less;
+    of three products, the narrow tiles whose weights are as many bytes as their pixels."""
+    by_name = {i.name: i for i in instances() if i.direction == direction}
+    prefix = direction + "_{}_nhwc_wgmma_{}"
+    assert BATCH == 32
+    dense, narrow = VGG[4], layer(128, 28, 128, 3)
+    for products, case, alone, pair, per_flop, gain in (
+        ("tf32", dense, "256x128x32", "128x256x32_pair_m", (3 / 128, 2 / 128), 0.7),
+        ("tf32", dense, "128x128x32", "128x128x32_pair_n", (4 / 128, 3 / 128), 0.8),
+        ("tf32x3", narrow, "128x64x32", "128x64x32_pair_m", (8 / 128, 6 / 128), 0.8),
+    ):
+        one, two = (by_name[prefix.format(products, tile)] for tile in (alone, pair))
+        found = tuple(figures(i, case)["l2_bytes_per_flop"] for i in (one, two))
+        assert found == pytest.approx(per_flop), (one, two)
+        assert two.cost(case) <= gain * one.cost(case), (one, two)
+
+
 def test_more_clusters_than_the_device_has_room_for() -> None:
     """A device of few SMs, too, gets at least one."""
     case = LAYERS[0][1]

@@ -85,7 +85,8 @@ std::string tma_refusal(const TmaShape& s, const ConvProblem& p) {
   const int64_t largest =
       std::max({g.pixels, g.src_channels, g.dst_channels, g.taps, p.N * g.src[0] * g.src[1],
                 g.taps * tiles(g.src_channels, s.block_k),
-                tiles(g.pixels, s.block_m) * tiles(g.dst_channels, s.block_n) * 2});
+                tiles(g.pixels, s.block_m) * tiles(g.dst_channels, s.block_n) * 2,
+                s.turned() ? g.taps * tiles(p.K, kTurnTile) * tiles(p.C, kTurnTile) : 0});
   if (largest >= kLimit)
     return "an extent is " + std::to_string(largest) + ", the kernel's limit is " +
            std::to_string(kLimit - 1);
@@ -114,11 +115,8 @@ TmaFigures tma_figures(const TmaShape& s, const ConvProblem& p, const Device& de
   // Of a split tile a block stores its share, and passes the rest on.
   const double epilogue_flops = kEpilogueTiles * stage_flops * (s.split > 1 ? 0.25 : 0.0) +
                                 kEpilogueTiles * stage_flops / s.split;
-  const double peak = rates.warpgroup_16_flops / (s.products == Products::kTf32x3 ? 6
-                                                  : s.products == Products::kTf32 ? 2
-                                                                                  : 1);
   // One block to an SM: its own rate, whether others run or not.
-  const double per_sm = peak / device.sm_count;
+  const double per_sm = s.rate() * rates.warpgroup_16_flops / device.sm_count;
   const double syncs = s.split > 1 ? 2.0 * double(f.rounds) : s.cluster() > 1 ? 1.0 : 0.0;
   f.multiply_s =
       double(f.rounds) * (double(f.k_tiles) * stage_flops / kEfficiency + epilogue_flops) / per_sm +
@@ -139,13 +137,17 @@ double tma_cost(const TmaShape& s, const ConvProblem& p, const Device& device) {
                           double(p.N) * double(p.K) * double(p.out_size());
   const double l2 = f.l2_bytes / (kL2OverDram * rates.bytes_per_s);
   const double memory = std::max(s.scalar_bytes * elements / rates.bytes_per_s, l2);
-  // Weights that are split are read, and written twice, by a kernel before.
-  const double split = s.w_parts() == 1
-                           ? 0
-                           : rates.launch_s + 12.0 * double(p.K) * double(p.C) *
-                                                  double(p.filter_size()) / rates.bytes_per_s;
   // Of two that are bound by the same thing, the one that reads less.
-  return rates.launch_s + std::max(f.multiply_s, memory) + kTie * l2 + split;
+  return rates.launch_s + std::max(f.multiply_s, memory) + kTie * l2 +
+         tma_filter_cost(s, p, device);
+}
+
+double tma_filter_cost(const TmaShape& s, const ConvProblem& p, const Device& device) {
+  if (!s.filter_prepared()) return 0;
+  const DeviceRates rates = device_rates(device);
+  return rates.launch_s +
+         (4.0 * double(p.K * p.C * p.filter_size()) + double(tma_filter_bytes(s, p))) /
+             rates.bytes_per_s;
 }
 
 bool tma_aligned(const TmaShape& s, const ConvCall& call) {
@@ -184,16 +186,18 @@ int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
   int error = encode_im2col_map(&p.src, src, lower, upper, step, static_cast<uint32_t>(s.block_k),
                                 static_cast<uint32_t>(s.block_m / s.pair_n));
   if (error != cudaSuccess) return error;
-  // [K, taps, C]; a second part lies behind the first, as further filters.
+  // [K, taps, C], turned [C, taps, K]; a second part lies behind the first, as further rows.
+  const bool k_major = !s.dgrad() || s.turned();
+  const int64_t inner = s.turned() ? c.K : c.C, outer = s.turned() ? c.C : c.K;
   const TensorAxes w{call.w,
                      s.dtype,
                      3,
-                     {static_cast<uint64_t>(c.C), static_cast<uint64_t>(g.taps),
-                      static_cast<uint64_t>(c.K * s.w_parts())},
-                     {bytes(1), bytes(c.C), bytes(c.C * g.taps)},
+                     {static_cast<uint64_t>(inner), static_cast<uint64_t>(g.taps),
+                      static_cast<uint64_t>(outer * s.w_parts())},
+                     {bytes(1), bytes(inner), bytes(inner * g.taps)},
                      s.w_parts() == 2};
   const uint32_t box[3] = {static_cast<uint32_t>(s.block_k), 1,
-                           static_cast<uint32_t>(s.dgrad() ? s.block_k : s.block_n / s.pair_m)};
+                           static_cast<uint32_t>(k_major ? s.block_n / s.pair_m : s.block_k)};
   error = encode_tile_map(&p.w, w, box);
   if (error != cudaSuccess) return error;
 
@@ -238,15 +242,15 @@ std::string refusal(const ConvProblem& p) {
 }
 int64_t no_workspace(const ConvProblem&, const Device&) { return 0; }
 template <class Config>
-int64_t parts_workspace(const ConvProblem& p, const Device&) {
-  return tma_parts_bytes(Config::shape, p);
+int64_t filter_workspace(const ConvProblem& p, const Device&) {
+  return tma_filter_bytes(Config::shape, p);
 }
 // Also enough for the fallback's.
 template <class Config>
 int64_t stats_workspace(const ConvProblem& p, const Device& device) {
   const int64_t moments = moments_bytes(p.K, moment_tiles<typename Config::Tile>(p));
   return std::max(im2col_stats_workspace(p, device),
-                  moments_begin(tma_parts_bytes(Config::shape, p)) + moments);
+                  moments_begin(tma_filter_bytes(Config::shape, p)) + moments);
 }
 template <class Config>
 constexpr auto kStatsWorkspace =
@@ -276,12 +280,12 @@ using Config16 = TmaConfig<direction, dtype, WgmmaTile<scalar_t, M, N, STAGES>,
    90},
 #define FC_TMA_TF32_ROW(name, ...)    \
   {name,                              \
-   Direction::kFprop,                 \
+   __VA_ARGS__::shape.direction,      \
    DType::kFloat32,                   \
    Layout::kNHWC,                     \
    __VA_ARGS__::shape.products,       \
    refusal<__VA_ARGS__>,              \
-   parts_workspace<__VA_ARGS__>,      \
+   filter_workspace<__VA_ARGS__>,     \
    cost<__VA_ARGS__>,                 \
    launch_conv_tma_tf32<__VA_ARGS__>, \
    kStatsWorkspace<__VA_ARGS__>,      \
@@ -362,7 +366,8 @@ struct NamedShape {
   const char* name;
   TmaShape shape;
 };
-constexpr NamedShape kShapes[] = {FC_TMA_TABLE(FC_TMA_SHAPE)};
+#define FC_TMA_TF32_SHAPE(name, ...) {name, __VA_ARGS__::shape},
+constexpr NamedShape kShapes[] = {FC_TMA_TABLE(FC_TMA_SHAPE) FC_TMA_TF32(FC_TMA_TF32_SHAPE)};
 
 }  // namespace
 

@@ -1,50 +1,61 @@
-// Launchers of tma's fprop for fp32 by one or three products of TF32.
+// Launchers of tma's fprop and dgrad for fp32 by one or three products of TF32.
 #include "conv_tma_tf32.h"
 
-#include "conv_fprop_tma_tf32x3.cuh"
+#include "conv_filter_tf32.cuh"
+#include "conv_gather_tma_tf32x3.cuh"
 
 namespace fastconv::cuda {
-namespace {
 
-// parts [2][K, taps, C].
-int split_filter(const ConvCall& call) {
+int launch_conv_filter_tf32(const TmaShape& s, const ConvCall& call) {
   const ConvProblem& c = call.problem;
-  const int64_t count = c.K * c.C * c.filter_size();
-  const int64_t blocks = (count + 4 * kSplitThreads - 1) / (4 * kSplitThreads);
-  const LaunchConfig config{dim3(static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20)),
-                            dim3(kSplitThreads), 0, call.stream};
-  return launch_kernel(conv_filter_tf32x3_kernel, config, static_cast<const float*>(call.w),
-                       static_cast<float*>(call.workspace), count);
+  const auto* const w = static_cast<const float*>(call.w);
+  auto* const to = static_cast<float*>(call.workspace);
+  const int64_t room = int64_t{call.device.sm_count} * (2048 / kSplitThreads);
+  const auto launch = [&](auto kernel, int64_t blocks, auto... args) {
+    const LaunchConfig config{dim3(static_cast<unsigned>(blocks < room ? blocks : room)),
+                              dim3(kSplitThreads), 0, call.stream};
+    return launch_kernel(kernel, config, args...);
+  };
+  const auto tiles = [](int64_t extent, int64_t tile) { return (extent + tile - 1) / tile; };
+  if (!s.turned()) {
+    const int64_t count = c.K * c.C * c.filter_size();
+    return launch(conv_filter_tf32x3_kernel, tiles(count, 4 * kSplitThreads), w, to, count);
+  }
+  const int64_t columns = tiles(c.C, kTurnTile), taps = c.filter_size();
+  const int64_t all = columns * taps * tiles(c.K, kTurnTile);
+  const ConvFilterTurn p{w,
+                         to,
+                         static_cast<int>(c.K),
+                         static_cast<int>(c.C),
+                         static_cast<int>(taps),
+                         static_cast<int>(all),
+                         FastDivmod(static_cast<uint32_t>(columns)),
+                         FastDivmod(static_cast<uint32_t>(taps))};
+  return s.w_parts() == 2 ? launch(conv_filter_turned_kernel<2>, all, p)
+                          : launch(conv_filter_turned_kernel<1>, all, p);
 }
-
-}  // namespace
 
 template <class Config>
 int launch_conv_tma_tf32(const ConvCall& call) {
-  if constexpr (Config::shape.products == Products::kTf32) {
+  using Tile = typename Config::Tile;
+  constexpr const TmaShape& shape = Config::shape;
+  if constexpr (!shape.filter_prepared()) {
     return launch_conv_tma<Config>(call);
   } else {
-    using Tile = typename Config::Tile;
     if (call.device.capability != 90) return cudaErrorNoKernelImageForDevice;
-    if (!tma_aligned(Config::shape, call))
-      return launch_conv_im2col<typename Config::Fallback>(call);
-    int error = split_filter(call);
-    if (error != cudaSuccess) return error;
-    ConvCall parts = call;
-    parts.w = call.workspace;
-    ConvTmaParams p;
-    error = tma_params(Config::shape, parts, &p);
-    if (error != cudaSuccess) return error;
-    const int blocks = p.tiles < call.device.sm_count ? p.tiles : call.device.sm_count;
-    const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::NUM_THREADS),
-                              Tile::SHARED_BYTES, call.stream};
-    return launch_with_moments(
-        call, Config::shape.direction, moment_tiles<Tile>(call.problem),
-        [&](const MomentTiles<float>& moments) {
-          p.moments = moments;
-          return launch_kernel(conv_fprop_tma_tf32x3_kernel<Tile>, config, p);
-        },
-        tma_parts_bytes(Config::shape, call.problem));
+    if (!tma_aligned(shape, call)) return launch_conv_im2col<typename Config::Fallback>(call);
+    if (const int error = launch_conv_filter_tf32(shape, call)) return error;
+    ConvCall prepared = call;
+    prepared.w = call.workspace;
+    const auto kernel = [] {
+      if constexpr (!shape.dgrad())
+        return conv_fprop_tma_tf32x3_kernel<Tile>;
+      else if constexpr (shape.w_parts() == 2)
+        return conv_dgrad_tma_tf32x3_kernel<Tile>;
+      else
+        return conv_dgrad_tma_kernel<Tile>;
+    }();
+    return launch_conv_tma_kernel<Config>(kernel, prepared);
   }
 }
 

@@ -17,7 +17,7 @@
 // done with it. Two or four such split gemm_k, where tiles are too few for all SMs: sums go through
 // distributed shared memory and are added in the order of the slices.
 //
-// bf16, fp16, and fp32 in TF32 (fprop); accumulation in fp32, gemm_k ascending within a slice. fp32
+// bf16, fp16, and fp32 in TF32; accumulation in fp32, gemm_k ascending within a slice. fp32
 // is rounded to TF32 by TMA, whose maps have a type for it: wgmma itself would cut the low bits off
 // (taken from CUTLASS, which relies on it; not measured on a GPU). FLOPs: 2 N K O P Q C T R S,
 // channels rounded up to 128 bytes to a tap. From L2: 1/m + 1/n elements per multiply-add of a
@@ -28,7 +28,9 @@
 // section 3.
 //
 // dgrad of stride 1 is the same product over dy, taps backwards: dx [N*D*H*W, C] = cols(dy) * w,
-// where w's rows are gemm_k and its channels gemm_n, which wgmma reads as they lie (MN-major).
+// where w's rows are gemm_k and its channels gemm_n, which wgmma reads as they lie (MN-major); not
+// so of TF32, for which w is turned beforehand (conv_filter_tf32.cuh), taps and all: the product is
+// then fprop's.
 #pragma once
 #include "detail/conv_tma_params.cuh"
 #include "detail/named_barrier.cuh"
@@ -161,9 +163,10 @@ __device__ __forceinline__ void conv_tma_multiply(float (&acc)[Tile::PRODUCTS][T
 // once it is read.
 template <class Tile, bool B_MN>
 struct ConvTmaMainloop {
+  template <class Release>
   static __device__ __forceinline__ void run(float (&acc)[Tile::PRODUCTS][Tile::BLOCK_N / 2],
                                              const unsigned char* ring, uint64_t* full,
-                                             const ConvTmaRelease& release,
+                                             const Release& release,
                                              RingPosition<Tile::NUM_STAGES>& at, int consumer,
                                              int k_tiles) {
     wgmma_mainloop<Tile>(acc, ring, full, release, at, k_tiles,
@@ -254,7 +257,7 @@ __device__ __forceinline__ void conv_tma_moments(const ConvTmaParams& p,
 }
 
 // One body for both directions; the kernels below give it their names.
-template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>>
+template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>, bool MOMENTS = !B_MN>
 __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
 #if defined(FC_SM90A)
   using scalar_t = typename Tile::scalar_t;
@@ -318,7 +321,7 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
         store_accumulators<Tile::BLOCK_N>(
             acc[i], turn, store, place.m + (consumer * Tile::PRODUCTS + i) * 64 + warp % 4 * 16,
             place.n);
-      if constexpr (!B_MN)
+      if constexpr (MOMENTS)
         if (p.moments.to != nullptr) conv_tma_moments<Tile>(p, place);
     }
     // A peer may still write here.
@@ -338,7 +341,8 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
 template <class Tile>
 __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
     conv_dgrad_tma_kernel(const __grid_constant__ ConvTmaParams p) {
-  conv_gather_tma<Tile, true>(p);
+  constexpr bool B_MN = sizeof(typename Tile::scalar_t) == 2;
+  conv_gather_tma<Tile, B_MN, ConvTmaMainloop<Tile, B_MN>, false>(p);
 }
 
 }  // namespace fastconv::cuda

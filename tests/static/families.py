@@ -140,11 +140,13 @@ FAMILIES: tuple[Family, ...] = (
         for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
     ),
     family(
-        r"conv_fprop_tma_tf32x3_kernel<WgmmaSplitTile<.*>",
-        "wgmma_tf32 ldmatrix tma_im2col tma_tile shared128 store128",
+        r"conv_(fprop|dgrad)_tma_tf32x3_kernel<WgmmaSplitTile<.*>",
+        "wgmma_tf32 ldmatrix tma_im2col tma_tile multicast_im2col multicast_tile shared128"
+        " store128",
         arch="sm_90a",
     ),
     family(r"conv_filter_tf32x3_kernel", WIDE, STREAMING),
+    family(r"conv_filter_turned_kernel<.*>", WIDE, STREAMING),
     *(
         family(
             rf"conv_(fprop|dgrad)_halo_kernel<HaloTile<{scalar}, .*>",

@@ -9,6 +9,9 @@
 
 namespace fastconv::cuda {
 
+// Rows and columns of a tile in which a filter is turned (conv_filter_tf32.cuh).
+constexpr int kTurnTile = 32;
+
 // Axes are D, H, W as in ConvProblem. src is read through an im2col map, w through a tile map
 // [.., taps, channels].
 struct ConvTmaParams {

@@ -1,10 +1,11 @@
 // fp32 of nearly fp32's accuracy on the warpgroup tensor cores of sm_90a: conv_gather_tma.cuh's
-// product y [N*O*P*Q, K] = cols [N*O*P*Q, T*R*S*C] * w^T for NHWC, with every operand as the sum of
-// two TF32 numbers, v = big + small to within 2^-22 |v|, and three of the four products of those:
+// product y [N*O*P*Q, K] = cols [N*O*P*Q, T*R*S*C] * w^T for NHWC, of dgrad the one over dy with
+// the filter turned, with every operand as the sum of two TF32 numbers, v = big + small to within
+// 2^-22 |v|, and three of the four products of those:
 //
 //   cols * w^T = small * big^T + big * small^T + big * big^T       (small * small: 2^-22 of it)
 //
-// w is split beforehand, by a kernel of its own, into the workspace: both parts of a tile come by
+// w is split beforehand, into the workspace (conv_filter_tf32.cuh): both parts of a tile come by
 // TMA. Pixels come as they are, and each warp splits its own rows on the way from shared memory
 // to registers, from which wgmma takes its first operand: the ring holds 128 (BLOCK_M + 2 BLOCK_N)
 // bytes a stage where two parts of both would be 256 (BLOCK_M + BLOCK_N).
@@ -17,9 +18,10 @@
 // While one warpgroup waits for its products, splits and adds, the other one's are under way. Per
 // stage of 128x128: 3 * 2 * 128 * 128 * 32 FLOPs of TF32, 1536 clocks at 2048 a clock; from L2 48
 // KiB, 32 bytes a clock of it, where 6 TB/s over 132 SMs at 1.7 GHz are 27: bound by L2, at 120
-// TFLOP/s of fp32's products, where FMA's peak is 57. Shared memory: 48 KiB in, A once and B three
-// times to each warpgroup out, 1280 of the clocks. A stage of a warp is 276 instructions, of which
-// some 150 split and 64 add: 552 of a scheduler's slots. Workspace: 8 bytes per element of w.
+// TFLOP/s of fp32's products, where FMA's peak is 57. Two blocks that share w read 32 KiB each, 21
+// bytes a clock: bound by the products, at 143 TFLOP/s. Shared memory: 48 KiB in, A once and B
+// three times to each warpgroup out, 1280 of the clocks. A stage of a warp is 276 instructions, of
+// which some 150 split and 64 add: 552 of a scheduler's slots. Workspace: 8 bytes per element of w.
 // Deterministic. Not measured on a GPU.
 //
 // Source: Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores while
@@ -30,35 +32,15 @@
 
 namespace fastconv::cuda {
 
-constexpr int kSplitThreads = 256;
-
-// parts [2][count]: w's big parts, then the small ones. count % 4 == 0, both aligned to 16 bytes.
-__global__ void __launch_bounds__(kSplitThreads)
-    conv_filter_tf32x3_kernel(const float* __restrict__ w, float* __restrict__ parts,
-                              int64_t count) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kSplitThreads * 4;
-  for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kSplitThreads + threadIdx.x) * 4; i < count;
-       i += step) {
-    const float4 v = *reinterpret_cast<const float4*>(w + i);
-    uint32_t big[4] = {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
-                       __float_as_uint(v.w)};
-    uint32_t small[4];
-    split_tf32(big, small);
-    // By the function of such a store: nvcc takes one of two assignments apart.
-    __stcg(reinterpret_cast<uint4*>(parts + i), make_uint4(big[0], big[1], big[2], big[3]));
-    __stcg(reinterpret_cast<uint4*>(parts + count + i),
-           make_uint4(small[0], small[1], small[2], small[3]));
-  }
-}
-
 // In place of ConvTmaMainloop.
 template <class Tile>
 struct ConvTmaTf32x3Mainloop {
   static constexpr int STEPS = 4, N = Tile::BLOCK_N;  // steps of 8 floats of gemm_k
   static_assert(Tile::PRODUCTS == 1, "registers hold the sums of 64 rows");
 
+  template <class Release>
   static __device__ __forceinline__ void run(float (&acc)[1][N / 2], const unsigned char* ring,
-                                             uint64_t* full, const ConvTmaRelease& release,
+                                             uint64_t* full, const Release& release,
                                              RingPosition<Tile::NUM_STAGES>& at, int consumer,
                                              int k_tiles) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
@@ -104,6 +86,12 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
     conv_fprop_tma_tf32x3_kernel(const __grid_constant__ ConvTmaParams p) {
   conv_gather_tma<Tile, false, ConvTmaTf32x3Mainloop<Tile>>(p);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
+    conv_dgrad_tma_tf32x3_kernel(const __grid_constant__ ConvTmaParams p) {
+  conv_gather_tma<Tile, false, ConvTmaTf32x3Mainloop<Tile>, false>(p);
 }
 
 }  // namespace fastconv::cuda
