@@ -52,6 +52,14 @@ def nvidia_smi(fields: str) -> dict[str, str] | None:
     )
 
 
+def architecture() -> str | None:
+    """What to build for: the present device alone, which halves the time. 9.0 -> 9.0a."""
+    found = (nvidia_smi("compute_cap") or {}).get("compute_cap", "")
+    if not found.replace(".", "").isdigit():
+        return None
+    return f"{found}a" if int(found.split(".")[0]) >= 9 else found
+
+
 def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     beside = Path(home) / "bin" / "nvcc"

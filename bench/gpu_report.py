@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench import report
@@ -122,11 +122,16 @@ def overall(problems: list[dict]) -> list[dict]:
 
 
 def document(
-    dry: bool, machine: dict, stages: list[dict], benchmarks: list[dict], selftest: dict | None
+    dry: bool,
+    machine: dict,
+    stages: list[dict],
+    benchmarks: list[dict],
+    selftest: dict | None,
+    assumptions: Sequence[dict] = (),
 ) -> dict:
     """Everything about a run. `benchmarks`: as from `benchmark`; their rows are merged.
-    `selftest`: what `fastconv.selftest` wrote. A dry run has no ratios: they would be of nothing.
-    """
+    `selftest`: what `fastconv.selftest` wrote; `assumptions`: what `gpu_assumptions` found. A dry
+    run has no ratios: they would be of nothing."""
     rows = [row for part in benchmarks for row in part.get("rows", [])]
     problems = [summary_row(key, found) for key, found in by_problem(rows).items()]
     failed = [s["name"] for s in stages if s["required"] and not passed(s, dry)]
@@ -139,6 +144,7 @@ def document(
         "machine": machine,
         "stages": stages,
         "ceilings": next((p["ceilings"] for p in benchmarks if p.get("ceilings")), {}),
+        "assumptions": list(assumptions),
         "selftest": failures_of(selftest),
         "overall": [] if dry else overall(problems),
         "problems": problems,
@@ -217,6 +223,7 @@ def markdown(doc: dict) -> str:
     for s in doc["stages"]:
         if s["tail"]:
             lines += ["", f"{s['name']}, the end of its log:", "", "```", s["tail"], "```"]
+    lines += assumptions_markdown(doc["assumptions"], doc["dry_run"])
     if doc["selftest"] and doc["selftest"]["failed"]:
         lines += ["", "## Kernels that failed the self-test", ""]
         lines += [f"- {text}" for text in doc["selftest"]["failed"]]
@@ -225,6 +232,26 @@ def markdown(doc: dict) -> str:
     if doc["rows"]:
         lines += benchmark_markdown(doc)
     return "\n".join(lines) + "\n"
+
+
+def assumptions_markdown(found: list[dict], dry: bool) -> list[str]:
+    """What does not hold first: a kernel that rests on it is not worth looking into before that."""
+    if not found:
+        return []
+    bad = [a for a in found if a["outcome"] not in ("held", "not applicable") and not a["rate"]]
+    held = [a["name"] for a in found if a["outcome"] == "held" and not a["rate"]]
+    lines = ["", "## What the kernels take the device to do", ""]
+    lines += head(["assumption", "outcome", "found", "what rests on it"]) if bad else []
+    for a in bad:
+        claim = f"{a['name']}: {a['claim']}"
+        lines.append(line([claim, a["outcome"], a["measured"], a["rests"]]))
+    lines += [""] if bad else []
+    lines.append(f"Held: {', '.join(held) or 'nothing'}.")
+    if not dry:
+        lines += ["", *head(["rate", "outcome", "measured"])]
+        rates = [a for a in found if a["rate"]]
+        lines += [line([a["claim"], a["outcome"], a["measured"]]) for a in rates]
+    return lines
 
 
 def benchmark_markdown(doc: dict) -> list[str]:

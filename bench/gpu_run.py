@@ -50,14 +50,6 @@ def built() -> bool:
     return (package / "libfastconv_ops.so").exists() and any(package.glob("_C*.so"))
 
 
-def architecture() -> str | None:
-    """What to build for: the present device alone, which halves the time. 9.0 -> 9.0a."""
-    found = (gpu_machine.nvidia_smi("compute_cap") or {}).get("compute_cap", "")
-    if not found.replace(".", "").isdigit():
-        return None
-    return f"{found}a" if int(found.split(".")[0]) >= 9 else found
-
-
 class GpuRun:
     """The stages in order, and the report, written again after every group."""
 
@@ -74,13 +66,27 @@ class GpuRun:
     # --- the stages -----------------------------------------------------------------------------
 
     def build(self) -> list[Stage]:
+        """With the question whether the device is what the kernels take it for: it needs nothing of
+        what is built, and its answer is there before any kernel of ours has run."""
+        return [*self.assumptions(), *self.extension()]
+
+    def assumptions(self) -> list[Stage]:
+        words = ("--json", str(self.work / "assumptions.json"))
+        command = (PYTHON, "-m", "bench.gpu_assumptions", *words)
+        if self.dry:
+            note = "rehearsed on the CPU"
+            command = (*command, "--emulated")
+            return [Stage("assumptions: rehearsal", command, self.args.seconds, 10, note=note)]
+        return [Stage("assumptions", command, 100, 40)]
+
+    def extension(self) -> list[Stage]:
         environment = {"FASTCONV_CUDA": "1", "PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}"}
         reason = "--skip-build" if self.args.skip_build else ""
         if self.dry:
             environment["FASTCONV_CUDA"] = "1" if gpu_machine.find_nvcc() else "0"
             if built():
                 reason = reason or "the build in place is used"
-        arch = architecture()
+        arch = gpu_machine.architecture()
         if arch and "TORCH_CUDA_ARCH_LIST" not in os.environ:
             environment["TORCH_CUDA_ARCH_LIST"] = arch
         command = (PYTHON, "setup.py", "-q", "build_ext", "--inplace")
@@ -273,9 +279,9 @@ class GpuRun:
         machine["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started))
         parts = self._benchmarks()
         selftest = self._json("selftest")
-        doc = gpu_report.document(
-            self.dry, machine, [r.as_dict() for r in self.runner.results], parts, selftest
-        )
+        results = [r.as_dict() for r in self.runner.results]
+        assumptions = self._json("assumptions") or []
+        doc = gpu_report.document(self.dry, machine, results, parts, selftest, assumptions)
         gpu_report.write_json(doc, folder / "gpu_run.json")
         (folder / "gpu_run.md").write_text(gpu_report.markdown(doc))
         if selftest is not None:

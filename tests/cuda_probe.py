@@ -20,13 +20,10 @@ def library() -> ctypes.CDLL:
     Raises:
         CalledProcessError: the compiler's messages are on standard error.
     """
-    folder, variant = build.build("planted").parent, build.VARIANTS["plain"]
+    objects = build.core("plain")
+    folder, variant = build.folder("plain"), build.VARIANTS["plain"]
     target, fresh = folder / "cuda_probe.so", folder / "cuda_probe.new"
     probe = folder / "cuda_probe.o"
-    apart = ("bindings", "torch_ops", "planted")
-    objects = [
-        p for p in folder.glob("tests_emulator_*.cpp.o") if not any(a in p.name for a in apart)
-    ]
     compiler = os.environ.get("CXX", "c++")
     with (folder / "cuda_probe.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

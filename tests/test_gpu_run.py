@@ -75,8 +75,9 @@ def test_dry_run(dry) -> None:
     doc = json.loads((folder / "gpu_run.json").read_text())
     assert doc["dry_run"] and doc["passed"] and doc["failed"] == []
     stages = {stage["name"]: stage for stage in doc["stages"]}
-    for name in ("machine", "tests: collected", "tests: rehearsal", "sanitized: rehearsal",
-                 "benchmark: rehearsal", "suite: rehearsal", "selftest: starts"):  # fmt: skip
+    rehearsed = ("assumptions", "tests", "sanitized", "benchmark", "suite")
+    others = ("machine", "tests: collected", "selftest: starts")
+    for name in (*others, *(f"{name}: rehearsal" for name in rehearsed)):
         assert stages[name]["status"] == PASSED, stages[name]
     for name in (*ON_DEVICE, *(f"tests: {a}" for a in _C.cuda_algorithms())):
         assert (stages[name]["status"], stages[name]["reason"]) == (NOT_RUN, "no CUDA device")
@@ -88,6 +89,7 @@ def test_dry_run(dry) -> None:
     assert {row["direction"] for row in rows} == {"fprop", "dgrad", "wgrad"}
     assert all(row["ms"]["median"] > 0 and row["excess"] >= 0 for row in rows)
     assert doc["overall"] == []
+    assert {a["outcome"] for a in doc["assumptions"]} == {"held"} and len(doc["assumptions"]) > 50
     page = (folder / "gpu_run.md").read_text()
     assert gpu_report.DRY in page and "no CUDA device" in page
     assert done.stdout.rstrip().splitlines()[-2] == "outcome: passed"
