@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,6 +42,16 @@ def sources() -> list[Path]:
     return [*sorted(SOURCES.glob("*.cu")), ENCODER]
 
 
+def headers() -> list[Path]:
+    """What the wrappers and the encoder of tensor maps are made of."""
+    folders = ("kernels/cuda/detail", "csrc/cuda", "csrc/common")
+    return [path for f in folders for path in (ROOT / f).iterdir() if path.suffix in (".h", ".cuh")]
+
+
+def newest(paths: Iterable[Path]) -> float:
+    return max(path.stat().st_mtime for path in paths)
+
+
 def compiled(command: Sequence[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
@@ -58,12 +68,14 @@ def build(folder: Path = OUT) -> Path:
     flags = f"-std=c++17 -O2 --expt-relaxed-constexpr -I{ROOT / 'csrc'} -I{ROOT / 'kernels/cuda'}"
     flags += f" -gencode=arch=compute_{number},code=sm_{number}"
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = {source: folder / f"{source.stem}.o" for source in sources()}
-    with ThreadPoolExecutor(
-        int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
-    ) as pool:
+    jobs = {source: folder / f"{source.stem}_{number}.o" for source in sources()}
+    common = newest([*SOURCES.glob("*.h"), *headers()])
+    workers = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(workers) as pool:
         commands = [
-            [nvcc, *flags.split(), "-c", str(source), "-o", str(to)] for source, to in jobs.items()
+            [nvcc, *flags.split(), "-c", str(source), "-o", str(to)]
+            for source, to in jobs.items()
+            if not to.exists() or to.stat().st_mtime < max(common, newest([source]))
         ]
         list(pool.map(compiled, commands))
     target = folder / "assumptions"
@@ -79,11 +91,10 @@ def build_emulated(folder: Path = OUT) -> Path:
     objects = emulator.core("plain")
     folder.mkdir(parents=True, exist_ok=True)
     target, main = folder / "assumptions_emulated", SOURCES / "main.cu"
-    made_of = [*objects, *sources(), *SOURCES.glob("*.h"), *emulator.kernel_headers()]
-    newest = max(path.stat().st_mtime for path in made_of)
+    made_of = [*objects, *sources(), *SOURCES.glob("*.h"), *headers(), *emulator.HERE.glob("*.h")]
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists() and target.stat().st_mtime > newest:
+        if target.exists() and target.stat().st_mtime > newest(made_of):
             return target
         # As one: most of the time would be headers'.
         others = [word for p in sources() if p != main for word in ("-include", str(p))]

@@ -120,12 +120,6 @@ def core(variant: str) -> list[Path]:
     return [p for p in objects if not any(a in p.name for a in apart)]
 
 
-def kernel_headers() -> list[Path]:
-    """What the wrappers in kernels/cuda/detail and the encoder of tensor maps are made of."""
-    found = [*HERE.glob("*.h"), *(ROOT / "kernels/cuda/detail").iterdir()]
-    return [*found, *(ROOT / "csrc/cuda").glob("*.h"), *(ROOT / "csrc/common").glob("*.h")]
-
-
 def kernel_sources(module: str) -> list[Path]:
     """What is compiled with the kernel flags."""
     where = {"kernels": ROOT / "csrc/cuda", "planted": HERE / "planted"}[module]
