@@ -43,6 +43,8 @@ def test_shapes(instance: Instance) -> None:
     for number, case in enumerate((*SHAPES, *strided, *CLASSES)):
         if number % 2 and instance.dtype == torch.float16:
             continue  # another type, the same addresses
+        if number % 2 != turn % 2 and instance.dtype == torch.float32:
+            continue  # of two tiles, each half
         statistics: dict[str, int] = {}
         check_integers(
             instance,
@@ -51,13 +53,15 @@ def test_shapes(instance: Instance) -> None:
             sm_count=1 + (number + turn) % 3,
             statistics=statistics,
         )
-        assert statistics["launches"] == 1, "all classes in one"
+        turned = instance.dtype == torch.float32
+        assert statistics["launches"] == 1 + turned, "all classes in one"
 
 
 def test_bases_aligned_to_the_element_only() -> None:
     """TMA takes multiples of 16 bytes; others go to im2col's kernels."""
     case = conv_case("aligned", (2, 16, 6, 8), (24, 16, 3, 3), 2, 1)
-    check_integers(STRIDED[0], case, placement="offset")
+    for instance in (STRIDED[0], STRIDED[-1]):
+        check_integers(instance, case, placement="offset")
 
 
 def test_other_capabilities_are_refused() -> None:
@@ -101,4 +105,5 @@ def test_limits(row: tuple[ConvCase, str]) -> None:
 
 
 def test_every_dtype_has_one() -> None:
-    assert {i.dtype for i in STRIDED} == {torch.bfloat16, torch.float16}
+    assert {i.dtype for i in STRIDED} == {torch.bfloat16, torch.float16, torch.float32}
+    assert {i.products for i in STRIDED} == {"ieee", "tf32x3", "tf32"}

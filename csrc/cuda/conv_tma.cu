@@ -313,6 +313,19 @@ double strided_cost(const ConvProblem& p, const Device& device) {
    nullptr,                                                       \
    90},
 
+#define FC_TMA_STRIDED_TF32_ROW(name, ...)    \
+  {name,                                      \
+   Direction::kDgrad,                         \
+   DType::kFloat32,                           \
+   Layout::kNHWC,                             \
+   __VA_ARGS__::shape.products,               \
+   strided_refusal<__VA_ARGS__>,              \
+   filter_workspace<__VA_ARGS__>,             \
+   strided_cost<__VA_ARGS__>,                 \
+   launch_conv_tma_strided_tf32<__VA_ARGS__>, \
+   nullptr,                                   \
+   90},
+
 template <class Config>
 std::string wgrad_refusal(const ConvProblem& p) {
   std::string why = tma_wgrad_refusal(Config::shape, p);
@@ -360,7 +373,8 @@ double wgrad_cost(const ConvProblem& p, const Device& device) {
   FC_TMA_TILES(ROW, Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)
 
 const ConvInstance kInstances[] = {FC_TMA_TABLE(FC_TMA_INSTANCE) FC_TMA_STRIDED_INSTANCES(
-    FC_TMA_STRIDED_ROW) FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW) FC_TMA_TF32(FC_TMA_TF32_ROW)};
+    FC_TMA_STRIDED_ROW) FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW) FC_TMA_TF32(FC_TMA_TF32_ROW)
+                                       FC_TMA_STRIDED_TF32(FC_TMA_STRIDED_TF32_ROW)};
 
 struct NamedShape {
   const char* name;

@@ -123,6 +123,7 @@ std::string tma_strided_refusal(const TmaShape& s, const ConvProblem& p) {
   const int64_t largest =
       std::max({p.N * p.in_size(), p.N * p.out_size(), p.C, p.K, p.filter_size(),
                 p.filter_size() * tiles(p.K, s.block_k),
+                s.turned() ? p.filter_size() * tiles(p.K, kTurnTile) * tiles(p.C, kTurnTile) : 0,
                 classes.count * tiles(classes.pixels, s.block_m) * tiles(p.C, s.block_n)});
   if (largest >= kLimit)
     return "an extent is " + std::to_string(largest) + ", the kernel's limit is " +
@@ -142,24 +143,22 @@ double tma_strided_cost(const TmaShape& s, const ConvProblem& p, const Device& d
       chunks * classes.axis[0].at[0].taps * classes.axis[1].at[0].taps * classes.axis[2].at[0].taps;
   const double stage_flops = 2.0 * s.block_m * s.block_n * s.block_k;
   const double epilogue_flops = kEpilogueTiles * 2 * s.block_k * double(s.block_m) * s.block_n;
-  const double per_sm = rates.warpgroup_16_flops / device.sm_count;
+  const double per_sm = s.rate() * rates.warpgroup_16_flops / device.sm_count;
   // The heavy ones come first and the light ones fill up behind them.
   const double rounds = std::max(blocks / device.sm_count, 1.0);
   const double stages = std::max(rounds * k_tiles, most_k_tiles);
   const double multiply =
       (stages * stage_flops / kEfficiency + std::ceil(rounds) * epilogue_flops) / per_sm;
-  const double l2_bytes = blocks * k_tiles * 128.0 * (s.block_m + s.block_n);
+  const double l2_bytes = blocks * k_tiles * 128.0 * (s.block_m + s.w_parts() * s.block_n);
   const double elements = double(p.N) * double(p.C) * double(p.in_size()) +
                           double(p.K) * double(p.C) * double(p.filter_size()) +
                           double(p.N) * double(p.K) * double(p.out_size());
   const double memory = std::max(s.scalar_bytes * elements / rates.bytes_per_s,
                                  l2_bytes / (kL2OverDram * rates.bytes_per_s));
-  return rates.launch_s + std::max(multiply, memory);
+  return rates.launch_s + std::max(multiply, memory) + tma_filter_cost(s, p, device);
 }
 
-namespace {
-
-int strided_params(const TmaShape& s, const ConvCall& call, ConvDgradStridedTmaParams* params) {
+int tma_strided_params(const TmaShape& s, const ConvCall& call, ConvDgradStridedTmaParams* params) {
   const ConvProblem& c = call.problem;
   const Classes classes(c);
   ConvDgradStridedTmaParams& p = *params;
@@ -179,7 +178,7 @@ int strided_params(const TmaShape& s, const ConvCall& call, ConvDgradStridedTmaP
     if (variant < 2) p.row[variant] = divisor(n[2]);
     if (n[0] * n[1] * n[2] == 0 || (variant > 3 && !p.volume)) continue;
     // [N, O, P, Q, K]: O is left out where there is but one plane.
-    TensorAxes dy{call.y, s.dtype, p.volume ? 5 : 4, {}, {}};
+    TensorAxes dy{call.y, s.dtype, p.volume ? 5 : 4, {}, {}, s.w_parts() == 2};
     int lower[3], upper[3];
     const uint32_t step[3] = {1, 1, 1};
     dy.extent[0] = static_cast<uint64_t>(c.K);
@@ -200,15 +199,18 @@ int strided_params(const TmaShape& s, const ConvCall& call, ConvDgradStridedTmaP
                           static_cast<uint32_t>(s.block_m));
     if (error != cudaSuccess) return error;
   }
-  // [K, taps, C].
+  // [K, taps, C], turned [C, taps, K]; a second part lies behind the first, as further rows.
   const int64_t taps = c.filter_size();
-  const TensorAxes w{
-      call.w,
-      s.dtype,
-      3,
-      {static_cast<uint64_t>(c.C), static_cast<uint64_t>(taps), static_cast<uint64_t>(c.K)},
-      {bytes(1), bytes(c.C), bytes(c.C * taps)}};
-  const uint32_t box[3] = {64, 1, static_cast<uint32_t>(s.block_k)};
+  const int64_t inner = s.turned() ? c.K : c.C, outer = s.turned() ? c.C : c.K;
+  const TensorAxes w{call.w,
+                     s.dtype,
+                     3,
+                     {static_cast<uint64_t>(inner), static_cast<uint64_t>(taps),
+                      static_cast<uint64_t>(outer * s.w_parts())},
+                     {bytes(1), bytes(inner), bytes(inner * taps)},
+                     s.w_parts() == 2};
+  const uint32_t box[3] = {s.turned() ? static_cast<uint32_t>(s.block_k) : 64, 1,
+                           static_cast<uint32_t>(s.turned() ? s.block_n : s.block_k)};
   if (const int error = encode_tile_map(&p.w, w, box)) return error;
 
   p.dx = call.x;
@@ -234,20 +236,13 @@ int strided_params(const TmaShape& s, const ConvCall& call, ConvDgradStridedTmaP
   return cudaSuccess;
 }
 
-}  // namespace
-
 template <class Config>
 int launch_conv_tma_strided(const ConvCall& call) {
   using Tile = typename Config::Tile;
   if (call.device.capability != 90) return cudaErrorNoKernelImageForDevice;
-  if (!tma_aligned(Config::shape, call) || reinterpret_cast<uintptr_t>(call.x) % 16 != 0)
+  if (!tma_strided_aligned(Config::shape, call))
     return launch_conv_im2col<typename Config::Fallback>(call);
-  ConvDgradStridedTmaParams p;
-  if (const int error = strided_params(Config::shape, call, &p)) return error;
-  const int blocks = std::min(p.items, call.device.sm_count);
-  const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::NUM_THREADS),
-                            Tile::SHARED_BYTES, call.stream};
-  return launch_kernel(conv_dgrad_strided_tma_kernel<Tile>, config, p);
+  return launch_conv_tma_strided_kernel<Config>(conv_dgrad_strided_tma_kernel<Tile>, call);
 }
 
 #define FC_TMA_STRIDED_INSTANTIATE(name, dtype, ...) \

@@ -16,14 +16,15 @@
 // an axis a class has the most pixels of all classes or one less: eight maps do for all.
 //
 // Threads, ring and operands: as conv_gather_tma.cuh. All classes in one launch, those with the
-// most taps of an axis first; a class without taps stores zeros. bf16, fp16; accumulation in fp32,
-// gemm_k ascending. FLOPs: 2 N K O P Q C T R S, K rounded up to 64 to a tap. From L2: 1/BLOCK_M +
-// 1/BLOCK_N elements per multiply-add; DRAM: dy once where the L2 holds it, else once per class;
-// dx once. Workspace: none. Deterministic. Speed: not measured on a GPU. Sources: PTX ISA,
-// "Tensors"; Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016,
-// section 4.6.
+// most taps of an axis first; a class without taps stores zeros. bf16, fp16, and fp32 by one or
+// three products of TF32, for which the filter is turned beforehand (conv_filter_tf32.cuh);
+// accumulation in fp32, gemm_k ascending. FLOPs: 2 N K O P Q C T R S, K rounded up to 64 to a tap.
+// From L2: 1/BLOCK_M + 1/BLOCK_N elements per multiply-add; DRAM: dy once where the L2 holds it,
+// else once per class; dx once. Workspace: none, or the turned filter. Deterministic. Speed: not
+// measured on a GPU. Sources: PTX ISA, "Tensors"; Dumoulin and Visin, "A guide to convolution
+// arithmetic for deep learning", 2016, section 4.6.
 #pragma once
-#include "conv_gather_tma.cuh"
+#include "conv_gather_tma_tf32x3.cuh"
 #include "detail/wgmma_mainloop.cuh"
 
 namespace fastconv::cuda {
@@ -125,10 +126,18 @@ __device__ __forceinline__ void conv_dgrad_strided_tma_copy(const ConvDgradStrid
             tma_load_im2col(a, dy, barrier, filter, w0, h0, d0, n, offset_w, offset_h, offset_d);
           else
             tma_load_im2col(a, dy, barrier, filter, w0, h0, n, offset_w, offset_h);
+          if constexpr (sizeof(typename Tile::scalar_t) == 4) {
 #pragma unroll
-          for (int part = 0; part < Tile::BLOCK_N; part += 64)
-            tma_load_tile(a + Tile::A_BYTES + part * 128, &p.w, barrier, item.n + part, tap,
-                          filter);
+            for (int i = 0; i < Tile::W_PARTS; ++i)
+              tma_load_tile(a + Tile::A_BYTES + i * Tile::BLOCK_N * 128, &p.w, barrier, filter,
+                            p.filter[0] * p.filter[1] * p.filter[2] - 1 - tap,
+                            item.n + i * p.channels);
+          } else {
+#pragma unroll
+            for (int part = 0; part < Tile::BLOCK_N; part += 64)
+              tma_load_tile(a + Tile::A_BYTES + part * 128, &p.w, barrier, item.n + part, tap,
+                            filter);
+          }
           at.advance();
         }
       }
@@ -162,9 +171,9 @@ struct ConvDgradStridedTmaStore {
   }
 };
 
-template <class Tile>
-__global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
-    conv_dgrad_strided_tma_kernel(const __grid_constant__ ConvDgradStridedTmaParams p) {
+// One body for all types; the kernels below give it their names.
+template <class Tile, class Mainloop>
+__device__ __forceinline__ void conv_dgrad_strided_tma(const ConvDgradStridedTmaParams& p) {
 #if defined(FC_SM90A)
   FC_DYN_SHARED(unsigned char, shared);
   const WgmmaRing ring = wgmma_ring<Tile, Tile::CONSUMER_WARPS * Tile::TURN_BYTES>(shared);
@@ -194,10 +203,8 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
         continue;
       }
       float acc[PRODUCTS][Tile::BLOCK_N / 2];
-      wgmma_mainloop<Tile>(acc, ring.stages, ring.full, WgmmaRelease{ring.empty}, at,
-                           item.taps * p.chunks, [&](const unsigned char* stage, bool accumulate) {
-                             conv_tma_multiply<Tile, true>(acc, stage, consumer, accumulate);
-                           });
+      Mainloop::run(acc, ring.stages, ring.full, WgmmaRelease{ring.empty}, at, consumer,
+                    item.taps * p.chunks);
 #pragma unroll
       for (int i = 0; i < PRODUCTS; ++i)
         store_accumulators<Tile::BLOCK_N>(
@@ -207,6 +214,18 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
 #else
   static_cast<void>(p);  // compiled for another architecture too, never launched there
 #endif
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
+    conv_dgrad_strided_tma_kernel(const __grid_constant__ ConvDgradStridedTmaParams p) {
+  conv_dgrad_strided_tma<Tile, ConvTmaMainloop<Tile, sizeof(typename Tile::scalar_t) == 2>>(p);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
+    conv_dgrad_strided_tma_tf32x3_kernel(const __grid_constant__ ConvDgradStridedTmaParams p) {
+  conv_dgrad_strided_tma<Tile, ConvTmaTf32x3Mainloop<Tile>>(p);
 }
 
 }  // namespace fastconv::cuda

@@ -128,7 +128,7 @@ FAMILIES: tuple[Family, ...] = (
             f"{engine} tma_im2col tma_tile shared128 store128",
             arch="sm_90a",
         )
-        for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
+        for scalar, engine in WARPGROUP_ENGINES
     ),
     # Fragments go to memory as they lie.
     *(
@@ -143,6 +143,11 @@ FAMILIES: tuple[Family, ...] = (
         r"conv_(fprop|dgrad)_tma_tf32x3_kernel<WgmmaSplitTile<.*>",
         "wgmma_tf32 ldmatrix tma_im2col tma_tile multicast_im2col multicast_tile shared128"
         " store128",
+        arch="sm_90a",
+    ),
+    family(
+        r"conv_dgrad_strided_tma_tf32x3_kernel<WgmmaSplitTile<.*>",
+        "wgmma_tf32 ldmatrix tma_im2col tma_tile shared128 store128",
         arch="sm_90a",
     ),
     family(r"conv_filter_tf32x3_kernel", WIDE, STREAMING),
