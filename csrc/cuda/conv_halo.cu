@@ -202,7 +202,7 @@ int halo_params(const HaloShape& s, const ConvCall& call, ConvHaloParams* params
   error = encode_tile_map(&p.w, w, weights);
   if (error != cudaSuccess) return error;
 
-  p.result = conv_result(call, s.direction, c.N * g.dst[0] * g.dst[1]);
+  p.result = conv_result(call, s.direction, 2, c.N * g.dst[0] * g.dst[1]);
   p.images = number(c.N);
   p.rows = number(g.dst[0]);
   p.columns = number(g.dst[1]);

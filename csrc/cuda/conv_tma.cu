@@ -201,7 +201,12 @@ int tma_params(const TmaShape& s, const ConvCall& call, ConvTmaParams* params) {
   error = encode_tile_map(&p.w, w, box);
   if (error != cudaSuccess) return error;
 
-  p.result = conv_result(call, s.direction, g.pixels);
+  p.result = conv_result(call, s.direction, s.scalar_bytes, g.pixels);
+  if (p.result.by_tma) {
+    constexpr int kRows = 16;  // of a warp
+    error = encode_result_map(&p.dst, p.result, s.dtype, s.scalar_bytes, kRows);
+    if (error != cudaSuccess) return error;
+  }
   p.volume = g.volume;
   for (int axis = 0; axis < 3; ++axis) {
     p.stride[axis] = static_cast<int>(g.stride[axis]);

@@ -5,12 +5,14 @@
 //
 // Threads: persistent blocks of three warpgroups, one block to an SM. One thread of the first
 // issues all copies into a ring of NUM_STAGES stages; the other two multiply, 64 or 128 rows each,
-// and store their part of the tile while the ring already fills for the next one. A stage is full
-// when its bytes have arrived (one mbarrier), free when all eight warps that multiply have waited
-// for what reads it (another one): a warp's wait for wgmma speaks for that warp alone.
+// and store their part of the tile while the ring already fills for the next one: through boxes of
+// shared memory that TMA stores from (staged_store.cuh), a split tile from registers. A stage is
+// full when its bytes have arrived (one mbarrier), free when all eight warps that multiply have
+// waited for what reads it (another one): a warp's wait for wgmma speaks for that warp alone.
 //
-// Statistics of y where `moments` asks, per tile of BLOCK_M pixels: the warps that multiply read
-// back what they have stored, while the ring fills (block_moments.cuh). A split has none.
+// Statistics of y where `moments` asks, per tile of BLOCK_M pixels: the warps that multiply wait
+// until what they have stored is there and read it back, while the ring fills (block_moments.cuh).
+// A split has none.
 //
 // Clusters, as the launch has it. Two blocks with neighbouring tiles share the rows of src, or of
 // w: each brings half of them for both by multicast, and a stage is free when the warps of both are
@@ -34,6 +36,7 @@
 #pragma once
 #include "detail/conv_tma_params.cuh"
 #include "detail/named_barrier.cuh"
+#include "detail/staged_store.cuh"
 #include "detail/tma_multicast.cuh"
 #include "detail/wgmma_mainloop.cuh"
 
@@ -228,8 +231,33 @@ __device__ __forceinline__ void conv_tma_store_slices(
   cluster_sync();  // the others have read the ring
 }
 
-// Moments of a tile of y that the warps which multiply have stored, from L1 and L2 where it has
-// just come to lie: the accumulators leave no registers for sums beside them.
+// A warp's rows of a tile: of product i those from m + 64 i on.
+template <class Tile, bool FOLLOWED>
+__device__ __forceinline__ void conv_tma_store(
+    const float (&acc)[Tile::PRODUCTS][Tile::BLOCK_N / 2],
+    BoxPair<StoreBox<typename Tile::scalar_t>>& boxes, const ConvTmaParams& p, int m, int n) {
+  using Box = StoreBox<typename Tile::scalar_t>;
+#pragma unroll
+  for (int part = 0; part < Tile::BLOCK_N; part += Box::CHANNELS) {
+    const int channel = n + part;
+    if (channel >= p.result.channels) return;
+    float bias[Box::LANE_CHANNELS];
+    if constexpr (FOLLOWED) load_box_bias<Box>(p.result, channel, bias);
+#pragma unroll
+    for (int i = 0; i < Tile::PRODUCTS; ++i) {
+      const int first = m + i * 64;
+      if (first >= p.result.pixels) break;
+      const auto pixel = [&](int row) { return first + row; };
+      unsigned char* const box = boxes.next();
+      fill_box<Box, FOLLOWED>(p.result, box, acc[i], part, bias, channel, pixel);
+      boxes.store(p.result, box, channel, pixel,
+                  [&] { tma_store_tile(&p.dst, box, channel, first); });
+    }
+  }
+}
+
+// Moments of a tile of y that the warps which multiply have stored, from L2 where it has just come
+// to lie: the accumulators leave no registers for sums beside them.
 template <class Tile>
 __device__ __forceinline__ void conv_tma_moments(const ConvTmaParams& p,
                                                  const ConvTmaPlace& place) {
@@ -239,7 +267,9 @@ __device__ __forceinline__ void conv_tma_moments(const ConvTmaParams& p,
   const int pixels = min(Tile::BLOCK_M, p.result.pixels - place.m);
   const int channels = min(Tile::BLOCK_N, p.result.channels - place.n);
   if (pixels <= 0 || channels <= 0) return;
+  if (threadIdx.x % 32 == 0) tma_store_wait<0>();
   named_barrier_sync(1, THREADS);  // what the others have stored
+  __threadfence();                 // past L1, which does not hear of TMA's stores
   const scalar_t* const y =
       static_cast<const scalar_t*>(p.result.base) + place.m * p.result.pitch + place.n;
   CountedMoment<float>* const to =
@@ -256,8 +286,9 @@ __device__ __forceinline__ void conv_tma_moments(const ConvTmaParams& p,
     leave(std::integral_constant<int, 1>());
 }
 
-// One body for both directions; the kernels below give it their names.
-template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>, bool MOMENTS = !B_MN>
+// One body for both directions; the kernels below give it their names. FPROP: bias, epilogue and
+// moments may follow.
+template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>, bool FPROP = !B_MN>
 __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
 #if defined(FC_SM90A)
   using scalar_t = typename Tile::scalar_t;
@@ -291,6 +322,7 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
     if (threadIdx.x == 0) {
       tma_prefetch_map(&p.src);
       tma_prefetch_map(&p.w);
+      if (p.result.by_tma) tma_prefetch_map(&p.dst);
     }
     ConvTmaProducer<Tile, B_MN> producer{p, part, ring, full, empty, {}};
     for (int tile = first; tile < p.tiles; tile += step) {
@@ -306,7 +338,7 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
     const int consumer = warpgroup - 1;
     const WgmmaStore<scalar_t> store{p.result};
     const ConvTmaRelease release{empty, sharers, part.other};
-    float* const turn = reinterpret_cast<float*>(turns + (warp - 4) * Tile::TURN_BYTES);
+    BoxPair<StoreBox<scalar_t>> boxes{turns + (warp - 4) * Tile::TURN_BYTES};
     RingPosition<Tile::NUM_STAGES> at;
     for (int tile = first; tile < p.tiles; tile += step) {
       float acc[Tile::PRODUCTS][Tile::BLOCK_N / 2];
@@ -316,14 +348,12 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
         conv_tma_store_slices<Tile>(acc, reinterpret_cast<float*>(ring), store, p, part, place);
         continue;
       }
-#pragma unroll
-      for (int i = 0; i < Tile::PRODUCTS; ++i)
-        store_accumulators<Tile::BLOCK_N>(
-            acc[i], turn, store, place.m + (consumer * Tile::PRODUCTS + i) * 64 + warp % 4 * 16,
-            place.n);
-      if constexpr (MOMENTS)
+      conv_tma_store<Tile, FPROP>(
+          acc, boxes, p, place.m + consumer * Tile::PRODUCTS * 64 + warp % 4 * 16, place.n);
+      if constexpr (FPROP)
         if (p.moments.to != nullptr) conv_tma_moments<Tile>(p, place);
     }
+    if (threadIdx.x % 32 == 0) tma_store_wait_read<0>();
     // A peer may still write here.
     if (p.cluster.divisor > 1) cluster_sync();
   }

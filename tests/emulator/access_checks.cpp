@@ -314,6 +314,8 @@ void note_async_read(Fiber& f, const void* shared, size_t bytes, const char* wha
   }
 }
 
+void note_write(Fiber& f, const void* p, size_t bytes) { check<true>(f, p, bytes, nullptr); }
+
 void note_bulk_store(Fiber& f, const void* p, size_t bytes) {
   if (f.block->worker->check_accesses)
     check_global<true>(f, static_cast<const unsigned char*>(p), bytes, nullptr, kPending);
@@ -350,6 +352,7 @@ FC_HOOK void __tsan_vptr_update(void**, void*) {}
 FC_HOOK void __tsan_func_entry(void*) {}
 FC_HOOK void __tsan_func_exit(void*) {}
 FC_HOOK void __tsan_init() {}
+FC_HOOK void __tsan_atomic_thread_fence(int order) { __atomic_thread_fence(order); }
 
 #if !defined(__SANITIZE_ADDRESS__)  // the sanitizers' own library has these
 namespace {

@@ -51,6 +51,7 @@ void note_peer_read(Worker& worker, const void* shared, size_t bytes);
 // ordered before it, and its writers have to have run fence.proxy.async since.
 void note_async_read(Fiber& fiber, const void* shared, size_t bytes, const char* what);
 void note_proxy_fence(Fiber& fiber);
+void note_write(Fiber& fiber, const void* p, size_t bytes);
 // A bulk tensor store to global memory is in flight: until its thread has waited for it, any access
 // of the launch to the place is an error.
 void note_bulk_store(Fiber& fiber, const void* p, size_t bytes);

@@ -1,7 +1,7 @@
-// cp.async, ldmatrix and mma.sync (kernel_interface.h says what they promise), with fragments as
-// the PTX ISA defines them (section "Matrix multiply-accumulate operation using mma instruction").
-// Products are exact, and so is their sum until it is cut off (tensor_sums.h); what a tensor core
-// keeps of it is not documented, and tolerances leave room for it.
+// cp.async, ldmatrix, stmatrix and mma.sync (kernel_interface.h says what they promise), with
+// fragments as the PTX ISA defines them (section "Matrix multiply-accumulate operation using mma
+// instruction"). Products are exact, and so is their sum until it is cut off (tensor_sums.h); what
+// a tensor core keeps of it is not documented, and tolerances leave room for it.
 #include <cstdio>
 #include <string>
 
@@ -67,7 +67,7 @@ void async_wait(unsigned pending) {
   queue.groups.erase(queue.groups.begin(), queue.groups.begin() + static_cast<ptrdiff_t>(landing));
 }
 
-// --- ldmatrix -----------------------------------------------------------------------------------
+// --- ldmatrix, stmatrix -------------------------------------------------------------------------
 
 namespace {
 struct MatrixLoad {
@@ -95,18 +95,46 @@ void exchange_matrices(Fiber* lanes, uint32_t) {
     }
   }
 }
+
+struct MatrixStore {
+  const uint32_t* registers;
+  unsigned char* row;
+};
+
+void store_matrices(Fiber* lanes, uint32_t) {
+  const auto arguments = [&](unsigned lane) -> const MatrixStore& {
+    return *static_cast<const MatrixStore*>(lanes[lane].argument);
+  };
+  for (unsigned m = 0; m < 4; ++m)
+    for (unsigned lane = 0; lane < kWarpSize; ++lane)
+      std::memcpy(arguments(8 * m + lane / 4).row + lane % 4 * 4, &arguments(lane).registers[m], 4);
+}
+
+void check_matrix_row(const char* what, const void* row) {
+  if (!in_shared(row, 16))
+    fail(std::string(what) + ": row at " + name_of(row) +
+         " is outside of the block's shared memory");
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    fail(std::string(what) + ": row at " + name_of(row) + " is not aligned to 16 bytes");
+}
 }  // namespace
 
 void load_matrix(uint32_t* registers, int count, bool transposed, const void* row, Site site) {
   const bool used = current->lane < static_cast<unsigned>(8 * count);  // others' rows are not read
-  if (used && !in_shared(row, 16))
-    fail("ldmatrix: row at " + name_of(row) + " is outside of the block's shared memory");
-  if (used && reinterpret_cast<uintptr_t>(row) % 16 != 0)
-    fail("ldmatrix: row at " + name_of(row) + " is not aligned to 16 bytes");
-  if (used) note_read(*current, row, 16);
+  if (used) {
+    check_matrix_row("ldmatrix", row);
+    note_read(*current, row, 16);
+  }
   MatrixLoad mine{registers, static_cast<const unsigned char*>(row), count};
   warp_collective("ldmatrix", 0xFFFFFFFFu, &mine,
                   transposed ? exchange_matrices<true> : exchange_matrices<false>, site);
+}
+
+void store_matrix(const uint32_t* registers, void* row, Site site) {
+  check_matrix_row("stmatrix", row);
+  note_write(*current, row, 16);
+  MatrixStore mine{registers, static_cast<unsigned char*>(row)};
+  warp_collective("stmatrix", 0xFFFFFFFFu, &mine, store_matrices, site);
 }
 
 // --- mma.sync -----------------------------------------------------------------------------------

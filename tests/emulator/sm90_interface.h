@@ -36,6 +36,11 @@ void bulk_wait(unsigned pending);
 // Orders this thread's writes to shared memory before what TMA and wgmma read of it.
 void fence_proxy_async();
 
+// --- stmatrix -----------------------------------------------------------------------------------
+
+// Four 8 x 8 matrices of 16 bits: `row` is the one that this lane addresses.
+void store_matrix(const uint32_t* registers, void* row, Site site);
+
 // --- clusters -----------------------------------------------------------------------------------
 
 unsigned cluster_rank();

@@ -187,6 +187,8 @@ EVIDENCE = {
     "tma_tile": (r"UTMALDG\.3D$", "a loop"),
     "tma_box": (r"UTMALDG\.4D$", "a loop"),
     "multicast_im2col": (r"UTMALDG\.[45]D\.IM2COL\.MULTICAST", "a loop"),
+    "tma_store": (r"UTMASTG", "a loop"),
+    "stmatrix": (r"STSM", "a loop"),
     "multicast_tile": (r"UTMALDG\.3D\.MULTICAST", "a loop"),
 }
 

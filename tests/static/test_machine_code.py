@@ -223,6 +223,8 @@ def test_atomics_and_local_memory(instruction, bad):
         ("tma_tile", "UTMALDG.3D [UR8], [UR4], desc[UR6]"),
         ("tma_box", "UTMALDG.4D [UR8], [UR4], desc[UR6]"),
         ("multicast_im2col", "UTMALDG.4D.IM2COL.MULTICAST [UR8], [UR4], UR16, UR9"),
+        ("tma_store", "UTMASTG.2D [UR8], [UR4], desc[UR6]"),
+        ("stmatrix", "STSM.16.M88.4 [R2], R4"),
         ("multicast_tile", "UTMALDG.3D.MULTICAST [UR8], [UR4], UR16"),
     ],
 )

@@ -14,6 +14,7 @@ struct ConvResult {
   int pixels, channels;
   // Eight channels that start at a multiple of eight lie aligned to 16 bytes.
   bool vec8, residual_vec8;
+  bool by_tma;  // base and pitch are multiples of 16 bytes
 };
 
 }  // namespace fastconv::cuda

@@ -15,9 +15,9 @@ constexpr int kTurnTile = 32;
 // Axes are D, H, W as in ConvProblem. src is read through an im2col map, w through a tile map
 // [.., taps, channels].
 struct ConvTmaParams {
-  TensorMap src, w;
-  ConvResult result;  // pixels: gemm_m, channels: gemm_n
-  bool volume;        // src's map has the axis D
+  TensorMap src, w, dst;  // dst: of the result, if it is stored by TMA
+  ConvResult result;      // pixels: gemm_m, channels: gemm_n
+  bool volume;            // src's map has the axis D
 
   // Pixel o, p, q of the result starts at o * stride + first in src, less the taps' offsets.
   int stride[3], first[3];
