@@ -14,9 +14,7 @@
 #include "common/pool_python.h"
 #include "cpu/conv_algorithm.h"
 #include "cpu/isa.h"
-#include "cuda/conv_algorithm.h"
-#include "cuda/inception_algorithm.h"
-#include "cuda/pool_algorithm.h"
+#include "cuda_lists.h"
 
 namespace py = pybind11;
 using fastconv::ConvProblem;
@@ -83,31 +81,13 @@ const fastconv::cpu::ConvAlgorithm& algorithm(const std::string& name) {
   return *a;
 }
 
+using fastconv::choose_pool;
+using fastconv::cuda_algorithms;
+using fastconv::cuda_device_refusal;
+using fastconv::cuda_inceptions;
+using fastconv::cuda_pools;
 using fastconv::cuda::PoolInstance;
 using fastconv::cuda::PoolPass;
-#if defined(FC_WITH_CUDA)
-fastconv::cuda::AlgorithmList cuda_algorithms() { return fastconv::cuda::conv_algorithms(); }
-std::string cuda_device_refusal(const fastconv::cuda::ConvInstance& instance,
-                                const fastconv::cuda::Device& device) {
-  return fastconv::cuda::capability_refusal(instance, device);
-}
-fastconv::cuda::PoolInstanceList cuda_pools() { return fastconv::cuda::pool_instances(); }
-fastconv::cuda::InceptionInstanceList cuda_inceptions() {
-  return fastconv::cuda::inception_instances();
-}
-const PoolInstance* choose_pool(const fastconv::PoolCall& call, PoolPass pass) {
-  return fastconv::cuda::choose_pool_instance(call, pass, nullptr);
-}
-#else
-fastconv::cuda::AlgorithmList cuda_algorithms() { return {nullptr, 0}; }
-std::string cuda_device_refusal(const fastconv::cuda::ConvInstance&,
-                                const fastconv::cuda::Device&) {
-  return {};
-}
-fastconv::cuda::PoolInstanceList cuda_pools() { return {nullptr, 0}; }
-fastconv::cuda::InceptionInstanceList cuda_inceptions() { return {nullptr, 0}; }
-const PoolInstance* choose_pool(const fastconv::PoolCall&, PoolPass) { return nullptr; }
-#endif
 
 // Calls fn(algorithm, instance) for every CUDA kernel instance of this build.
 template <class F>

@@ -5,6 +5,11 @@
 #include <cstring>
 
 namespace fastconv::cpu {
+
+namespace wide {
+extern const bool is_built __attribute__((weak));
+}
+
 namespace {
 
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "wide"};
@@ -45,9 +50,7 @@ bool isa_available(Isa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma");
-#if defined(FC_BUILD_WIDE_ISA)
-    case Isa::kWide: return isa_available(Isa::kAvx2);
-#endif
+    case Isa::kWide: return &wide::is_built != nullptr && isa_available(Isa::kAvx2);
 #endif
     default: return false;
   }

@@ -21,12 +21,15 @@ FC_API bool isa_available(Isa isa);
 // Declares `const Type name` in every instruction set's namespace, name##_active(), and
 // name##_for(dtype). Vectors of 64 bytes have no fp64 kernels of their own, which would be a tenth
 // of the time to compile everything: AVX2's are used beside them.
-#if defined(__x86_64__)
-#if defined(FC_BUILD_WIDE_ISA)
-#define FC_IF_WIDE_ISA(...) __VA_ARGS__
+//
+// To plain code kWide's tables are weak, so that only the link tells a test build from another, and
+// neither compiles anew what the other has compiled.
+#if defined(FC_ISA)
+#define FC_IF_BUILT
 #else
-#define FC_IF_WIDE_ISA(...)
+#define FC_IF_BUILT __attribute__((weak))
 #endif
+#if defined(__x86_64__)
 #define FC_DECLARE_ISA_TABLE(Type, name)                                          \
   namespace baseline {                                                            \
   extern const Type name;                                                         \
@@ -37,10 +40,12 @@ FC_API bool isa_available(Isa isa);
   namespace avx512 {                                                              \
   extern const Type name;                                                         \
   }                                                                               \
-  FC_IF_WIDE_ISA(namespace wide { extern const Type name; })                      \
+  namespace wide {                                                                \
+  extern const Type name FC_IF_BUILT;                                             \
+  }                                                                               \
   inline const Type& name##_active() {                                            \
     switch (active_isa()) {                                                       \
-      FC_IF_WIDE_ISA(case Isa::kWide : return wide::name;)                        \
+      case Isa::kWide: return wide::name;                                         \
       case Isa::kAvx512: return avx512::name;                                     \
       case Isa::kAvx2: return avx2::name;                                         \
       default: return baseline::name;                                             \

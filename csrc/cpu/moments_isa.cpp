@@ -214,4 +214,7 @@ FC_ADD_MOMENTS(f16)
 FC_ADD_MOMENTS(double)
 #endif
 
+extern const bool is_built;  // isa.cpp asks which sets there are
+const bool is_built = true;
+
 }  // namespace fastconv::cpu::FC_ISA
