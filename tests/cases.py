@@ -202,6 +202,7 @@ HALO_CASES: tuple[ConvCase, ...] = (
     conv_case("halo_two_chunks", (1, 80, 6, 5), (8, 80, 3, 3), padding=(1, 2)),
     conv_case("halo_rows5", (2, 16, 9, 10), (16, 16, 5, 5), padding=2),
     conv_case("halo_rows5_valid", (1, 16, 12, 13), (24, 16, 5, 3)),
+    conv_case("halo_rows5_odd", (1, 24, 6, 9), (8, 24, 5, 5), padding=2),
     conv_case("halo_rows5_steps", (1, 32, 7, 6), (8, 32, 5, 5), padding=(3, 1)),
 )
 

@@ -40,6 +40,10 @@ CASES = (
     # Tiles of Winograd's and of direct that the image cuts, in several blocks; 5 of 32 filters.
     conv_case("cut", (3, 3, 9, 18), (37, 3, 3, 3), 1, 1),
     conv_case("one pixel each", (3, 8, 3, 3), (8, 8, 3, 3)),
+    # Tiles with a halo, cut by the image on both sides; two and three parts of the filters.
+    conv_case("rows3", (3, 16, 9, 10), (136, 16, 3, 3), 1, 1),
+    conv_case("rows5", (3, 16, 9, 10), (72, 16, 5, 3), 1, (2, 1)),
+    conv_case("rows5 odd", (2, 8, 6, 9), (11, 8, 5, 3)),
     *DEPTHWISE,
 )
 
@@ -48,7 +52,8 @@ def test_who_takes_statistics_along() -> None:
     """Every instance of fprop of these; not the plain twin's, whose blocks have parts of all
     channels, nor those whose tiles two blocks store."""
     assert all(i.direction == "fprop" for i in INSTANCES)
-    taking = ("im2col", "direct", "depthwise", "winograd_f2x2_3x3", "winograd_f4x4_3x3", "tma")
+    winograd = ("winograd_f2x2_3x3", "winograd_f4x4_3x3")
+    taking = ("im2col", "direct", "depthwise", *winograd, "tma", "halo")
     assert set(taking) <= {i.algorithm for i in INSTANCES}
     for i in instances():
         if i.direction == "fprop" and i.algorithm in (*taking, "direct_plain"):
@@ -74,6 +79,7 @@ def cases_of(instance: Instance) -> list[ConvCase]:
         "depthwise": [case.id for case in DEPTHWISE],
         "winograd_f2x2_3x3": ("cut", "groups", "one pixel each"),
         "winograd_f4x4_3x3": ("cut", "groups", "one pixel each"),
+        "halo": ("rows3", "rows5", "one pixel", "rows5 odd"),
     }.get(instance.algorithm, ("tiles", "groups", "odd", "one pixel", "3d"))
     if instance.name.endswith("_any"):
         names = ("multiplier", "depthwise 5 2", "line", "depthwise small 3 1")

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "cluster_room.h"
 #include "conv_gather_halo.cuh"
 #include "conv_im2col.h"
+#include "conv_moments.h"
 #include "conv_result.h"
 #include "device_rates.h"
 #include "tensor_map.h"
@@ -32,7 +34,10 @@ HaloPlan common_plan(const HaloShape& s, const ConvProblem& p) {
   g.chunks = tiles(g.src_channels, kChunk);
   g.steps = tiles(g.src_channels, kStep);
   g.parts = tiles(g.dst_channels, s.block_n);
-  const int64_t taps = p.filter_size();
+  const int64_t taps = p.filter_size(), columns = p.filter[2];
+  const int64_t last = g.src_channels - (g.chunks - 1) * kChunk;
+  g.last_eighths = 2 * tiles(last, kStep);
+  g.last_all = tiles(last, kStep) * columns;
   if (s.dgrad()) {
     // Rows of w are gemm_k, 64 of gemm_n to a row: as many as there are steps.
     g.tap_pitch = g.chunks > 1 ? g.chunks * kChunk : g.steps * kStep;
@@ -41,14 +46,22 @@ HaloPlan common_plan(const HaloShape& s, const ConvProblem& p) {
     g.w_chunk_bytes = g.tap_pitch / g.chunks * kRowBytes;
     g.w_bytes = s.block_n / kChunk * taps * g.tap_pitch * kRowBytes;
   } else {
-    // Taps follow one another without a gap where that leaves each at the start of a step.
-    const bool packed = g.src_channels % kStep == 0;
-    g.tap_pitch = packed ? g.src_channels : g.chunks * kChunk;
-    g.w_taps = packed ? 1 : taps;
-    g.w_chunks = packed ? tiles(taps * g.src_channels, kChunk) : g.chunks;
+    // Taps follow one another without a gap where that leaves each at the start of a step. Of few
+    // channels those of a row do, and steps do not heed them; there a row starts a chunk.
+    const bool packed = g.src_channels % kStep == 0, rows = !packed && g.chunks == 1;
+    g.tap_pitch = packed || rows ? g.src_channels : g.chunks * kChunk;
+    g.w_taps = packed ? 1 : rows ? p.filter[1] : taps;
+    g.w_chunks = tiles(taps / g.w_taps * g.src_channels, kChunk);
     g.w_chunk_bytes = s.block_n * kRowBytes;
     g.w_bytes = g.w_taps * g.w_chunks * g.w_chunk_bytes;
+    if (rows) {
+      g.row_pitch = g.w_chunks * kChunk;
+      g.last_eighths = g.src_channels / 8;
+      g.last_all = tiles(columns * g.src_channels, kStep);
+    }
   }
+  if (g.row_pitch == 0) g.row_pitch = columns * g.tap_pitch;
+  g.row_steps = (g.chunks - 1) * (kChunk / kStep) * columns + g.last_all;
   return g;
 }
 
@@ -78,46 +91,78 @@ void each_arrangement(const HaloShape& s, const ConvProblem& p, HaloPlan* g, con
     }
 }
 
+// Sum over i < count of `first` + i * step, each cut off at 0 and at `extent`.
+int64_t clamped_sum(int64_t count, int64_t first, int64_t step, int64_t extent) {
+  const auto reaching = [&](int64_t bound) {  // the first i that is there or beyond
+    return first >= bound ? 0 : std::min(count, tiles(bound - first, step));
+  };
+  const int64_t low = reaching(0), high = reaching(extent);
+  return (high - low) * first + (high * (high - 1) - low * (low - 1)) / 2 * step +
+         (count - high) * extent;
+}
+
+// Of one part of dst's channels: what all boxes have in common with src. The rest is zero, and not
+// read.
+double boxes_bytes(const HaloPlan& g, int64_t images) {
+  double bytes = 2.0 * double(images) * double(g.src_channels);
+  for (int i = 0; i < 2; ++i) {
+    const int64_t count = g.tiles[i + 1], step = g.tile[i + 1];
+    bytes *= double(clamped_sum(count, g.first[i] + g.box[i], step, g.src[i]) -
+                    clamped_sum(count, g.first[i], step, g.src[i]));
+  }
+  return bytes;
+}
+
 constexpr double kL2OverDram = 1.5;         // rate of either
 constexpr double kTensorEfficiency = 0.85;  // of the rate, within the main loop
 constexpr double kSharedEfficiency = 0.95;
-constexpr double kLatency = 0.7e-6;    // until the first bytes are there
+constexpr double kLatency = 0.7e-6;  // until the first bytes are there
+constexpr double kArriving = 64;     // bytes that an SM takes in a cycle
+constexpr double kClusterSync = 0.25e-6;
+constexpr int kMostClusterLog = 2;
 constexpr double kEpilogueCycles = 8;  // to 128 bytes of a tile's result in fp32
 
-// Seconds, and what comes from L2.
-void estimate(const HaloShape& s, const ConvProblem& p, const Device& device, HaloPlan* g) {
+// Seconds, and what comes from L2, with so many blocks to a cluster.
+void estimate(const HaloShape& s, const ConvProblem& p, const Device& device, int cluster_log,
+              HaloPlan* g) {
   const DeviceRates rates = device_rates(device);
   constexpr double kFlopsPerCycle = 4096;  // of an SM's tensor cores
   const double cycle = kFlopsPerCycle * device.sm_count / rates.warpgroup_16_flops;
-  const double l2_rate = kL2OverDram * rates.bytes_per_s;
-  const double all = double(g->tiles[0]) * double(g->tiles[1]) * double(g->tiles[2]);
-  const double per_part = std::max(1.0, std::min(all, double(device.sm_count / g->parts)));
-  g->blocks = static_cast<int64_t>(per_part);
-  const double waves = std::ceil(per_part * double(g->parts) / device.sm_count);
+  const double sm_rate = kL2OverDram * rates.bytes_per_s / device.sm_count;
+  const int cluster = 1 << cluster_log, room = cluster_room(device, cluster);
+  const int64_t all = g->tiles[0] * g->tiles[1] * g->tiles[2];
+  const int64_t clusters =
+      std::max<int64_t>(1, std::min<int64_t>(tiles(all, cluster), room / g->parts));
+  g->cluster_log = cluster_log;
+  g->blocks = clusters * cluster;
+  const double waves = double(tiles(clusters * g->parts, room));
 
-  const double products = double(g->steps * p.filter[2]) * s.filter_h * s.products;
+  const double products = double(g->row_steps) * s.filter_h * s.products;
   const double tile_flops = products * 2 * 64 * s.block_n * kStep;
   const double tensor = tile_flops / kFlopsPerCycle / kTensorEfficiency;
-  const double fragments = double(g->steps * p.filter[2]) * (s.filter_h + s.products - 1);
-  const double tile_bytes = double(g->chunks * g->box_bytes);
-  const double shared =
-      (products * s.block_n * kStep * 2 + fragments * 64 * kStep * 2 + tile_bytes) / 128 /
-      kSharedEfficiency;
+  const double fragments = double(g->row_steps) * (s.filter_h + s.products - 1);
+  const double shared = (products * s.block_n * kStep * 2 + fragments * 64 * kStep * 2 +
+                         double(g->chunks * g->box_bytes)) /
+                        128 / kSharedEfficiency;
+  const double part_bytes = boxes_bytes(*g, p.N);
   // A box is replaced while the other consumer multiplies.
-  const double load = g->chunks * kLatency + tile_bytes / (l2_rate / device.sm_count);
+  const double load = double(g->chunks) * kLatency + part_bytes / double(all) / sm_rate;
   const double multiply = std::max(tensor, shared) * cycle;
   const double tile = std::max(multiply, (multiply + load) / 2);
   const double epilogue = kEpilogueCycles * cycle * s.products * 64 * s.block_n * 4 / 128;
-  const double first = kLatency + double(g->w_bytes) / (l2_rate / device.sm_count);
-  const double sums = waves * (first + std::ceil(all / per_part) * tile + epilogue);
+  const double weights =
+      std::max(double(g->w_bytes) / cluster / sm_rate, double(g->w_bytes) / kArriving * cycle);
+  const double first = kLatency + weights + (cluster > 1 ? kClusterSync : 0.0);
+  const double sums = waves * (first + double(tiles(all, g->blocks)) * tile + epilogue);
 
-  g->flops = all * double(g->parts) * tile_flops;
-  g->pixel_bytes = double(g->parts) * all * tile_bytes;
-  g->weight_bytes = double(g->parts) * per_part * double(g->w_bytes);
+  g->flops = double(all * g->parts) * tile_flops;
+  g->pixel_bytes = double(g->parts) * part_bytes;
+  const double w_bytes = 2.0 * double(p.K) * double(p.C) * double(p.filter_size());
+  g->weight_bytes = double(clusters) * w_bytes;
   const double elements =
-      double(p.N) * (double(p.C) * double(p.in_size()) + double(p.K) * double(p.out_size())) +
-      double(p.K) * double(p.C) * double(p.filter_size());
-  g->seconds = rates.launch_s + std::max(sums, 2 * elements / rates.bytes_per_s);
+      double(p.N) * (double(p.C) * double(p.in_size()) + double(p.K) * double(p.out_size()));
+  const double dram = (2 * elements + w_bytes) / rates.bytes_per_s;
+  g->seconds = rates.launch_s + std::max(sums, dram);
 }
 
 }  // namespace
@@ -161,19 +206,22 @@ HaloPlan halo_plan(const HaloShape& s, const ConvProblem& p, const Device& devic
   best.seconds = std::numeric_limits<double>::infinity();
   each_arrangement(s, p, &g, [&] {
     if (!g.fits) return;
-    estimate(s, p, device, &g);
-    // Of equally fast ones that with the smaller halo.
-    if (g.seconds < best.seconds || (g.seconds == best.seconds && g.pixel_bytes < best.pixel_bytes))
-      best = g;
+    for (int cluster_log = 0; cluster_log <= kMostClusterLog; ++cluster_log) {
+      if (1 << cluster_log > device.sm_count) break;
+      estimate(s, p, device, cluster_log, &g);
+      // Of equally fast ones that which reads less.
+      const double more = g.pixel_bytes + g.weight_bytes - (best.pixel_bytes + best.weight_bytes);
+      if (g.seconds < best.seconds || (g.seconds == best.seconds && more < 0)) best = g;
+    }
   });
   return best;
 }
 
 namespace {
 
-int halo_params(const HaloShape& s, const ConvCall& call, ConvHaloParams* params, int64_t* grid) {
+int halo_params(const HaloShape& s, const HaloPlan& g, const ConvCall& call,
+                ConvHaloParams* params) {
   const ConvProblem& c = call.problem;
-  const HaloPlan g = halo_plan(s, c, call.device);
   ConvHaloParams& p = *params;
   p = ConvHaloParams{};
   const auto extent = [](int64_t v) { return static_cast<uint64_t>(v); };
@@ -190,7 +238,6 @@ int halo_params(const HaloShape& s, const ConvCall& call, ConvHaloParams* params
   const uint32_t pixels[4] = {box(kChunk), box(g.box[1]), box(g.box[0]), box(g.tile[0])};
   int error = encode_tile_map(&p.src, src, pixels);
   if (error != cudaSuccess) return error;
-  // [K, taps, C], or of taps that follow one another [K, 1, taps * C].
   const int64_t taps = c.filter_size(), row = s.dgrad() ? c.C : taps / g.w_taps * c.C;
   const TensorAxes w{call.w,
                      s.dtype,
@@ -219,18 +266,21 @@ int halo_params(const HaloShape& s, const ConvCall& call, ConvHaloParams* params
   p.tiles_w = FastDivmod(box(g.tiles[2]));
   p.tiles = number(g.tiles[0] * g.tiles[1] * g.tiles[2]);
   p.parts = number(g.parts);
+  p.cluster_log = g.cluster_log;
   p.stage_bytes = number(g.stage_bytes);
   p.box_bytes = number(g.box_bytes);
   p.filter_w = number(c.filter[2]);
   p.taps = number(taps);
   p.chunks = number(g.chunks);
-  p.last_steps = number(g.steps - (g.chunks - 1) * (kChunk / kStep));
+  p.last_eighths = number(g.last_eighths);
+  p.last_reciprocal = halo_reciprocal(p.last_eighths);
+  p.last_all = number(g.last_all);
   p.tap_pitch = number(g.tap_pitch);
+  p.row_pitch = number(g.row_pitch);
   p.w_taps = number(g.w_taps);
   p.w_chunks = number(g.w_chunks);
   p.w_chunk_bytes = number(g.w_chunk_bytes);
   p.w_bytes = number(g.w_bytes);
-  *grid = g.blocks * g.parts;
   return cudaSuccess;
 }
 
@@ -252,16 +302,24 @@ int launch(const ConvCall& call) {
   const void* src = shape.dgrad() ? call.y : call.x;
   if (reinterpret_cast<uintptr_t>(src) % 16 != 0 || reinterpret_cast<uintptr_t>(call.w) % 16 != 0)
     return launch_conv_im2col<typename Config::Fallback>(call);
+  const HaloPlan plan = halo_plan(shape, call.problem, call.device);
   ConvHaloParams p;
-  int64_t blocks;
-  if (const int error = halo_params(shape, call, &p, &blocks)) return error;
+  if (const int error = halo_params(shape, plan, call, &p)) return error;
   const int bytes = Tile::ALIGNMENT + p.w_bytes + p.stage_bytes + p.box_bytes + Tile::BARRIER_BYTES;
-  const LaunchConfig config{dim3(static_cast<unsigned>(blocks)), dim3(Tile::NUM_THREADS),
-                            static_cast<size_t>(bytes), call.stream};
-  if constexpr (shape.direction == Direction::kFprop)
-    return launch_kernel(conv_fprop_halo_kernel<Tile>, config, p);
-  else
-    return launch_kernel(conv_dgrad_halo_kernel<Tile>, config, p);
+  const LaunchConfig config{dim3(static_cast<unsigned>(plan.blocks * plan.parts)),
+                            dim3(Tile::NUM_THREADS), static_cast<size_t>(bytes), call.stream};
+  const auto kernel = [] {
+    if constexpr (Config::shape.direction == Direction::kFprop)
+      return conv_fprop_halo_kernel<Tile>;
+    else
+      return conv_dgrad_halo_kernel<Tile>;
+  }();
+  return launch_with_moments(
+      call, shape.direction, plan.tile_count(), [&](const MomentTiles<float>& moments) {
+        p.moments = moments;
+        return plan.cluster_log == 0 ? launch_kernel(kernel, config, p)
+                                     : launch_clusters(kernel, config, 1u << plan.cluster_log, p);
+      });
 }
 
 template <class Config>
@@ -270,6 +328,14 @@ std::string refusal(const ConvProblem& p) {
   return why.empty() ? im2col_refusal(Config::Fallback::shape, p) : why;
 }
 int64_t no_workspace(const ConvProblem&, const Device&) { return 0; }
+// Also enough for the fallback's.
+template <class Config>
+int64_t stats_workspace(const ConvProblem& p, const Device& device) {
+  const int64_t tiles = halo_plan(Config::shape, p, device).tile_count();
+  return std::max(im2col_stats_workspace(p, device), moments_bytes(p.K, tiles));
+}
+template <class Config>
+constexpr auto kStatsWorkspace = Config::shape.dgrad() ? nullptr : stats_workspace<Config>;
 template <class Config>
 double cost(const ConvProblem& p, const Device& device) {
   return halo_plan(Config::shape, p, device).seconds;
@@ -287,17 +353,17 @@ double cost(const ConvProblem& p, const Device& device) {
   FC_HALO_TILES(X, Direction::kDgrad, "dgrad", DType::kBFloat16, "bf16", __nv_bfloat16) \
   FC_HALO_TILES(X, Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)
 
-#define FC_HALO_ROW(name, direction, dtype, ...)       \
-  {name,                                               \
-   direction,                                          \
-   dtype,                                              \
-   Layout::kNHWC,                                      \
-   Products::kIeee,                                    \
-   refusal<HaloConfig<direction, dtype, __VA_ARGS__>>, \
-   no_workspace,                                       \
-   cost<HaloConfig<direction, dtype, __VA_ARGS__>>,    \
-   launch<HaloConfig<direction, dtype, __VA_ARGS__>>,  \
-   nullptr,                                            \
+#define FC_HALO_ROW(name, direction, dtype, ...)               \
+  {name,                                                       \
+   direction,                                                  \
+   dtype,                                                      \
+   Layout::kNHWC,                                              \
+   Products::kIeee,                                            \
+   refusal<HaloConfig<direction, dtype, __VA_ARGS__>>,         \
+   no_workspace,                                               \
+   cost<HaloConfig<direction, dtype, __VA_ARGS__>>,            \
+   launch<HaloConfig<direction, dtype, __VA_ARGS__>>,          \
+   kStatsWorkspace<HaloConfig<direction, dtype, __VA_ARGS__>>, \
    90},
 const ConvInstance kInstances[] = {FC_HALO_INSTANCES(FC_HALO_ROW)};
 constexpr int kCount = sizeof(kInstances) / sizeof(kInstances[0]);

@@ -29,14 +29,19 @@ struct HaloPlan {
   int64_t box[2];                  // a tile's, with the halo
   int64_t box_bytes, stage_bytes;  // that a copy brings; from the first box to the second
   bool fits;
-  int64_t chunks, steps;  // of src's channels: 64 to a chunk, 16 to a step
-  int64_t tap_pitch, w_taps, w_chunks, w_chunk_bytes, w_bytes;
-  int64_t parts;   // of dst's channels
-  int64_t blocks;  // to each part
+  int64_t chunks, steps;           // of src's channels: 64 to a chunk, 16 to a step
+  int64_t last_eighths, last_all;  // of the last chunk: 8 channels each; steps of a row of taps
+  int64_t row_steps;               // of a row of taps, in all chunks
+  int64_t tap_pitch, row_pitch, w_taps, w_chunks, w_chunk_bytes, w_bytes;
+  int64_t parts;    // of dst's channels
+  int cluster_log;  // blocks of a cluster, which share their weights
+  int64_t blocks;   // to each part
   // Of all blocks: what they read from L2, and 2 operations for each multiply-add, tails and
   // borders included.
   double pixel_bytes, weight_bytes, flops;
   double seconds;
+
+  int64_t tile_count() const { return tiles[0] * tiles[1] * tiles[2]; }
 };
 
 std::string halo_refusal(const HaloShape&, const ConvProblem&);

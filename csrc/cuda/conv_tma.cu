@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cluster_room.h"
 #include "conv_result.h"
 #include "conv_tma_strided.h"
 #include "conv_tma_tf32.h"
@@ -97,11 +98,7 @@ std::string tma_refusal(const TmaShape& s, const ConvProblem& p) {
   return {};
 }
 
-int tma_room(const Device& device, int cluster) {
-  constexpr int kMost = 18;  // SMs of a GPC, within which a cluster lies; they come in pairs
-  const int parts = cluster <= 2 ? 1 : std::max(1, (device.sm_count + kMost - 1) / kMost);
-  return std::max(1, parts * (device.sm_count / parts / cluster));
-}
+int tma_room(const Device& device, int cluster) { return cluster_room(device, cluster); }
 
 TmaFigures tma_figures(const TmaShape& s, const ConvProblem& p, const Device& device) {
   const DeviceRates rates = device_rates(device);

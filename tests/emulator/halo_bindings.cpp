@@ -18,6 +18,7 @@ void bind_halo(py::module_& m) {
           found["tile"] = py::make_tuple(plan.tile[0], plan.tile[1], plan.tile[2]);
           found["parts"] = plan.parts;
           found["blocks"] = plan.blocks;
+          found["cluster"] = 1 << plan.cluster_log;
           found["w_bytes"] = plan.w_bytes;
           found["pixel_bytes"] = plan.pixel_bytes;
           found["weight_bytes"] = plan.weight_bytes;

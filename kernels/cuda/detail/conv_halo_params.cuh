@@ -1,6 +1,8 @@
 // Arguments of the convolutions that keep a tile's pixels and their halo in shared memory, and the
 // tile's shape: what is known when compiled, and what the host chooses for a problem.
 #pragma once
+#include "block_moments.cuh"
+#include "cluster.cuh"
 #include "conv_result.cuh"
 #include "fast_divmod.cuh"
 #include "tma.cuh"
@@ -26,11 +28,20 @@ struct HaloTile {
   static_assert(sizeof(scalar) == 2, "CHUNK and STEP are of 16-bit types");
 };
 
-// src is read through a tile map [N, H, W, C], w through one [K, taps, C].
+// number * halo_reciprocal(d) >> HALO_RECIPROCAL_LOG is number / d, for d up to 8 and numbers below
+// 128.
+constexpr int HALO_RECIPROCAL_LOG = 10;
+constexpr __host__ __device__ int halo_reciprocal(int d) {
+  return ((1 << HALO_RECIPROCAL_LOG) + d - 1) / d;
+}
+
+// src is read through a tile map [N, H, W, C], w through one [K, taps, C]; where taps, or rows of
+// them, follow one another without a gap, through [K, 1, taps C] or [K, R, S C].
 struct ConvHaloParams {
   TensorMap src, w;
   ConvResult result;
-  int images, rows, columns;  // of the result: its pixels are their product
+  MomentTiles<float> moments;  // of fprop: a tile of pixels each
+  int images, rows, columns;   // of the result: its pixels are their product
 
   int first_h, first_w;          // of src, under the first tap of the result's pixel 0, 0
   int units_w_log, units_h_log;  // of a tile, the rest of its units being images
@@ -39,13 +50,17 @@ struct ConvHaloParams {
   FastDivmod tiles_h, tiles_w;   // of an image
   int tiles;                     // of all pixels
   int parts;                // of the result's channels, BLOCK_N each: a block has one for its life
+  int cluster_log;          // blocks of a cluster: they have the same part
   int stages, stage_bytes;  // boxes in shared memory
   int box_bytes;            // that a copy brings
 
   int filter_w, taps;
-  int chunks, last_steps;  // of src's channels; STEPs of the last chunk
-  // The weights in shared memory: tap t's channel c is gemm_k = t * tap_pitch + c.
-  int tap_pitch;
+  int chunks;  // of src's channels
+  // Of the last chunk: 16 bytes of channels of a tap, and its reciprocal; STEPs of a row of taps.
+  int last_eighths, last_reciprocal, last_all;
+  // The weights in shared memory: tap r, s, channel c is gemm_k = r * row_pitch + s * tap_pitch +
+  // c.
+  int tap_pitch, row_pitch;
   int w_taps, w_chunks;  // copies: along the map's second axis, along gemm_k
   int w_chunk_bytes;     // that one brings
   int w_bytes;           // all of them, to which the boxes follow
