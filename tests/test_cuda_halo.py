@@ -112,8 +112,8 @@ def test_four_blocks_share_weights(instance: Instance) -> None:
 
 def test_pairs_of_blocks_share_weights() -> None:
     """Of 132 SMs clusters of four would leave four idle."""
-    case = conv_case("pairs", (33, 32, 30, 30), (16, 32, 3, 3), padding=1)
-    instance = next(i for i in ROWS3 if i.direction == "fprop" and tile(i)[1] == 64)
+    case = conv_case("pairs", (33, 32, 15, 31), (16, 32, 3, 3), padding=1)
+    instance = next(i for i in ROWS3 if i.direction == "fprop" and tile(i) == (128, 64))
     found = plan(instance, case)
     assert (found["cluster"], found["blocks"], found["parts"]) == (2, 132, 1)
     check_integers(instance, case)

@@ -346,7 +346,8 @@ double cost(const ConvProblem& p, const Device& device) {
 #define FC_HALO_TILES(X, direction, dn, dtype, name, scalar_t)                      \
   X(dn "_" name "_nhwc_wgmma_rows3_256x64", direction, dtype, scalar_t, 3, 64, 4)   \
   X(dn "_" name "_nhwc_wgmma_rows3_128x128", direction, dtype, scalar_t, 3, 128, 2) \
-  X(dn "_" name "_nhwc_wgmma_rows5_256x64", direction, dtype, scalar_t, 5, 64, 4)
+  X(dn "_" name "_nhwc_wgmma_rows3_128x64", direction, dtype, scalar_t, 3, 64, 2)   \
+  X(dn "_" name "_nhwc_wgmma_rows5_128x64", direction, dtype, scalar_t, 5, 64, 2)
 #define FC_HALO_INSTANCES(X)                                                            \
   FC_HALO_TILES(X, Direction::kFprop, "fprop", DType::kBFloat16, "bf16", __nv_bfloat16) \
   FC_HALO_TILES(X, Direction::kFprop, "fprop", DType::kFloat16, "f16", __half)          \
