@@ -10,6 +10,7 @@ from pathlib import Path
 from bench import report
 
 SCHEMA = 1
+SHOWN_LINES = 40  # of why stages failed: who calls from afar may see little of the output
 DRY = "DRY RUN: no kernel ran on a GPU and nothing was measured; what ran was rehearsed on the CPU."
 
 
@@ -304,6 +305,13 @@ def table(doc: dict) -> str:
     for s in doc["stages"]:
         remark = s["summary"] or s["reason"]
         lines.append(f"{s['name']:<28} {s['status']:<9} {s['seconds']:6.1f} s  {remark}"[:118])
+    why = [
+        f"{s['name']}: {text}" if i == 0 else f"  {text}"
+        for s in doc["stages"]
+        for i, text in enumerate(s["telling"])
+    ]
+    lines += ["", *why[:SHOWN_LINES]] if why else []
+    lines += [f"... and {len(why) - SHOWN_LINES} lines more"] if len(why) > SHOWN_LINES else []
     for o in doc["overall"]:
         ratios = f"ratio {number(o['ratio'])}, auto {number(o['auto_ratio'])}"
         words = f"{o['arithmetic']} {o['direction']}: {o['problems']} problems, {ratios}"

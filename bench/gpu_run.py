@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench import gpu_machine, gpu_report
@@ -30,19 +31,33 @@ from bench.gpu_stages import Runner, Stage
 SECONDS = 520.0  # the wrapper ends everything at 540
 DRY_SECONDS = 115.0
 NO_DEVICE = "no CUDA device"
-LOG_BYTES = 1 << 20  # of each stage's log
+# Of each stage's log, from its beginning and its end: all of them fit in 16 MiB.
+LOG_BYTES = 1 << 17
+# For tests that may take longer than others before they count as hanging.
+LARGE = {"FASTCONV_GPU_TEST_SECONDS": "80"}
+PATIENT = {"Triton convolutions": {"FASTCONV_GPU_TEST_SECONDS": "90"}}
+NEEDED = ("build", "machine")  # by every other stage
+NOT_NAMED = "--only names others"
+ONLY_LIMIT = 3.0
 # Ten processes share the cores; none of them has much to compute on the host.
 FEW_THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
 PYTHON = sys.executable
 PYTEST = (
     # A broken kernel fails each of hundreds of tests: 200 name it, more would only spend the time.
-    *(PYTHON, "-m", "pytest", "-q", "-rf", "--tb=short", "--maxfail=200", "--color=no"),
+    *("-q", "-rf", "--tb=short", "--maxfail=200", "--color=no"),
     *("--confcutdir", "tests/gpu", "-p", "no:cacheprovider"),
 )
 
 
 def tests(*names: str) -> list[str]:
-    return [*PYTEST, *(f"tests/gpu/test_gpu_{name}.py" for name in names)]
+    files = (f"tests/gpu/test_gpu_{name}.py" for name in names)
+    return [PYTHON, "-m", "bench.gpu_tests", *PYTEST, *files]
+
+
+def shortened(log: bytes) -> bytes:
+    if len(log) <= 2 * LOG_BYTES:
+        return log
+    return log[:LOG_BYTES] + b"\n[...]\n" + log[-LOG_BYTES:]
 
 
 def built() -> bool:
@@ -121,13 +136,15 @@ class GpuRun:
             ("fused operations", "fused", "inception"),
             ("Triton convolutions", "triton"),
         ):
-            stages.append(self._on_device(f"tests: {name}", tests(*files), 130, 60))
+            stages.append(
+                self._on_device(f"tests: {name}", tests(*files), 130, 60, env=PATIENT.get(name))
+            )
         return stages
 
     def watched(self) -> list[Stage]:
         stages = [
-            self._on_device("tests: 2^31 elements", tests("large"), 90, 40),
-            self._on_device("tests: pooling 2^31", tests("pool_large"), 90, 40),
+            self._on_device("tests: 2^31 elements", tests("large"), 90, 40, env=LARGE),
+            self._on_device("tests: pooling 2^31", tests("pool_large"), 90, 40, env=LARGE),
         ]
         missing = "" if gpu_machine.find_sanitizer() else "compute-sanitizer was not found"
         for tool in TOOLS:
@@ -180,7 +197,7 @@ class GpuRun:
         environment = {"FASTCONV_GPU_REHEARSAL": "cpu", "OMP_WAIT_POLICY": "passive"}
         note = "rehearsed on the CPU"
         limit = self.args.seconds  # a busy machine is no failure: only the whole has a limit
-        collect = (*PYTEST, "--collect-only", "tests/gpu")
+        collect = (PYTHON, "-m", "pytest", *PYTEST, "--collect-only", "tests/gpu")
         bench = "--lists gpu_rehearsal --reference definition --providers auto,ours --restarts 1"
         return [
             [
@@ -190,7 +207,7 @@ class GpuRun:
             [
                 Stage(
                     "tests: rehearsal",
-                    (*PYTEST, "-m", "not gpu", "tests/gpu"),
+                    (PYTHON, "-m", "bench.gpu_tests", *PYTEST, "-m", "not gpu", "tests/gpu"),
                     *(limit, 10, True),
                     environment,
                     note=note,
@@ -257,8 +274,10 @@ class GpuRun:
         """Every group, whatever the others did. Returns whether the run passed."""
         groups = self.groups()
         for index, group in enumerate(groups):
-            later = sum(max((s.least for s in g()), default=0.0) for g in groups[index + 1 :])
-            stages = group()
+            rest = [self.chosen(g()) for g in groups[index + 1 :]]
+            kept = ([s.least for s in g if s.reason != NOT_NAMED] for g in rest)
+            later = sum(max(seconds, default=0.0) for seconds in kept)
+            stages = self.chosen(group())
             if any(s.name == "benchmark" and not s.reason for s in stages):
                 self.clocks["before"] = gpu_machine.nvidia_smi(gpu_machine.CLOCKS)
             self.runner.run(stages, later if not self.dry else 0.0)
@@ -270,6 +289,22 @@ class GpuRun:
         print(gpu_report.table(doc))
         print(f"written: {self.folder}")
         return doc["passed"]
+
+    def chosen(self, stages: list[Stage]) -> list[Stage]:
+        """What `--only` names may take the time of what it does not name."""
+        names = [name for name in (self.args.only or "").split(",") if name]
+        if not names:
+            return stages
+        found = []
+        for stage in stages:
+            if any(name in stage.name for name in names):
+                limit = stage.limit if self.dry else ONLY_LIMIT * stage.limit
+                found.append(replace(stage, limit=limit))
+            elif stage.name in NEEDED:
+                found.append(stage)
+            else:
+                found.append(_without(stage, NOT_NAMED))
+        return found
 
     def save(self) -> dict:
         folder = self._folder()
@@ -292,7 +327,7 @@ class GpuRun:
             for result in self.runner.results:
                 log = self.runner.log_of(result.name)
                 out.write(f"===== {result.name}: {result.status}\n".encode())
-                out.write(log.read_bytes()[-LOG_BYTES:] if log.exists() else b"")
+                out.write(shortened(log.read_bytes()) if log.exists() else b"")
         return doc
 
     def _folder(self) -> Path:
@@ -300,7 +335,7 @@ class GpuRun:
             results = ROOT / "bench" / "results"
             if not self.machine:
                 return self.work  # not yet known: the build runs first
-            if self.dry or not self.machine.get("device"):
+            if self.dry or self.args.only or not self.machine.get("device"):
                 self.folder = ROOT / "build" / "gpu_run"  # no result to commit
             else:
                 self.folder = results / gpu_machine.slug(self.machine)
@@ -340,6 +375,8 @@ def main() -> int:
     add("--dry-run", action="store_true", help="no GPU: rehearse on the CPU")
     add("--skip-build", action="store_true", help="use the build in place")
     add("--seconds", type=float, help="for the whole run")
+    only = "run these stages alone, and those that they need; commas between parts of their names"
+    add("--only", default="", metavar="NAMES", help=only)
     args = parser.parse_args()
     args.folder = Path(args.folder).resolve() if args.folder else None
     args.seconds = args.seconds or (DRY_SECONDS if args.dry_run else SECONDS)

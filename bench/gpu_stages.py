@@ -6,6 +6,7 @@ library only, so that it can report that PyTorch is broken.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -48,6 +49,7 @@ class Result:
     reason: str = ""
     summary: str = ""
     tail: str = ""
+    telling: list[str] = field(default_factory=list)
     excused: bool = False  # not run, as planned
 
     @property
@@ -151,6 +153,8 @@ class Runner:
         if not on_time:
             result.status = NOT_RUN if self.stopped else TIMED_OUT
             result.reason = self.stopped or f"killed after {limit:.0f} s"
+            if process.poll() is None:
+                result.reason += ", and did not end"
         elif process.returncode == RC_LIMITED:
             result.status, result.reason = LIMITED, stage.note
         elif process.returncode != 0:
@@ -159,6 +163,7 @@ class Runner:
             result.reason = stage.note
         if result.status != PASSED:
             result.tail = "\n".join(text.splitlines()[-TAIL_LINES:])
+            result.telling = telling_lines(text)
         return result
 
     def _say(self, result: Result) -> None:
@@ -167,7 +172,8 @@ class Runner:
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """Ends the process and whatever it started."""
+    """Ends the process and whatever it started. One that the driver does not let go of (it waits
+    for a kernel that hangs) is left behind: the others need the time."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -176,7 +182,8 @@ def end_group(process: subprocess.Popen) -> None:
         until = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < until and group_lives(process):
             time.sleep(0.02)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
 
 
 def group_lives(process: subprocess.Popen) -> bool:
@@ -198,6 +205,17 @@ def died(code: int) -> str:
 
 
 # The last line that says what a stage found: pytest's, compute-sanitizer's, or one of ours.
+_TELLING = re.compile(r"^(?:FAILED|ERROR|E  |lost at |error: |.*: (?:fatal )?error\b)|\berror:")
+SHOWN_LINES, SHOWN_WIDTH = 5, 150
+
+
+def telling_lines(text: str) -> list[str]:
+    """The few lines of a log that say why, for those who see only the end of the output."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if _TELLING.search(line)] or lines[-3:]
+    return [line[:SHOWN_WIDTH] for line in telling[:SHOWN_LINES]]
+
+
 _SUMMARY = re.compile(
     r"^(?:=+ )?(?:"
     r"(?P<pytest>\d+ (?:passed|failed|error|tests? collected|/)[^=\n]*?)(?: in [\d.]+s.*)?"

@@ -314,7 +314,8 @@ def run(options: Options, sources: dict[str, str], args: argparse.Namespace) -> 
     if restarts is None:
         restarts = stretches.RESTARTS if options.device == "cuda" else 0
     if restarts and args.progress is None:
-        return stretches.supervise(args.words, restarts)
+        patience = stretches.HANGS_AFTER + 60 * options.seconds  # all contenders are timed together
+        return stretches.supervise(args.words, restarts, patience)
     return Run(options, sources, args).run()
 
 

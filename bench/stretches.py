@@ -1,5 +1,6 @@
 """A run in stretches: each is a process of its own, and one that a problem takes down (a kernel
-that faults takes the device's context with it) is followed by another, which goes on behind it."""
+that faults takes the device's context with it, one that hangs is ended) is followed by another,
+which goes on behind it."""
 
 from __future__ import annotations
 
@@ -8,12 +9,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+HUNG = "no answer"
 RC_LOST = 75  # of a stretch that says so; one that is killed says nothing
+COMMAND = (sys.executable, "-m", "bench")
 RESTARTS = 4
+# How long one contender may take over one problem, or be timed with others; those that compile
+# first, longer.
+HANGS_AFTER = 45.0
+COMPILES_FOR = 120.0
+COMPILED = ("compile", "triton")
 
 
 class DeviceLost(RuntimeError):
@@ -33,6 +42,17 @@ class Progress:
         self.data = json.loads(path.read_text()) if path and path.exists() else empty
         self.rows: list[dict] = self.data["rows"]
         self.facts: dict[str, Any] = self.data["facts"]
+
+    def overdue(self, seconds: float) -> bool:
+        """Whether whoever is running has been for longer than that, and nothing was written since.
+        Asked by the process that waits."""
+        try:
+            _, contender = json.loads(self._at.read_text())
+            age = time.time() - self._at.stat().st_mtime
+        except (OSError, ValueError):  # nobody is, or it is being written
+            return False
+        patience = max(seconds, COMPILES_FOR) if contender.startswith(COMPILED) else seconds
+        return age > patience
 
     @property
     def _at(self) -> Path | None:
@@ -80,20 +100,20 @@ class Progress:
         self.save()
 
 
-def supervise(words: Sequence[str], restarts: int) -> int:
+def supervise(words: Sequence[str], restarts: int, hangs_after: float = HANGS_AFTER) -> int:
     """Runs `python -m bench <words>` in stretches. Returns the last one's exit code, 1 where that
     was taken down as well."""
     folder = Path(tempfile.mkdtemp(prefix="fastconv-bench-"))
     path = folder / "progress.json"
-    command = [sys.executable, "-m", "bench", *words, "--progress", str(path)]
+    command = [*COMMAND, *words, "--progress", str(path)]
     try:
         for stretch in range(restarts + 1):
-            code = _wait(command)
+            code, hung = _wait(command, Progress(path), hangs_after)
             progress = Progress(path)
             if progress.data["ended"]:
                 return code
             said = f"exit code {code}" if code >= 0 else f"ended by signal {-code}"
-            reason = progress.facts.pop("lost", None) or said
+            reason = progress.facts.pop("lost", None) or (HUNG if hung else said)
             culprit = progress.ban(f"took the device down: {reason}")
             if culprit is None:  # no contender's doing
                 return code or 1
@@ -105,11 +125,17 @@ def supervise(words: Sequence[str], restarts: int) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(command: Sequence[str]) -> int:
-    """A Ctrl-C reaches the stretch as well, which ends by itself and writes what it has."""
+def _wait(command: Sequence[str], progress: Progress, hangs_after: float) -> tuple[int, bool]:
+    """The exit code, and whether it was ended because a contender hung. A Ctrl-C reaches the
+    stretch as well, which ends by itself and writes what it has."""
     process = subprocess.Popen(command)
+    hung = False
     while True:
         try:
-            return process.wait()
+            return process.wait(timeout=1.0), hung
+        except subprocess.TimeoutExpired:
+            if not hung and progress.overdue(hangs_after):
+                hung = True
+                process.kill()
         except KeyboardInterrupt:
             continue

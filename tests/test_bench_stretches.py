@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,34 @@ def test_seconds_until(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (run.until("12.5"), run.until("stage")) == (12.5, 200 - run.MARGIN_SECONDS)
     monkeypatch.setenv(run.STAGE_SECONDS, "20")
     assert run.until("stage") == 15
+
+
+def test_who_hangs_is_ended_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The first process never comes back from a contender, the second one finds it banned."""
+    script = tmp_path / "bench.py"
+    script.write_text(
+        f"import sys, time; sys.path[:0] = [{str(TESTS.parent)!r}]\n"
+        "import pathlib\nfrom bench.stretches import Progress\n"
+        "progress = Progress(pathlib.Path(sys.argv[-1]))\n"
+        "if not progress.banned('p'):\n"
+        "    progress.enter('p', 'x')\n    time.sleep(600)\n"
+        "print(progress.banned('p'))\nprogress.end()\n"
+    )
+    monkeypatch.setattr(stretches, "COMMAND", (sys.executable, str(script)))
+    assert stretches.supervise([], 2, hangs_after=0.5) == 0
+    assert "lost at x of p: no answer; a fresh process goes on" in capsys.readouterr().out
+
+
+def test_what_compiles_has_longer(tmp_path: Path) -> None:
+    progress = stretches.Progress(tmp_path / "progress.json")
+    assert not progress.overdue(0.0)  # nobody is running
+    for name, late in (("auto", True), ("", True), ("compile", False), ("triton_depthwise", False)):
+        progress.enter("p", name)
+        old = time.time() - 60
+        os.utime(tmp_path / "progress.at", (old, old))
+        assert progress.overdue(45.0) is late, name
 
 
 def test_progress_is_what_another_process_reads(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def run_with(groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[b
     """A real run's report over other stages."""
     work = tmp_path / "work"
     work.mkdir()
-    args = Namespace(folder=tmp_path / "out", dry_run=False, skip_build=True, seconds=60.0)
+    args = Namespace(folder=tmp_path / "out", dry_run=False, skip_build=True, seconds=60.0, only="")
     run = gpu_run.GpuRun(args, work)
     monkeypatch.setattr(run, "groups", lambda: groups(work))
     return run.run(), json.loads((tmp_path / "out" / "gpu_run.json").read_text())
@@ -208,7 +208,7 @@ def test_a_failing_stage_fails_the_run_and_stops_nobody(
 def test_without_a_device_a_real_run_fails_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = Namespace(folder=tmp_path, dry_run=False, skip_build=True, seconds=60.0)
+    args = Namespace(folder=tmp_path, dry_run=False, skip_build=True, seconds=60.0, only="")
     run = gpu_run.GpuRun(args, tmp_path)
     run.machine = {"device": None}
     stages = [s for g in (run.device_tests, run.selftest, run.benchmark) for s in g()]
@@ -219,11 +219,47 @@ def test_without_a_device_a_real_run_fails_and_says_so(
 
 
 def test_every_file_of_device_tests_is_a_stages(tmp_path: Path) -> None:
-    args = Namespace(folder=tmp_path, dry_run=False, skip_build=True, seconds=60.0)
+    args = Namespace(folder=tmp_path, dry_run=False, skip_build=True, seconds=60.0, only="")
     run = gpu_run.GpuRun(args, tmp_path)
     named = [word for s in (*run.device_tests(), *run.watched()) for word in s.command]
     files = sorted(path.name for path in (ROOT / "tests" / "gpu").glob("test_*.py"))
     assert files and sorted({Path(w).name for w in named if "tests/gpu/test_" in w}) == files
+
+
+def test_only_what_is_named_runs(tmp_path: Path) -> None:
+    """And may take the time that the others leave; what it needs runs as ever."""
+    facts = {"device": "NVIDIA Test", "cuda_algorithms": ["tma", "halo"]}
+    args = Namespace(folder=None, dry_run=False, skip_build=True, seconds=60.0, only="tma,selftest")
+    run = gpu_run.GpuRun(args, tmp_path)
+    run.machine = facts
+    stages = {s.name: s for group in run.groups() for s in run.chosen(group())}
+    going = {name for name, s in stages.items() if s.reason != gpu_run.NOT_NAMED}
+    assert going == {"build", "machine", "tests: tma", "selftest", "selftest: Triton"}
+    assert stages["tests: tma"].limit == 3 * run.device_tests()[0].limit
+    assert stages["tests: halo"].reason and not stages["tests: halo"].required
+    run.save()
+    assert run.folder == ROOT / "build" / "gpu_run"  # a part is no result of the device
+
+
+def test_the_end_of_the_output_says_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    log = "a\nFAILED tests/x.py::test_a - assert 1\n" + "noise\n" * 100
+    stages = [
+        Stage("bad", python(f"print({log!r}); raise SystemExit(1)")),
+        Stage("compiles", python("print('a.cu(7): error: no\\n' * 99); raise SystemExit(1)")),
+        Stage("silent", python("raise SystemExit(1)")),
+    ]
+    found = [r.as_dict() for r in runner(tmp_path).run(stages)]
+    text = gpu_report.table(gpu_report.document(False, {}, found * 20, [], None))
+    assert "bad: FAILED tests/x.py::test_a - assert 1" in text and "noise" not in text
+    assert "compiles: a.cu(7): error: no" in text
+    assert text.rstrip().splitlines()[-2].startswith("... and ") and len(text) < 12_000
+
+
+def test_a_long_log_keeps_both_ends() -> None:
+    log = b"first" + bytes(gpu_run.LOG_BYTES * 3) + b"last"
+    short = gpu_run.shortened(log)
+    assert short.startswith(b"first") and short.endswith(b"last")
+    assert len(short) < 2 * gpu_run.LOG_BYTES + 10 and gpu_run.shortened(b"all") == b"all"
 
 
 def test_an_interrupted_run_still_reports(tmp_path: Path) -> None:

@@ -16,12 +16,16 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 from gpu_runner import EMULATED, poisoned
+from journal import Journal
 
 SEED = 20240229
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; deselected where there is none")
+    path = os.environ.get("FASTCONV_GPU_JOURNAL")
+    if path:
+        config.pluginmanager.register(Journal(Path(path)), "journal")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -58,6 +58,7 @@ def main() -> int:
     for instance in todo:
         if time.monotonic() > until:
             break
+        print(instance, flush=True)  # should it hang, the log ends with its name
         cases += watched(instance)
         ran += 1
     print(f"sanitized: {ran} of {len(todo)} instances, {cases} problems on {DEVICE}", flush=True)

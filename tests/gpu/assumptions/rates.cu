@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(256)
     to[i] = from[i];
 }
 
-// Every block reads all of `from` [count], `times` times, from where its index says on.
+// The blocks together read all of `from` [count, a power of two], `times` times; each time from
+// elsewhere, so that nothing is found in L1.
 __global__ void __launch_bounds__(512)
     cached_kernel(const float4* from, float* to, int count, int times) {
   float sum = 0;
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(512)
   for (int t = 0; t < times; ++t)
 #pragma unroll 8
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += all) {
-      const float4 v = __ldcg(from + (i + t * 4096) % count);
+      const float4 v = __ldcg(from + ((i + t * 4096) & (count - 1)));
       sum += v.x + v.y + v.z + v.w;
     }
   to[blockIdx.x * blockDim.x + threadIdx.x] = sum;
