@@ -155,13 +155,16 @@ class GpuRun:
         return stages
 
     def selftest(self) -> list[Stage]:
-        command = (PYTHON, "-m", "fastconv.selftest", "--json", str(self.work / "selftest.json"))
+        # Each has its answer within a second or two; one that hangs may not take all of the time.
+        words = ("--seconds-each", "20", "--json", str(self.work / "selftest.json"))
+        command = (PYTHON, "-m", "fastconv.selftest", *words)
         return [self._on_device("selftest", command, 80, 40)]
 
     def triton(self) -> list[Stage]:
         """What is compiled on the device first: the check of each configuration that `auto` is
         likely to meet. It writes no file: what is vouched for are kernels of a build."""
-        command = (PYTHON, "-m", "fastconv.selftest", "--only", "triton")
+        words = ("--seconds-each", "60", "--only", "triton")
+        command = (PYTHON, "-m", "fastconv.selftest", *words)
         return [self._on_device("selftest: Triton", command, 150, 30, False)]
 
     def triton_benchmark(self) -> list[Stage]:

@@ -8,19 +8,22 @@ table, remembers the outcomes per device, driver and build, and exits with 1 if 
 
 Those of Triton, which have to be compiled first, run with `--only triton`.
 
-An instance that takes the device down (an illegal access) alone is blamed: the process replaces
-itself by a fresh one, which goes on with the next instance.
+An instance that takes the device down (an illegal access), or that has not ended after
+`--seconds-each`, alone is blamed: the process replaces itself by a fresh one, which goes on with
+the next instance.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from math import prod
@@ -48,6 +51,7 @@ from fastconv.selftest_fused import NormInstance
 from fastconv.selftest_pool import PoolInstance
 from fastconv.selftest_problems import PROBLEMS, Problem
 from fastconv.selftest_triton import TritonInstance
+from fastconv.selftest_watch import Watch
 from fastconv.tolerances import conv_tolerance
 
 _DTYPES = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
@@ -329,10 +333,14 @@ def check_and_probe(instance: AnyInstance, device: torch.device, limit: int) -> 
 
 
 def run(
-    device: torch.device, only: str = "", limit: int = FULL, done: Collection[str] = ()
+    device: torch.device,
+    only: str = "",
+    limit: int = FULL,
+    done: Collection[str] = (),
+    watch: Callable[[str], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Outcome]:
     """Checks every instance whose name contains `only`, those in `done` excepted, and remembers the
-    outcomes. Ends after one that took the device down.
+    outcomes. Ends after one that took the device down. Each is checked within `watch(its name)`.
 
     Raises RuntimeError where the device does not work to begin with.
     """
@@ -344,7 +352,8 @@ def run(
     try:
         for instance in chosen(only, key):
             if instance.name not in done:
-                outcomes.append(check_and_probe(instance, device, limit))
+                with watch(instance.name):
+                    outcomes.append(check_and_probe(instance, device, limit))
                 yield outcomes[-1]
                 if outcomes[-1].device_lost:
                     return
@@ -381,7 +390,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--json", type=Path, help="write the outcomes there")
     parser.add_argument("--only", default="", help="instances whose name contains this")
-    parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--seconds-each", type=float, help="until an instance counts as hanging; 60, Triton's 300")
+    add("--resume", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     triton = arguments.only.startswith("triton")
     if not triton and not all_instances():
@@ -426,8 +437,8 @@ def main(argv: list[str] | None = None) -> int:
             arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
 
     write()
-    done = {o.instance for o in outcomes}
-    for outcome in run(device, arguments.only, done=done):
+
+    def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
         verdict = "ok    " if outcome.passed else "FAILED"
         print(
@@ -436,17 +447,31 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
         write()  # whoever ends the process finds what is known
-    if len(outcomes) < len(wanted):
-        print("the device is lost to this process: going on in a fresh one", flush=True)
+
+    def conclude() -> int:
+        """The exit code, or never returns, where a fresh process has to go on."""
         seconds = time.perf_counter() - start
-        state = {"outcomes": [asdict(o) for o in outcomes], "seconds": seconds}
-        replace_process(resume_command(argv, state))
-    failed = [o for o in outcomes if not o.passed]
-    print(
-        f"{len(outcomes) - len(failed)} of {len(outcomes)} passed in"
-        f" {time.perf_counter() - start:.1f} s"
-    )
-    return 1 if failed else 0
+        if len(outcomes) < len(wanted):
+            print("the device is lost to this process: going on in a fresh one", flush=True)
+            state = {"outcomes": [asdict(o) for o in outcomes], "seconds": seconds}
+            replace_process(resume_command(argv, state))
+        failed = [o for o in outcomes if not o.passed]
+        passed = len(outcomes) - len(failed)
+        print(f"{passed} of {len(outcomes)} passed in {seconds:.1f} s", flush=True)
+        return 1 if failed else 0
+
+    def hung(name: str) -> None:
+        """In a thread: the one that waits for the device is not heard of again."""
+        tell(Outcome(name, 0, f"no answer within {patience:.0f} s", math.inf, device_lost=True))
+        trust.record(key, {o.instance: o.error for o in outcomes if not o.inconclusive})
+        os._exit(conclude())
+
+    patience = arguments.seconds_each or (300.0 if triton else 60.0)
+    watch = Watch(patience, hung)
+    done = {o.instance for o in outcomes}
+    for outcome in run(device, arguments.only, done=done, watch=watch.over):
+        tell(outcome)
+    return conclude()
 
 
 if __name__ == "__main__":
