@@ -31,7 +31,8 @@ ENCODER = ROOT / "csrc" / "cuda" / "tensor_map.cu"
 OUT = ROOT / "build" / "assumptions"
 SECONDS_EACH = 15.0  # the first one's context takes a few
 LOST_AFTER = 3  # processes that hung or died one after the other: the device is gone
-HELD, NOT_HELD, NOT_APPLICABLE = "held", "does not hold", "not applicable"
+SHOWN = 8  # names in a summary
+HELD, NOT_APPLICABLE = "held", "not applicable"
 
 
 class BuildError(RuntimeError):
@@ -184,9 +185,15 @@ def summary(found: Sequence[dict]) -> str:
     asked = [a for a in behaviours if a["outcome"] != NOT_APPLICABLE]
     bad = [a for a in asked if not holds(a)]
     off = [a for a in found if a["rate"] and not holds(a)]
+    silent = [a for a in bad if a["outcome"] == "failed"]
     words = [f"{len(asked) - len(bad)} of {len(asked)} hold"]
-    words += [f"not: {', '.join(a['name'] for a in bad)}"] if bad else []
-    words += [f"rates off: {', '.join(a['name'] for a in off)}"] if off else []
+    for label, which in (
+        ("not", [a for a in bad if a not in silent]),
+        ("no answer", silent),
+        ("rates off", off),
+    ):
+        words += [f"{label}: {', '.join(a['name'] for a in which[:SHOWN])}"] if which else []
+        words[-1] += f" and {len(which) - SHOWN} more" if len(which) > SHOWN else ""
     return "; ".join(words)
 
 
@@ -205,7 +212,8 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     for a in found:
-        print(f"{a['name']:<26} {a['outcome']:<14} {a['measured']}")
+        mark = "" if holds(a) else "off " if a["rate"] else "FAILED "
+        print(f"{mark}{a['name']:<26} {a['outcome']:<14} {a['measured']}")
     print(f"summary: {summary(found)}")
     return 0 if found and all(holds(a) or a["rate"] for a in found) else 1
 
