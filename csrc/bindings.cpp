@@ -203,7 +203,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_candidates",
       [](const ConvProblem& p, DType dtype, Direction direction, fastconv::cuda::Layout layout,
-         fastconv::cuda::Products products, int capability, int sm_count) {
+         fastconv::cuda::Products products, int capability, int sm_count, bool statistics) {
         const fastconv::cuda::Device device{capability, sm_count};
         py::list all;
         each_cuda_instance([&](const auto& a, const auto& i) {
@@ -213,13 +213,19 @@ PYBIND11_MODULE(_C, m) {
           std::string reason = cuda_device_refusal(i, device);
           if (reason.empty()) reason = i.applicable(p);
           const bool runs = reason.empty();
+          const auto bytes =
+              statistics && i.stats_workspace != nullptr ? i.stats_workspace : i.workspace;
           all.append(py::make_tuple(a.name, i.name, reason, runs ? i.cost(p, device) : 0.0,
-                                    runs ? i.workspace(p, device) : 0));
+                                    runs ? bytes(p, device) : 0));
         });
         return all;
       },
+      py::arg("problem"), py::arg("dtype"), py::arg("direction"), py::arg("layout"),
+      py::arg("products"), py::arg("capability"), py::arg("sm_count"),
+      py::arg("statistics") = false,
       "The instances for a dtype, direction and layout against a problem: (algorithm, instance,"
-      " reason why not or empty, estimated seconds, workspace bytes).");
+      " reason why not or empty, estimated seconds, workspace bytes). statistics: the bytes with"
+      " those for statistics of y, of instances that take them.");
 
   m.def(
       "cuda_inceptions",

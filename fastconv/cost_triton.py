@@ -226,6 +226,12 @@ def splits(spec: ConvSpec, config: Config) -> int:
     return max(1, min(-(-_SLICES // tiles), steps // _LEAST_STEPS, fitting))
 
 
+def moments_bytes(spec: ConvSpec, config: Config | DepthwiseConfig) -> int:
+    """Bytes of the parts of y's statistics: mean and m2 of each tile's channels."""
+    pixels = spec.output_size[0] * prod(spec.output_size[2:])
+    return 8 * -(-pixels // config.block_m) * spec.output_size[1]
+
+
 def workspace(spec: ConvSpec, config: Config | DepthwiseConfig) -> int:
     """Bytes of scratch: partial sums, a filter in another order."""
     size = spec.dtype.itemsize

@@ -179,8 +179,7 @@ def candidates(spec: ConvSpec, statistics: bool = False) -> list[Candidate]:
     pass for them.
     """
     if gpu.is_cuda(spec.device):
-        entries = select_cuda.candidates(spec)
-        return select_cuda.with_statistics(spec, entries) if statistics else entries
+        return select_cuda.candidates(spec, statistics)
     threads = torch.get_num_threads()
     ours = [_native_candidate(name, spec, threads) for name in _CPU_NAMES]
     return [*ours, Candidate(ATEN, ATEN, None, cost_aten.seconds(spec, threads), None)]
@@ -234,8 +233,12 @@ def choose(spec: ConvSpec, tensors: tuple[Any, ...] | None = None) -> str:
 def choose_with_statistics(spec: ConvSpec, request: str, tensors: tuple[Any, ...] | None) -> str:
     """`resolve` for a convolution that trains a batch normalisation: ours mostly takes its
     statistics while storing."""
-    auto = split_precision(request)[0] == AUTO
-    if not auto or not gpu.is_cuda(spec.device) or not settled(spec) or spec.empty:
+    algo = split_precision(request)[0]
+    if not gpu.is_cuda(spec.device) or spec.empty or algo == ATEN or request.endswith(OR_AUTO):
+        return choose_with_epilogue(spec, request, tensors)
+    if algo != AUTO:
+        return _precise(spec, _forced(spec, algo, statistics=True), request)
+    if not settled(spec):
         return choose_with_epilogue(spec, request, tensors)
     if recorded(spec, torch.get_num_threads(), _C.cpu_isa()) is not None:
         return resolve(spec, request, tensors)
@@ -315,7 +318,7 @@ def _resolved(spec: ConvSpec, algo: str, tensors: tuple[Any, ...] | None) -> str
     return found
 
 
-def _forced(spec: ConvSpec, algo: str) -> str:
+def _forced(spec: ConvSpec, algo: str, statistics: bool = False) -> str:
     check_name(algo, spec.device)
 
     def meant(name: str) -> bool:
@@ -324,7 +327,10 @@ def _forced(spec: ConvSpec, algo: str) -> str:
         return name == algo or name.startswith(f"{algo}/")
 
     ours = select_triton.is_ours(algo)
-    every = select_triton.candidates(spec, "/" in algo) if ours else candidates(spec)
+    if ours:
+        every = select_triton.candidates(spec, "/" in algo, statistics)
+    else:
+        every = candidates(spec, statistics)
     entries = [c for c in every if meant(c.name)]
     if not entries:
         known = f"it is no algorithm or kernel for {spec.direction} on {spec.device}"

@@ -31,13 +31,28 @@ def _refused_alike(spec: ConvSpec, reason: str) -> list[Candidate]:
     return [Candidate(name, "cuda", reason, float("inf"), 0) for name in ALGORITHMS]
 
 
-def candidates(spec: ConvSpec) -> list[Candidate]:
+def candidates(spec: ConvSpec, statistics: bool = False) -> list[Candidate]:
     """Every instance for the problem's direction, dtype and layout; of an algorithm that has none
-    that applies, one entry with the reason; Triton's, and PyTorch's last."""
+    that applies, one entry with the reason; Triton's, and PyTorch's last.
+
+    statistics: of y's channels are wanted, too: with the workspace for them, or the pass over y
+    that takes them behind a kernel that does not.
+    """
+    entries = _candidates(spec, statistics)
+    if not statistics or spec.empty:
+        return entries
+    seconds = cost_aten_cuda.statistics_pass(spec)
+    return [c if takes_statistics(c.name) else replace(c, cost=c.cost + seconds) for c in entries]
+
+
+def _candidates(spec: ConvSpec, statistics: bool) -> list[Candidate]:
     from fastconv.select import ATEN, Candidate
 
     seconds = cost_aten_cuda.seconds(spec) if not spec.empty else 0.0
-    tail = [*select_triton.candidates(spec), Candidate(ATEN, ATEN, None, seconds, None)]
+    tail = [
+        *select_triton.candidates(spec, statistics=statistics),
+        Candidate(ATEN, ATEN, None, seconds, None),
+    ]
     refused = gpu.refusal(spec.device)
     dtype = NATIVE_DTYPES.get(spec.dtype)
     if refused is None and dtype is None:
@@ -63,6 +78,7 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
         getattr(_C.Products, spec.products),
         device.capability,
         device.sm_count,
+        statistics,
     )
     entries: list[Candidate] = []
     for name in ALGORITHMS:
@@ -83,15 +99,6 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
 def takes_statistics(name: str) -> bool:
     """Whether the kernel behind a candidate forms the statistics of y's channels along with y."""
     return name in _TAKE_STATISTICS or select_triton.is_ours(name)
-
-
-def with_statistics(spec: ConvSpec, entries: list[Candidate]) -> list[Candidate]:
-    """The candidates where y's statistics are wanted, too: with the pass over y that takes them
-    behind a kernel that does not."""
-    if spec.empty:
-        return entries
-    seconds = cost_aten_cuda.statistics_pass(spec)
-    return [c if takes_statistics(c.name) else replace(c, cost=c.cost + seconds) for c in entries]
 
 
 def admitted(spec: ConvSpec, name: str) -> bool:

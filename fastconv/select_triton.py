@@ -95,10 +95,11 @@ def _cost(algorithm: str, config: Any, spec: ConvSpec, device: gpu.Gpu) -> float
     return cost_triton.implicit_gemm_seconds(spec, config, precision, capability, sm_count)
 
 
-def candidates(spec: ConvSpec, every: bool = False) -> list[Candidate]:
+def candidates(spec: ConvSpec, every: bool = False, statistics: bool = False) -> list[Candidate]:
     """The configurations that apply; of an algorithm that has none, one entry with the reason.
 
     every: also those that are not considered on this architecture, as where one is named.
+    statistics: of y's channels are wanted, too.
     """
     from fastconv import trust
     from fastconv.select import Candidate
@@ -133,13 +134,27 @@ def candidates(spec: ConvSpec, every: bool = False) -> list[Candidate]:
                 own.append(refused(full, reason))
                 continue
             cost = _cost(algorithm, config, spec, device)
-            own.append(Candidate(full, "triton", None, cost, cost_triton.workspace(spec, config)))
+            scratch = cost_triton.workspace(spec, config)
+            if statistics:
+                scratch += cost_triton.moments_bytes(spec, config)
+            own.append(Candidate(full, "triton", None, cost, scratch))
         applicable = [c for c in own if c.reason is None]
         if applicable or every:
             entries += own if every else applicable
         else:
             entries.append(refused(algorithm, str(own[0].reason)))
     return entries
+
+
+def estimates(spec: ConvSpec, device: gpu.Gpu) -> dict[str, float]:
+    """Estimated seconds on such a device of every configuration that takes the problem, also of
+    those that are not considered there; whether Triton is at hand is not asked."""
+    return {
+        f"{algorithm}/{name}": _cost(algorithm, config, spec, device)
+        for algorithm, configs in CONFIGS.items()
+        for name, config in configs.items()
+        if config_refusal(algorithm, config, spec, device.capability) is None
+    }
 
 
 def trust_name(name: str, spec: ConvSpec) -> str:
