@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import compare, lists, plot, providers, readme, run
+from bench import compare, lists, model, plot, providers, readme, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     lists.add_single_convolution(single)
     run.add_common_arguments(single)
     compare.add_arguments(commands.add_parser("compare", help="what became slower beyond noise"))
+    model.add_arguments(commands.add_parser("model", help="the cost models against measured times"))
     plot.add_arguments(commands.add_parser("plot", help="pictures of a result file"))
     commands.add_parser("readme", help="write the README's tables from the committed results")
     args = parser.parse_args(argv)
@@ -27,7 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "readme":
         readme.write()
         return 0
-    verbs = {"run": run.from_lists, "conv": run.single, "compare": compare.run, "plot": plot.run}
+    verbs = {
+        "run": run.from_lists,
+        "conv": run.single,
+        "compare": compare.run,
+        "model": model.run,
+        "plot": plot.run,
+    }
     return verbs[args.command](args)
 
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.providers import COPY, PYTORCH
+from bench.contenders import LIMITS, PYTORCH
 from bench.report import problem_key
 
 LEAST_CHANGE = 0.10  # below this a difference is never called one
@@ -75,7 +75,7 @@ def compare(
     changes, broken = [], []
     for key, row in after.items():
         was = before.get(key)
-        if was is None or row["contender"] == COPY or was["status"] != "ok":
+        if was is None or row["contender"] in LIMITS or was["status"] != "ok":
             continue
         name = " ".join(map(str, key))
         if row["status"] in ("wrong", "error"):

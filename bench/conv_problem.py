@@ -90,6 +90,7 @@ class ConvProblem(Problem):
             "dense_3x3_stride_1": layer.is_dense_3x3_stride_1,
             "epilogue": self.epilogue,
             "precision": self.precision,
+            "geometry": layer.geometry(self.batch),
         }
 
 

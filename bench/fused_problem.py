@@ -56,7 +56,7 @@ class FusedProblem(Problem):
         for given, exact in zip(results, self.answer.value, strict=True):
             if tuple(given.shape) != tuple(exact.shape):
                 return Verdict(float("inf"), TOLERANCE, f"shape {tuple(given.shape)}")
-            error = (given.detach().cpu().double() - exact).abs().max()
+            error = (given.detach().double() - exact).abs().max()
             scale = exact.abs().max()
             # Several 16-bit tensors lie between the operands and a gradient.
             rounding = 8 * ROUNDING.get(self.x.dtype, 0.0)
@@ -103,10 +103,10 @@ def problems_of(
     )
 
     def exact(direction: str) -> tuple[Tensor, ...]:
-        wide = [t.detach().cpu().double() for t in (weight, bias, x, w)]
-        norm = tuple(t.detach().cpu().double() for t in (weight, bias, mean, var))
+        wide = [t.detach().double() for t in (weight, bias, x, w)]
+        norm = tuple(t.detach().double() for t in (weight, bias, mean, var))
         problem = FusedProblem(layer, batch, direction, "nchw", wide[2], Once(tuple), wide[3],
-                               dy.cpu().double(), norm)  # fmt: skip
+                               dy.double(), norm)  # fmt: skip
         forward = (F.conv1d, F.conv2d, F.conv3d)[layer.rank - 1]
         if direction == "inference":
             return (problem.run(forward, *wide),)

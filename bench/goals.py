@@ -1,4 +1,5 @@
-"""The speed goals on the CPU, each a limit on a number of a row, and how a run meets them."""
+"""The speed goals, each a limit on a number of a row, and how a run meets them. Those on a GPU have
+not been measured on one; `python -m bench run --device cuda --lists gpu_goals,networks` does."""
 
 from __future__ import annotations
 
@@ -79,6 +80,48 @@ _POOLS = {
 }
 
 
+def _on_gpu(op: str, arithmetic: str, **facts: object) -> Callable[[dict], bool]:
+    """Of 32 images in channels_last; what more is asked of a convolution is in `facts`."""
+
+    def where(row: dict) -> bool:
+        dtype, precision = (
+            ("float32", arithmetic) if arithmetic.startswith("tf32") else (arithmetic, "ieee")
+        )
+        return (
+            (row["op"], row["device"], row["layout"]) == (op, "cuda", "channels_last")
+            and (row["dtype"], row.get("precision", "ieee")) == (dtype, precision)
+            and row["batch"] >= 32
+            and row["net"] != REHEARSAL
+            and all(row.get(name) == value for name, value in facts.items())
+        )
+
+    return where
+
+
+def _dense_on_gpu(arithmetic: str) -> Callable[[dict], bool]:
+    facts = {"direction": "fprop", "epilogue": "none", "dense_3x3_stride_1": True}
+    able = _on_gpu("conv2d", arithmetic, **facts)
+    return lambda row: able(row) and min(row["C"], row["K"]) >= 256
+
+
+def _narrow_on_gpu(row: dict) -> bool:
+    facts = {"direction": "fprop", "epilogue": "bias+relu", "dense_3x3_stride_1": True}
+    able = _on_gpu("conv2d", "bfloat16", **facts)
+    return able(row) and max(row["C"], row["K"]) <= 128
+
+
+_FEW_FLOPS = 100.0  # per byte: with fewer, memory is what bounds an H200
+
+
+def _pointwise_on_gpu(row: dict) -> bool:
+    able = _on_gpu("conv_bn_relu", "bfloat16", direction="inference")
+    return able(row) and " 1x1" in row["layer"] and row["flops"] <= _FEW_FLOPS * row["bytes"]
+
+
+_NETWORK = _on_gpu("network", "bfloat16", direction="inference")
+_DENSE = "dense 3x3, C, K >= 256, N >= 32, on a GPU"
+
+
 def _pool_goal(key: tuple[str, str, str], least: float) -> Goal:
     kind, layout, direction = key
 
@@ -98,6 +141,22 @@ GOALS = (
     Goal("auto >= 0.95 on every pooling", "auto", 0.95, _pool),
     Goal("auto >= 1.2 on convolution + normalisation + ReLU", "auto", 1.2, _fused("conv_bn_relu")),
     Goal("auto >= 1.2 on inception modules", "auto", 1.2, _fused("inception")),
+    Goal(f"tma >= 1.2 on {_DENSE}, bf16", "tma", 1.2, _dense_on_gpu("bfloat16")),
+    Goal(
+        f"tma >= 0.85 of cuBLAS on equal extents, {_DENSE}, bf16",
+        *("tma", 0.85, _dense_on_gpu("bfloat16"), "of_gemm"),
+    ),
+    Goal(f"tma >= 2.5 on {_DENSE}, tf32x3 against fp32", "tma", 2.5, _dense_on_gpu("tf32x3")),
+    Goal("halo >= 4 on narrow 3x3 + bias + ReLU, on a GPU, bf16", "halo", 4.0, _narrow_on_gpu),
+    Goal(
+        "tma >= 0.9 of triad on 1x1 + normalisation + ReLU, on a GPU, bf16",
+        *("tma", 0.9, _pointwise_on_gpu, "of_limit"),
+    ),
+    Goal("auto >= 1.5 on whole networks, on a GPU, bf16", "auto", 1.5, _NETWORK),
+    Goal(
+        "auto >= 1.1 of torch.compile on whole networks, on a GPU, bf16",
+        *("auto", 1.1, _NETWORK, "of_compile"),
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bench.problems import ConvLayer, conv_layers
 
@@ -102,23 +103,70 @@ def by_value(layers: list[Timed]) -> Iterator[tuple[Timed, str, str]]:
         yield from ((item, "fprop", arithmetic) for item in layers if item.gradients)
 
 
+class Listed(NamedTuple):
+    """What a list fixes of a problem. arithmetic: a dtype, "tf32" or "tf32x3"."""
+
+    layer: ConvLayer
+    direction: str
+    arithmetic: str
+    epilogue: str = "none"
+
+
+# What the goals of goals.py for a GPU are about, 32 images each.
+_DENSE = (("vgg16", "256x56x56>256 3x3"), ("resnet50", "256x14x14>256 3x3"),
+          ("vgg16", "512x28x28>512 3x3"), ("resnet50", "512x7x7>512 3x3"))  # fmt: skip
+_NARROW = (("resnet50", "64x56x56>64 3x3"), ("googlenet", "16x28x28>32 3x3"),
+           ("vgg16", "64x112x112>128 3x3"))  # fmt: skip
+_POINTWISE = (("resnet50", "64x56x56>256 1x1"), ("resnet50", "64x56x56>64 1x1"),
+              ("resnet50", "256x56x56>64 1x1"))  # fmt: skip
+
+
+def goal_work() -> Iterator[Listed]:
+    """The problems of the goals, each kind's first one first."""
+    from bench.fused_problem import fused  # not of those who want this file's names alone
+
+    kinds = (
+        (_DENSE, "fprop", "bfloat16", "none"),
+        (_NARROW, "fprop", "bfloat16", "bias+relu"),
+        (_POINTWISE, "inference", "bfloat16", "none"),
+        (_DENSE, "fprop", "tf32x3", "none"),
+    )
+    for rank in range(max(len(layers) for layers, *_ in kinds)):
+        for layers, direction, arithmetic, epilogue in kinds:
+            if rank >= len(layers):
+                continue
+            net, label = layers[rank]
+            layer = next(each for each in conv_layers(net) if each.label == label)
+            layer = replace(fused(layer) if direction == "inference" else layer, batch=32)
+            yield Listed(layer, direction, arithmetic, epilogue)
+
+
 # Name -> (the layers, whether torch.compile, whose search takes seconds, is to be compared with).
 LISTS = {
     "gpu": (timed_layers, False),
     "gpu_compiled": (timed_layers, True),
     "gpu_rehearsal": (rehearsed_layers, False),
 }
+GOALS = "gpu_goals"
 SOURCE = "layers of the other lists, and of C3D (Tran et al., ICCV 2015), by what they tell"
 
 
-def work(name: str) -> Iterator[tuple[ConvLayer, str, str]]:
-    """A list's (layer with its batch, direction, arithmetic), most telling first."""
+def names() -> tuple[str, ...]:
+    """The lists of this file."""
+    return (*LISTS, GOALS)
+
+
+def work(name: str) -> Iterator[Listed]:
+    """A list's problems, layers with their batch, most telling first."""
+    if name == GOALS:
+        yield from goal_work()
+        return
     make, compiled = LISTS[name]
     for item, direction, arithmetic in by_value(make()):
         if not compiled or (item.compiled and not arithmetic.startswith("tf32")):
-            yield replace(item.layer, batch=item.batch), direction, arithmetic
+            yield Listed(replace(item.layer, batch=item.batch), direction, arithmetic)
 
 
 def layers(name: str) -> list[ConvLayer]:
     """A list's distinct layers."""
-    return list(dict.fromkeys(layer for layer, *_ in work(name)))
+    return list(dict.fromkeys(each.layer for each in work(name)))

@@ -16,20 +16,23 @@ DRY = "DRY RUN: no kernel ran on a GPU and nothing was measured; what ran was re
 
 # Contenders of the suite under the names that they have here.
 EAGER = {"pytorch": "eager"}
-LEFT_OUT = ("copy",)  # says nothing of a convolution
+LEFT_OUT = ("copy", "gemm")  # no answers to a convolution
 
 
 def benchmark(result: dict) -> dict:
     """What `python -m bench run` wrote of convolutions, as `document` takes it: a problem's rows in
     both layouts together, a contender with its layout."""
     rows = [row_of(row) for row in result.get("rows", []) if row["contender"] not in LEFT_OUT]
-    return {"ceilings": result.get("settings", {}).get("ceilings", {}), "rows": rows}
+    ceilings = result.get("settings", {}).get("ceilings", {})
+    return {"ceilings": ceilings, "rows": rows, "goals": result.get("goals", [])}
 
 
 def row_of(row: dict) -> dict:
     arithmetic = report.arithmetic(row)
     name = EAGER.get(row["contender"], row["contender"])
     where = f"{row['net']} {row['layer']} N={row['batch']} {row['direction']} {arithmetic}"
+    if row.get("epilogue", "none") != "none":
+        where += f" {row['epilogue']}"
     found = {
         "problem": where,
         "direction": row["direction"],
@@ -148,6 +151,7 @@ def document(
         "assumptions": list(assumptions),
         "selftest": failures_of(selftest),
         "overall": [] if dry else overall(problems),
+        "goals": [] if dry else [goal for part in benchmarks for goal in part.get("goals", [])],
         "problems": problems,
         "rows": rows,
     }
@@ -283,6 +287,13 @@ def benchmark_markdown(doc: dict) -> list[str]:
         ratios = [number(o[k]) for k in ("ratio", "auto_ratio", "of_floor")]
         wrong = o["wrong"] or ""
         lines.append(line([o["arithmetic"], o["direction"], o["problems"], *ratios, wrong]))
+    if doc["goals"]:
+        lines += ["", *head(["goal", "met", "rows", "missed", "worst"])]
+    for g in doc["goals"]:
+        met = "yes" if g["passed"] else "no"
+        lines.append(line([g["goal"], met, g["rows"], g["missed"], number(g["worst_ratio"])]))
+    if doc.get("model"):
+        lines += ["", "### The cost model", "", *doc["model"]["text"]]
     names = ["problem", "eager NCHW", "eager channels_last", "compile", "ours", "by", "auto", "ran"]
     lines += ["", *head([*names, "ratio", "auto ratio", "of floor"])]
     for p in doc["problems"]:
@@ -316,6 +327,11 @@ def table(doc: dict) -> str:
         ratios = f"ratio {number(o['ratio'])}, auto {number(o['auto_ratio'])}"
         words = f"{o['arithmetic']} {o['direction']}: {o['problems']} problems, {ratios}"
         lines.append(f"{words}, of floor {number(o['of_floor'])}, wrong {o['wrong']}")
+    for g in doc["goals"]:
+        met = "met" if g["passed"] else f"missed by {g['missed']} of {g['rows']}"
+        lines.append(f"goal {met}, worst {number(g['worst_ratio'])}: {g['goal']}"[:118])
+    if doc.get("model"):
+        lines.append(doc["model"]["text"][0])
     lines += [doc["note"]] if doc["dry_run"] else []
     verdict = "passed" if doc["passed"] else f"FAILED ({', '.join(doc['failed'])})"
     return "\n".join([*lines, f"outcome: {verdict}"])

@@ -178,6 +178,29 @@ class GpuRun:
         command = self._bench(f"{words} --seconds 0.03", "benchmark")
         return [self._on_device("benchmark", command, 200, 90)]
 
+    def goals(self) -> list[Stage]:
+        """The problems that goals are about, by every kernel instance of theirs: what tuning of the
+        kernels and of the cost model starts from."""
+        words = "--device cuda --lists gpu_goals --layout channels_last --every-instance 99"
+        words += " --providers auto,tma,halo,im2col,gemm --seconds 0.03"
+        return [self._on_device("benchmark: goals", self._bench(words, "goals"), 110, 40)]
+
+    def networks(self) -> list[Stage]:
+        """`auto` has measured its kernels before: networks have too many layers to check each."""
+        words = "--device cuda --lists networks --batch 32 --dtype bfloat16 --layout channels_last"
+        words += " --providers auto,compile --autotune --seconds 0.3"
+        return [
+            self._on_device("benchmark: networks", self._bench(words, "networks"), 200, 30, False)
+        ]
+
+    def cost_model(self) -> list[Stage]:
+        """What the models said of what has been measured."""
+        known = (self.work / f"{name}.json" for name in ("benchmark", "goals", "triton"))
+        files = tuple(str(path) for path in known if path.exists())
+        command = (PYTHON, "-m", "bench", "model", *files, "--json", str(self.work / "model.json"))
+        reason = "" if files and not self.dry else "nothing was measured"
+        return [Stage("cost model", command, 60, 5, False, {}, reason)]
+
     def against_compile(self) -> list[Stage]:
         words = "--device cuda --lists gpu_compiled --providers compile --layout channels_last"
         command = self._bench(f"{words} --seconds 0.03", "compiled")
@@ -262,11 +285,14 @@ class GpuRun:
             self.device_tests,
             self.watched,
             self.selftest,
+            self.goals,
             self.benchmark,
+            self.cost_model,
             self.suite,
             self.against_compile,
             self.triton,
             self.triton_benchmark,
+            self.networks,
         ]
         if not self.dry:
             return [self.build, self.look, *on_device]
@@ -320,12 +346,15 @@ class GpuRun:
         results = [r.as_dict() for r in self.runner.results]
         assumptions = self._json("assumptions") or []
         doc = gpu_report.document(self.dry, machine, results, parts, selftest, assumptions)
+        doc["model"] = self._json("model")
         gpu_report.write_json(doc, folder / "gpu_run.json")
         (folder / "gpu_run.md").write_text(gpu_report.markdown(doc))
         if selftest is not None:
             shutil.copyfile(self.work / "selftest.json", folder / "selftest.json")
-        for written in self.work.glob("suite.*"):
-            shutil.copyfile(written, folder / f"gpu_{written.name}")
+        # Whole: what `bench model` and `bench compare` read.
+        for name in ("suite.*", "goals.*", "networks.*", "benchmark.json"):
+            for written in self.work.glob(name):
+                shutil.copyfile(written, folder / f"gpu_{written.name}")
         with (folder / "gpu_run.log").open("wb") as out:
             for result in self.runner.results:
                 log = self.runner.log_of(result.name)
@@ -347,7 +376,13 @@ class GpuRun:
     def _benchmarks(self) -> list[dict]:
         """Of the others only what they are for: PyTorch was timed in the first as well."""
         found = []
-        parts = (("benchmark", ""), ("compiled", "compile@"), ("triton", "triton_"))
+        parts = (
+            ("benchmark", ""),
+            ("goals", ""),
+            ("networks", ""),
+            ("compiled", "compile@"),
+            ("triton", "triton_"),
+        )
         for name, only in parts:
             result = self._json(name)
             if result is not None:

@@ -19,19 +19,21 @@ from bench import (
     fused_problem,
     gpu_layers,
     inception_problem,
+    network_problem,
     pool_problem,
     pool_problems,
     problems,
 )
 from bench.fused_problem import FusedLayer, fused
 from bench.inception_problem import InceptionLayer
+from bench.network_problem import NetworkLayer
 from bench.pool_problems import FAMILY, PoolLayer
 from bench.problem import Problem
 from bench.problems import ConvLayer
 
-Layer = ConvLayer | FusedLayer | PoolLayer | InceptionLayer
-FAMILIES = ("conv", "fused", "pool", "inception")
-INCEPTION, STRESS = "inception", "stress"
+Layer = ConvLayer | FusedLayer | PoolLayer | InceptionLayer | NetworkLayer
+FAMILIES = ("conv", "fused", "pool", "inception", "network")
+INCEPTION, STRESS, NETWORKS = "inception", "stress", "networks"
 
 
 def family_of(layer: Layer) -> str:
@@ -40,13 +42,14 @@ def family_of(layer: Layer) -> str:
         FusedLayer: "fused",
         PoolLayer: "pool",
         InceptionLayer: "inception",
+        NetworkLayer: "network",
     }
     return kinds[type(layer)]
 
 
 def names() -> tuple[str, ...]:
     """Every list that `layers` knows."""
-    return (*problems.net_names(), FAMILY, INCEPTION, STRESS, *gpu_layers.LISTS)
+    return (*problems.net_names(), FAMILY, INCEPTION, NETWORKS, STRESS, *gpu_layers.names())
 
 
 @cache
@@ -65,8 +68,10 @@ def layers(name: str, families: Sequence[str] = FAMILIES) -> list[Layer]:
         found: list[Layer] = [*pool_problems.pool_layers(name)]
     elif name == INCEPTION:
         found = [*inception_problem.modules()]
-    elif name in gpu_layers.LISTS:
-        return [*gpu_layers.layers(name)] if "conv" in families else []
+    elif name == NETWORKS:
+        found = [*network_problem.networks()]
+    elif name in gpu_layers.names():
+        return [each for each in gpu_layers.layers(name) if family_of(each) in families]
     elif name == STRESS:
         found = [problems.layer_of(STRESS, row) for row in _stress()["layers"]]
     elif name.startswith(problems.DEEPBENCH):
@@ -80,12 +85,14 @@ def layers(name: str, families: Sequence[str] = FAMILIES) -> list[Layer]:
 
 def source(name: str) -> str:
     """Where a list comes from."""
-    if name in gpu_layers.LISTS:
+    if name in gpu_layers.names():
         return gpu_layers.SOURCE
     if name == FAMILY:
         return pool_problems.FAMILY_SOURCE
     if name == INCEPTION:
         return inception_problem.SOURCE
+    if name == NETWORKS:
+        return network_problem.SOURCE
     return _stress()["source"] if name == STRESS else problems.source(name)
 
 
@@ -94,6 +101,7 @@ _DIRECTIONS = {
     "fused": fused_problem.DIRECTIONS,
     "pool": pool_problem.DIRECTIONS,
     "inception": inception_problem.DIRECTIONS,
+    "network": network_problem.DIRECTIONS,
 }
 _USUAL = {**_DIRECTIONS, "conv": ("fprop",), "fused": ("inference",)}
 
@@ -125,6 +133,8 @@ def problems_of(
         yield from conv_problem.problems_of(layer, batch, toward, layouts, *more)
     elif isinstance(layer, PoolLayer):
         yield from pool_problem.problems_of(layer, batch, toward, layouts, dtype, device)
+    elif isinstance(layer, NetworkLayer):
+        yield from network_problem.problems_of(layer, batch, toward, layouts, dtype, device)
     else:
         yield from inception_problem.problems_of(layer, batch, toward, layouts, dtype, device)
 

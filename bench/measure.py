@@ -9,9 +9,10 @@ from types import MappingProxyType
 import torch
 
 from bench.ceilings import floor_ms
+from bench.contenders import COMPILED, COPY, GEMM, LIMITS, PYTORCH
 from bench.goals import GOALS, Goal
 from bench.problem import Problem
-from bench.providers import COPY, PYTORCH, Call, NotApplicable, Provider
+from bench.providers import Call, NotApplicable, Provider
 from bench.stretches import DeviceLost
 from bench.timing import Timing, interleaved
 from fastconv import gpu
@@ -34,7 +35,7 @@ def check(provider: Provider, problem: Problem) -> tuple[dict, Call | None]:
     try:
         result = run()
         row["ran"] = provider.ran(problem)  # asked again: autotuning may have changed it
-        if provider.name == COPY:
+        if provider.name in LIMITS:
             return row | {"status": "ok"}, run
         if hasattr(result, "is_mkldnn") and result.is_mkldnn:
             result = result.to_dense()
@@ -150,7 +151,8 @@ def _time(
     ]
     if doubtful and "ms" in rows.get(PYTORCH, ()):
         first = {name: rows[name].get("ratio") for name in doubtful}
-        again = {n: calls[n] for n in calls if n in (PYTORCH, COPY) or n in doubtful}
+        held = (PYTORCH, COMPILED, *LIMITS)
+        again = {n: calls[n] for n in calls if n in held or n in doubtful}
         _record(rows, timer(again, AGAIN * seconds, 9), keep=(PYTORCH,))
         for name in doubtful:
             rows[name]["first_ratio"] = first[name]
@@ -165,7 +167,8 @@ def _synchronised(run: Call) -> Call:
 
 
 def _record(rows: dict[str, dict], timings: Mapping[str, Timing], keep: Sequence[str] = ()) -> None:
-    yardstick, copy = timings.get(PYTORCH), timings.get(COPY)
+    yardstick = timings.get(PYTORCH)
+    held = {of: timings[of] for of in (COPY, GEMM, COMPILED) if of in timings}
     for name, timing in timings.items():
         if name in keep:
             continue
@@ -174,5 +177,5 @@ def _record(rows: dict[str, dict], timings: Mapping[str, Timing], keep: Sequence
         if yardstick is not None:
             row["pytorch_ms"] = yardstick.as_dict()
             row["ratio"] = yardstick.median / timing.median
-        if copy is not None:
-            row["of_copy"] = copy.median / timing.median
+        for of, other in held.items():
+            row[f"of_{of}"] = other.median / timing.median

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.providers import COPY, PYTORCH
+from bench.contenders import LIMITS, PYTORCH
 
 HINT = "python -m bench plot needs matplotlib: pip install matplotlib"
 MOST_GROUPS = 24  # of bars in one picture; a run with more gets several
@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     """Returns 0, or 2 where the file is no result or matplotlib is missing."""
     try:
         doc = json.loads(args.json.read_text())
-        rows = [row for row in doc["rows"] if row["status"] == "ok" and row["contender"] != COPY]
+        rows = [
+            row for row in doc["rows"] if row["status"] == "ok" and row["contender"] not in LIMITS
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"{args.json} is no result of `python -m bench run`: {error}", file=sys.stderr)
         return 2

@@ -77,6 +77,17 @@ class ConvLayer:
             text += f" d{once(self.dilation)}"
         return text + (f" g{self.groups}" if self.groups != 1 else "")
 
+    def geometry(self, batch: int) -> dict:
+        """What a row keeps of it, for whoever asks the cost models again."""
+        return {
+            "input_size": list(self.input_size(batch)),
+            "weight_size": list(self.weight_size),
+            "stride": list(self.stride),
+            "padding": list(self.padding),
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+        }
+
     @property
     def is_dense_3x3_stride_1(self) -> bool:
         return (

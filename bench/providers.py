@@ -20,18 +20,19 @@ from torch import Tensor
 import fastconv
 import fastconv.functional
 from bench import correctness
+from bench.contenders import COMPILED, COPY, GEMM, PYTORCH
 from bench.conv_problem import ConvProblem
 from bench.fused_problem import EPS, FusedProblem
 from bench.inception_problem import InceptionProblem, inception
+from bench.network_problem import NetworkProblem
 from bench.pool_problem import PoolProblem, pytorch_pool
 from bench.pool_problems import LP_POWER
 from bench.problem import Problem, with_layout
-from fastconv import _C, select, select_pool
+from fastconv import _C, activations, select, select_pool
 from fastconv.ops import conv as ops
+from fastconv.ops import fused_run
 
 Call = Callable[[], Any]
-PYTORCH = "pytorch"  # the yardstick: eager, same layout
-COPY = "copy"
 
 
 class NotApplicable(RuntimeError):
@@ -59,6 +60,9 @@ class Provider:
 
     def inception(self, problem: InceptionProblem) -> Call:
         raise NotApplicable(f"{self.name} runs no inception modules")
+
+    def network(self, problem: NetworkProblem) -> Call:
+        raise NotApplicable(f"{self.name} runs no networks")
 
     def ran(self, problem: Problem) -> str:
         """The concrete algorithm; asked before and after the first call."""
@@ -124,6 +128,10 @@ class PyTorch(Provider):
     def inception(self, problem: InceptionProblem) -> Call:
         return lambda: inception(F.conv2d, F.max_pool2d, problem.x, problem.w)
 
+    def network(self, problem: NetworkProblem) -> Call:
+        model = problem.make()
+        return lambda: model(problem.x)
+
     def prepare(self, problem: Problem) -> Call:
         run = super().prepare(problem)
         if not problem.x.is_cuda:
@@ -149,7 +157,7 @@ class ChannelsLast(PyTorch):
 class Compiled(PyTorch):
     """torch.compile in its most patient mode; its search runs at the first call."""
 
-    name = "compile"
+    name = COMPILED
 
     def prepare(self, problem: Problem) -> Call:
         if problem.direction in ("forward+backward", "training"):
@@ -162,6 +170,11 @@ class Compiled(PyTorch):
         if problem.family == "pool":
             compiled = torch.compile(lambda x: pytorch_pool(p.layer, x), mode=mode)
             return lambda: compiled(p.x)
+        if problem.family == "inception":
+            raise NotApplicable("torch.compile is not timed on inception modules")
+        if problem.family == "network":
+            model = torch.compile(p.make(), mode=mode)
+            return lambda: model(p.x)
         if problem.family == "fused":
             forward = (F.conv1d, F.conv2d, F.conv3d)[p.layer.rank - 1]
             compiled = torch.compile(lambda *operands: p.run(forward, *operands), mode=mode)
@@ -205,6 +218,29 @@ class Copy(Provider):
         return lambda: target.copy_(source)
 
 
+class Gemm(Provider):
+    """The limit of what is bound by arithmetic: PyTorch's matrix product (cuBLAS on a GPU) of the
+    extents that the convolution has as one."""
+
+    name = GEMM
+
+    def conv(self, problem: ConvProblem) -> Call:
+        p, layer = problem, problem.layer
+        if p.direction != "fprop" or layer.groups != 1 or p.precision == "tf32x3":
+            raise NotApplicable("a matrix product of equal extents is of fprop, of one group")
+        gemm_m, gemm_n = p.dy.numel() // layer.K, layer.K
+        gemm_k = p.w.numel() // layer.K
+        like = {"dtype": p.x.dtype, "device": p.x.device}
+        a, b = torch.randn(gemm_m, gemm_k, **like), torch.randn(gemm_k, gemm_n, **like)
+        out = torch.empty(gemm_m, gemm_n, **like)
+
+        def call() -> Tensor:
+            torch.backends.cuda.matmul.allow_tf32 = p.precision == "tf32"
+            return torch.mm(a, b, out=out)
+
+        return call
+
+
 class Fastconv(Provider):
     """fastconv through the functions that its layers call, with one algorithm or "auto"."""
 
@@ -238,6 +274,10 @@ class Fastconv(Provider):
             y = forward(x, w, p.bias, *geometry, algo=self.name, precision=precision)
             return y.relu_() if relu else y
 
+        if relu and p.direction == "fprop":  # what a converted model's chain comes to
+            end = fused_run.ending(activations.named("relu"), False)
+            act = torch.ops.fastconv.conv_act
+            return lambda: act(p.x, p.w, p.bias, None, *geometry, *end, algo)
         if p.direction == "forward+backward":
             return with_gradients(run, (p.x, p.w), p.dy)
         return lambda: run(p.x, p.w)
@@ -277,6 +317,12 @@ class Fastconv(Provider):
         p = problem
         biases = [torch.zeros(w.shape[0], dtype=w.dtype, device=w.device) for w in p.w]
         return lambda: fastconv.inception(p.x, p.w, biases, algo=self.name)
+
+    def network(self, problem: NetworkProblem) -> Call:
+        self._require((), "whole network")
+        model = problem.make()
+        fastconv.convert(model, fuse=True)
+        return lambda: model(problem.x)
 
     def ran(self, problem: Problem) -> str:
         if not isinstance(problem, ConvProblem):
@@ -323,7 +369,7 @@ def instances_of(problem: Problem, products: str) -> list[str]:
     ]
 
 
-_PLAIN = (PyTorch(), ChannelsLast(), Compiled(), OneDNN(), Copy())
+_PLAIN = (PyTorch(), ChannelsLast(), Compiled(), OneDNN(), Copy(), Gemm())
 PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in _PLAIN}
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from bench.contenders import LIMITS, PYTORCH
 from bench.goals import GOALS, Goal, assess
-from bench.providers import COPY, PYTORCH
 
 SCHEMA = 2
 GROUP = ("net", "batch", "direction", "layout", "contender")
@@ -34,11 +34,11 @@ def summarise(rows: Iterable[dict]) -> list[dict]:
             group = tuple(f"{v} {arithmetic(row)}" if k == "direction" else v
                           for k, v in zip(GROUP, group, strict=True))  # fmt: skip
         groups.setdefault(group, []).append(row)
-    rivals = [name for name in dict.fromkeys(r["contender"] for r in rows) if name != COPY]
+    rivals = [name for name in dict.fromkeys(r["contender"] for r in rows) if name not in LIMITS]
     ours = {row["contender"] for row in rows if row["ours"]}
     summaries = []
     for group, members in groups.items():
-        if group[-1] in (PYTORCH, COPY):
+        if group[-1] in (PYTORCH, *LIMITS):
             continue
         against = [PYTORCH] if group[-1] != "auto" else [n for n in rivals if n != "auto"]
         if group[-1] not in ours:
@@ -64,7 +64,8 @@ def problem_key(row: dict) -> tuple:
     """What makes two rows rows of one problem in one layout."""
     names = ("op", "net", "layer", "batch", "direction", "layout", "device", "dtype")
     # Older results have no precision.
-    return (*(row[name] for name in names), row.get("precision", "ieee"))
+    more = (row.get("precision", "ieee"), row.get("epilogue", "none"))
+    return (*(row[name] for name in names), *more)
 
 
 def _summary(group: tuple, members: list[dict], rival: str, pairs: list[tuple[dict, dict]]) -> dict:

@@ -64,6 +64,7 @@ class Work:
     directions: list[str] | None
     dtype: str
     precision: str
+    epilogue: str = "none"
 
     @property
     def arithmetic(self) -> str:
@@ -80,7 +81,6 @@ class Options:
     work: list[Work]
     contenders: list[Provider]
     layouts: list[str]
-    epilogue: str
     device: str
     threads: int
     seconds: float
@@ -189,7 +189,7 @@ def single(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace, layer: Layer, batch: int) -> Work:
-    return Work(layer, batch, args.directions, args.dtype, args.precision)
+    return Work(layer, batch, args.directions, args.dtype, args.precision, args.epilogue)
 
 
 def _options(args: argparse.Namespace, work: list[Work]) -> Options:
@@ -204,7 +204,6 @@ def _options(args: argparse.Namespace, work: list[Work]) -> Options:
         work,
         [providers.provider(name, args.device) for name in names],
         args.layout,
-        args.epilogue,
         args.device,
         args.threads,
         args.seconds,
@@ -217,7 +216,7 @@ def _options(args: argparse.Namespace, work: list[Work]) -> Options:
 
 def _listed(args: argparse.Namespace) -> Iterator[Work]:
     for name in args.lists:
-        if name in gpu_layers.LISTS:
+        if name in gpu_layers.names():
             yield from islice(_by_value(name), args.limit)
             continue
         layers = lists.layers(name, args.ops)[: args.limit]
@@ -229,10 +228,10 @@ def _listed(args: argparse.Namespace) -> Iterator[Work]:
 
 def _by_value(name: str) -> Iterator[Work]:
     """A list that fixes everything, most telling first."""
-    for layer, direction, arithmetic in gpu_layers.work(name):
+    for layer, direction, arithmetic, epilogue in gpu_layers.work(name):
         rounded = arithmetic.startswith("tf32")
         dtype, precision = ("float32", arithmetic) if rounded else (arithmetic, "ieee")
-        yield Work(layer, layer.batch, [direction], dtype, precision)
+        yield Work(layer, layer.batch, [direction], dtype, precision, epilogue)
 
 
 def estimate(options: Options) -> float:
@@ -389,7 +388,7 @@ class Run:
     def _rows_of(self, item: Work) -> Iterator[list[dict]]:
         o = self.options
         where = (o.layouts, getattr(torch, item.dtype), o.device)
-        more = (o.epilogue, item.precision, o.reference)
+        more = (item.epilogue, item.precision, o.reference)
         for problem in lists.problems_of(item.layer, item.batch, item.directions, *where, *more):
             key = " ".join(map(str, report.problem_key(problem.facts())))
             if self.progress.is_done(key):

@@ -37,7 +37,11 @@ def statistics_pass(spec: ConvSpec) -> float:
 
 def seconds(spec: ConvSpec) -> float:
     """Estimated seconds of `aten` for this problem."""
-    device = gpu.describe(spec.device)
+    return seconds_on(spec, gpu.describe(spec.device))
+
+
+def seconds_on(spec: ConvSpec, device: gpu.Gpu) -> float:
+    """The same on such a device."""
     chip = 9 if device.capability >= 90 else 8
     if spec.dtype == torch.float64:
         rate = _FP64[chip]

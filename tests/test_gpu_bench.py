@@ -110,18 +110,16 @@ def test_lists_go_by_value() -> None:
     gradients are timed, last."""
     work = list(gpu_layers.work("gpu"))
     count = len(timed_layers())
-    assert [w[1:] for w in work[: 2 * count : count]] == [
+    assert [w[1:3] for w in work[: 2 * count : count]] == [
         ("fprop", "bfloat16"),
         ("fprop", "float32"),
     ]
-    some = {layer for layer, direction, _ in work if direction == "dgrad"}
+    some = {each.layer for each in work if each.direction == "dgrad"}
     for rounded in ("tf32", "tf32x3"):
-        assert {layer for layer, _, arithmetic in work if arithmetic == rounded} == some
+        assert {each.layer for each in work if each.arithmetic == rounded} == some
     assert len(work) == len(set(work)) == 2 * count + 4 * len(some) + 2 * len(some)
     compiled = set(gpu_layers.work("gpu_compiled"))
-    assert compiled < set(work) and all(
-        not arithmetic.startswith("tf32") for *_, arithmetic in compiled
-    )
+    assert compiled < set(work) and all(not each.arithmetic.startswith("tf32") for each in compiled)
     assert len(lists.layers("gpu")) == count and not lists.layers("gpu", ["pool"])
     assert {layer.batch for layer in lists.layers("gpu")} == {1, 8, 32}
 

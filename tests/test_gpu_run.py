@@ -30,6 +30,8 @@ ON_DEVICE = (
     "selftest",
     "benchmark",
     "benchmark: suite",
+    "benchmark: goals",
+    "benchmark: networks",
     "tests: Triton convolutions",
     "selftest: Triton",
     "benchmark: Triton",
@@ -70,6 +72,7 @@ def test_dry_run(dry) -> None:
     folder, done = dry
     assert done.returncode == 0, done.stdout + done.stderr
     written = {f"gpu_run.{kind}" for kind in ("json", "md", "log")}
+    written |= {"gpu_benchmark.json"}
     written |= {f"gpu_suite.{kind}" for kind in ("json", "md", "csv")}
     assert {path.name for path in folder.iterdir()} == written
     doc = json.loads((folder / "gpu_run.json").read_text())
