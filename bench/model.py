@@ -17,7 +17,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import torch
 from bench import lists
 from bench.contenders import LIMITS, PYTORCH
 from bench.conv_problem import PARTS
+from bench.gpu_report import geometric_mean
 from bench.report import arithmetic, problem_key
 from bench.timing import quantile
 from fastconv import _C, cost_aten, cost_aten_cuda, gpu, select_triton
@@ -222,11 +223,6 @@ def verdicts(document: Mapping) -> tuple[list[Verdict], Counter]:
             else:
                 found.append(one)
     return found, left_out
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs))
 
 
 def summary(found: Sequence[Verdict], left_out: Mapping[str, int]) -> dict:

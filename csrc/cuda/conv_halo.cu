@@ -113,22 +113,16 @@ double boxes_bytes(const HaloPlan& g, int64_t images) {
   return bytes;
 }
 
-constexpr double kL2OverDram = 1.5;         // rate of either
-constexpr double kTensorEfficiency = 0.85;  // of the rate, within the main loop
 constexpr double kSharedEfficiency = 0.95;
-constexpr double kLatency = 0.7e-6;  // until the first bytes are there
-constexpr double kArriving = 64;     // bytes that an SM takes in a cycle
-constexpr double kClusterSync = 0.25e-6;
+constexpr double kArriving = 64;  // bytes that an SM takes in a cycle
 constexpr int kMostClusterLog = 2;
-constexpr double kEpilogueCycles = 8;  // to 128 bytes of a tile's result in fp32
 
 // Seconds, and what comes from L2, with so many blocks to a cluster.
 void estimate(const HaloShape& s, const ConvProblem& p, const Device& device, int cluster_log,
               HaloPlan* g) {
   const DeviceRates rates = device_rates(device);
-  constexpr double kFlopsPerCycle = 4096;  // of an SM's tensor cores
-  const double cycle = kFlopsPerCycle * device.sm_count / rates.warpgroup_16_flops;
-  const double sm_rate = kL2OverDram * rates.bytes_per_s / device.sm_count;
+  const double cycle = warpgroup_cycle_s(rates, device);
+  const double sm_rate = rates.l2_bytes_per_s / device.sm_count;
   const int cluster = 1 << cluster_log, room = cluster_room(device, cluster);
   const int64_t all = g->tiles[0] * g->tiles[1] * g->tiles[2];
   const int64_t clusters =
@@ -139,20 +133,20 @@ void estimate(const HaloShape& s, const ConvProblem& p, const Device& device, in
 
   const double products = double(g->row_steps) * s.filter_h * s.products;
   const double tile_flops = products * 2 * 64 * s.block_n * kStep;
-  const double tensor = tile_flops / kFlopsPerCycle / kTensorEfficiency;
+  const double tensor = tile_flops / kWarpgroupFlops / kWarpgroupShare;
   const double fragments = double(g->row_steps) * (s.filter_h + s.products - 1);
   const double shared = (products * s.block_n * kStep * 2 + fragments * 64 * kStep * 2 +
                          double(g->chunks * g->box_bytes)) /
                         128 / kSharedEfficiency;
   const double part_bytes = boxes_bytes(*g, p.N);
   // A box is replaced while the other consumer multiplies.
-  const double load = double(g->chunks) * kLatency + part_bytes / double(all) / sm_rate;
+  const double load = double(g->chunks) * kFirstBytes_s + part_bytes / double(all) / sm_rate;
   const double multiply = std::max(tensor, shared) * cycle;
   const double tile = std::max(multiply, (multiply + load) / 2);
-  const double epilogue = kEpilogueCycles * cycle * s.products * 64 * s.block_n * 4 / 128;
+  const double epilogue = warpgroup_store_s(64.0 * s.products * s.block_n, rates, device);
   const double weights =
       std::max(double(g->w_bytes) / cluster / sm_rate, double(g->w_bytes) / kArriving * cycle);
-  const double first = kLatency + weights + (cluster > 1 ? kClusterSync : 0.0);
+  const double first = kFirstBytes_s + weights + (cluster > 1 ? kClusterSync_s : 0.0);
   const double sums = waves * (first + double(tiles(all, g->blocks)) * tile + epilogue);
 
   g->flops = double(all * g->parts) * tile_flops;

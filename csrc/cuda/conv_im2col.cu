@@ -45,7 +45,6 @@ constexpr int64_t kMostWaves = 8;  // blocks per SM, where the tiles of dw alone
 constexpr int64_t kMostPartialBytes = int64_t{128} << 20;
 constexpr int64_t kMostSplitPixels = int64_t{1} << 30;  // 32-bit indices within a range
 
-constexpr double kL2OverDram = 1.5;    // rate of either
 constexpr int64_t kOverheadTiles = 2;  // of gemm_k: filling the ring, epilogue
 
 double full_rate(const Im2colShape& s, const DeviceRates& rates) {
@@ -59,7 +58,7 @@ double full_rate(const Im2colShape& s, const DeviceRates& rates) {
 // shared-memory reads. Not measured on a GPU.
 double efficiency(const Im2colShape& s) {
   const bool fma = s.math == GemmMath::kFma;
-  double share = fma ? 0.75 : 0.7;
+  double share = fma ? kFmaShare : kMmaShare;
   if (s.block_m * s.block_n < 128 * 64) share *= 0.7;
   if (s.math == GemmMath::kTf32x3) share *= 0.85;  // splitting, sums outside
   if (s.vec_data == 1) share *= fma ? 0.8 : 0.5;
@@ -211,8 +210,7 @@ double im2col_cost(const Im2colShape& s, const ConvProblem& p, const Device& dev
                           double(weight_elements(p)) +
                           double(p.N) * double(p.K) * double(p.out_size());
   const double bytes = s.scalar_bytes * elements;
-  const double memory =
-      std::max(bytes / rates.bytes_per_s, l2_bytes / (kL2OverDram * rates.bytes_per_s));
+  const double memory = std::max(bytes / rates.bytes_per_s, l2_bytes / rates.l2_bytes_per_s);
   return rates.launch_s + std::max(multiply, memory) + reduction;
 }
 

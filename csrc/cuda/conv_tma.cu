@@ -45,12 +45,8 @@ TmaProduct product_of(const TmaShape& s, const ConvProblem& p) {
   return g;
 }
 
-constexpr double kL2OverDram = 1.375;   // rate of either
-constexpr double kEpilogueTiles = 2.5;  // a tile's epilogue, in stages of gemm_k of 128x128
-constexpr double kEfficiency = 0.85;    // of the tensor cores' rate, within the main loop
-constexpr int64_t kBand = 8;            // columns of tiles that run together
+constexpr int64_t kBand = 8;  // columns of tiles that run together
 constexpr double kTie = 1e-3;
-constexpr double kClusterSync = 0.25e-6;  // a barrier of the cluster that all of a block wait at
 
 std::string outside(const char* what, int64_t value, int64_t low, int64_t high) {
   return std::string(what) + " is " + std::to_string(value) + ", TMA takes " + std::to_string(low) +
@@ -109,15 +105,15 @@ TmaFigures tma_figures(const TmaShape& s, const ConvProblem& p, const Device& de
   const int64_t k_tiles = g.taps * tiles(g.src_channels, s.block_k);
   f.k_tiles = tiles(k_tiles, s.split);
   const double stage_flops = 2.0 * s.block_m * s.block_n * s.block_k;
-  // Of a split tile a block stores its share, and passes the rest on.
-  const double epilogue_flops = kEpilogueTiles * stage_flops * (s.split > 1 ? 0.25 : 0.0) +
-                                kEpilogueTiles * stage_flops / s.split;
+  // By two warpgroups. Of a split tile a block stores its share, and passes the rest on.
+  const double tile_s = warpgroup_store_s(double(s.block_m) * s.block_n / 2, rates, device);
+  const double epilogue = tile_s * ((s.split > 1 ? 0.25 : 0.0) + 1.0 / s.split);
   // One block to an SM: its own rate, whether others run or not.
   const double per_sm = s.rate() * rates.warpgroup_16_flops / device.sm_count;
   const double syncs = s.split > 1 ? 2.0 * double(f.rounds) : s.cluster() > 1 ? 1.0 : 0.0;
   f.multiply_s =
-      double(f.rounds) * (double(f.k_tiles) * stage_flops / kEfficiency + epilogue_flops) / per_sm +
-      syncs * kClusterSync;
+      double(f.rounds) * (double(f.k_tiles) * stage_flops / (kWarpgroupShare * per_sm) + epilogue) +
+      syncs * kClusterSync_s;
   const double stages = double(f.clusters) * s.pair_m * s.pair_n * double(k_tiles);
   f.l2_bytes =
       stages * 128.0 * (double(s.block_m) / s.pair_n + double(s.w_parts() * s.block_n) / s.pair_m);
@@ -132,7 +128,7 @@ double tma_cost(const TmaShape& s, const ConvProblem& p, const Device& device) {
   const double elements = double(p.N) * double(p.C) * double(p.in_size()) +
                           double(p.K) * double(p.C) * double(p.filter_size()) +
                           double(p.N) * double(p.K) * double(p.out_size());
-  const double l2 = f.l2_bytes / (kL2OverDram * rates.bytes_per_s);
+  const double l2 = f.l2_bytes / rates.l2_bytes_per_s;
   const double memory = std::max(s.scalar_bytes * elements / rates.bytes_per_s, l2);
   // Of two that are bound by the same thing, the one that reads less.
   return rates.launch_s + std::max(f.multiply_s, memory) + kTie * l2 +

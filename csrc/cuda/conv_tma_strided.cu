@@ -14,10 +14,6 @@
 namespace fastconv::cuda {
 namespace {
 
-constexpr double kL2OverDram = 1.5;     // rate of either
-constexpr double kEpilogueTiles = 2.5;  // a tile's epilogue, in stages of gemm_k of 128x128
-constexpr double kEfficiency = 0.85;    // of the tensor cores' rate, within the main loop
-
 int64_t tiles(int64_t extent, int64_t block) { return (extent + block - 1) / block; }
 
 // The classes of one axis, those with the most taps first.
@@ -142,19 +138,19 @@ double tma_strided_cost(const TmaShape& s, const ConvProblem& p, const Device& d
   const double most_k_tiles =
       chunks * classes.axis[0].at[0].taps * classes.axis[1].at[0].taps * classes.axis[2].at[0].taps;
   const double stage_flops = 2.0 * s.block_m * s.block_n * s.block_k;
-  const double epilogue_flops = kEpilogueTiles * 2 * s.block_k * double(s.block_m) * s.block_n;
+  const double epilogue = warpgroup_store_s(double(s.block_m) * s.block_n / 2, rates, device);
   const double per_sm = s.rate() * rates.warpgroup_16_flops / device.sm_count;
   // The heavy ones come first and the light ones fill up behind them.
   const double rounds = std::max(blocks / device.sm_count, 1.0);
   const double stages = std::max(rounds * k_tiles, most_k_tiles);
   const double multiply =
-      (stages * stage_flops / kEfficiency + std::ceil(rounds) * epilogue_flops) / per_sm;
+      stages * stage_flops / (kWarpgroupShare * per_sm) + std::ceil(rounds) * epilogue;
   const double l2_bytes = blocks * k_tiles * 128.0 * (s.block_m + s.w_parts() * s.block_n);
   const double elements = double(p.N) * double(p.C) * double(p.in_size()) +
                           double(p.K) * double(p.C) * double(p.filter_size()) +
                           double(p.N) * double(p.K) * double(p.out_size());
-  const double memory = std::max(s.scalar_bytes * elements / rates.bytes_per_s,
-                                 l2_bytes / (kL2OverDram * rates.bytes_per_s));
+  const double memory =
+      std::max(s.scalar_bytes * elements / rates.bytes_per_s, l2_bytes / rates.l2_bytes_per_s);
   return rates.launch_s + std::max(multiply, memory) + tma_filter_cost(s, p, device);
 }
 

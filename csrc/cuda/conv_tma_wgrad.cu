@@ -18,9 +18,6 @@ constexpr int64_t kPixels = 64;          // of a stage
 constexpr int64_t kLeastSplitTiles = 8;  // of a range, in stages
 constexpr int64_t kMostWaves = 6;        // items per SM, where the tiles of dw alone are fewer
 constexpr int64_t kMostPartialBytes = int64_t{128} << 20;
-constexpr double kL2OverDram = 1.5;   // rate of either
-constexpr double kEfficiency = 0.85;  // of the tensor cores' rate, within the main loop
-constexpr double kOverheadTiles = 3;  // of an item: what its epilogue takes, in stages
 
 int64_t tiles(int64_t extent, int64_t block) { return (extent + block - 1) / block; }
 
@@ -34,19 +31,20 @@ int64_t units(const ConvProblem& p) { return p.filter_size() * tiles(p.C, 64); }
 
 // Seconds of all launches with the pixels cut in `splits`.
 double seconds(const TmaWgradShape& s, const ConvProblem& p, const DeviceRates& rates,
-               int64_t sm_count, const TmaWgradSplit& cut) {
+               const Device& device, const TmaWgradSplit& cut) {
+  const int64_t sm_count = device.sm_count;
   const double items = double(cut.items());
   const double rounds = double(tiles(cut.items(), sm_count));
   const double stage_s = 2.0 * s.block_m * s.block_n * kPixels * double(sm_count) /
-                         (rates.warpgroup_16_flops * kEfficiency);
-  const double multiply = rounds * (double(cut.split_tiles) + kOverheadTiles) * stage_s;
+                         (rates.warpgroup_16_flops * kWarpgroupShare);
+  const double epilogue = warpgroup_store_s(double(s.block_m) * s.block_n / 2, rates, device);
+  const double multiply = rounds * (double(cut.split_tiles) * stage_s + epilogue);
   const double l2_bytes = items * double(cut.split_tiles) * 128.0 * (s.block_m + s.block_n);
   const double elements = double(p.N) * double(p.C) * double(p.in_size()) +
                           double(weight_elements(p)) +
                           double(p.N) * double(p.K) * double(p.out_size());
   // An SM has its share of L2's rate whether others run or not.
-  const double l2 =
-      l2_bytes / (kL2OverDram * rates.bytes_per_s) * rounds * double(sm_count) / items;
+  const double l2 = l2_bytes / rates.l2_bytes_per_s * rounds * double(sm_count) / items;
   const double memory = std::max(2 * elements / rates.bytes_per_s, l2);
   const double partial = 8.0 * double(cut.splits) * double(weight_elements(p));
   return rates.launch_s + std::max(multiply, memory) +
@@ -69,7 +67,7 @@ TmaWgradSplit tma_wgrad_split(const TmaWgradShape& s, const ConvProblem& p, cons
         std::clamp<int64_t>(quarter * device.sm_count / (4 * cut.m_tiles * cut.n_tiles), 1, most);
     cut.split_tiles = tiles(cut.k_tiles, n);
     cut.splits = tiles(cut.k_tiles, cut.split_tiles);
-    const double s_cut = seconds(s, p, rates, device.sm_count, cut);
+    const double s_cut = seconds(s, p, rates, device, cut);
     if (s_cut < least) least = s_cut, best = cut;
   }
   return best;
@@ -97,7 +95,7 @@ int64_t tma_wgrad_workspace(const TmaWgradShape& s, const ConvProblem& p, const 
 }
 
 double tma_wgrad_cost(const TmaWgradShape& s, const ConvProblem& p, const Device& device) {
-  return seconds(s, p, device_rates(device), device.sm_count, tma_wgrad_split(s, p, device));
+  return seconds(s, p, device_rates(device), device, tma_wgrad_split(s, p, device));
 }
 
 namespace {

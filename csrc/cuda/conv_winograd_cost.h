@@ -11,7 +11,7 @@ namespace fastconv::cuda::winograd {
 // Instructions beside the multiply-adds that load, transform and store one tile of 4x4 or 6x6.
 constexpr double transform_work(int tile_out) { return tile_out == 4 ? 350 : 100; }
 // What 32 x 32 blocks reach of the FMA pipe, and of the tensor cores, where shared memory limits.
-constexpr double kFmaShare = 0.7, kTensorShare = 0.3;
+constexpr double kBlockFmaShare = 0.7, kBlockTensorShare = 0.3;
 
 inline double images_bytes(const ConvProblem& p, int64_t scalar_bytes) {
   return (double(p.N) * p.C * p.in_size() + double(p.N) * p.K * p.out_size()) * scalar_bytes;
@@ -21,9 +21,9 @@ inline double images_bytes(const ConvProblem& p, int64_t scalar_bytes) {
 inline double blocks_seconds(double blocks, double steps, double tiles, int tile_out,
                              bool tensor_cores, const Device& device) {
   const DeviceRates rates = device_rates(device);
-  const double lanes = rates.fma_flops / 2 / device.sm_count * kFmaShare;  // per second and SM
+  const double lanes = rates.fma_flops / 2 / device.sm_count * kBlockFmaShare;  // per second and SM
   const double multiply =
-      tensor_cores ? rates.tensor_tf32_flops / 2 / device.sm_count * kTensorShare : lanes;
+      tensor_cores ? rates.tensor_tf32_flops / 2 / device.sm_count * kBlockTensorShare : lanes;
   const double products = points_of(tile_out) * double(kWinogradBlock) * kWinogradPoint;
   const double step = products / multiply + tiles * transform_work(tile_out) / lanes;
   const double epilogue = kWinogradBlock * kWinogradBlock * transform_work(tile_out) / lanes;
@@ -75,7 +75,7 @@ inline double nonfused_cost(const ConvProblem& p, Direction direction, int64_t s
   const double depth = wgrad ? blocks_of(s.tiles, s.splits) : s.C;
   const double blocks =
       s.count * std::ceil(rows / 128) * std::ceil(columns / 64) * std::max<int64_t>(s.splits, 1);
-  const double rate = (tensor_cores ? rates.tensor_tf32_flops * 0.5 : rates.fma_flops * 0.75);
+  const double rate = (tensor_cores ? rates.tensor_tf32_flops * 0.5 : rates.fma_flops * kFmaShare);
   const double block = 2.0 * 128 * 64 * std::max(depth, 32.0) * device.sm_count / rate;
   const double products = std::max(std::ceil(blocks / device.sm_count), 1.5) * block;
   const double launches = s.chunks * (wgrad ? 4 : 3) + (wgrad ? 0 : 1);

@@ -45,7 +45,7 @@ constexpr double kPoolTile = 2;            // nine reads to an element
 // Fraction of the peak that a full SM reaches, as im2col's. Not measured on a GPU.
 double efficiency(const InceptionShape& s) {
   const bool fma = s.math == GemmMath::kFma;
-  double share = (fma ? 0.75 : 0.7) * 0.7;  // tiles of 64x64
+  double share = (fma ? kFmaShare : kMmaShare) * 0.7;  // tiles of 64x64
   if (s.block_m * s.block_n < 64 * 64) share *= 0.7;
   if (s.vec_x == 1) share *= fma ? 0.8 : 0.5;
   if (s.vec_w == 1) share *= fma ? 0.9 : 0.8;
