@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(128, 1)
     cluster_sync();
     const int mine = static_cast<int>(cluster_rank());
     if (threadIdx.x == 0)
-      load_box(&map, p, boxes + mine * p.bytes, full, mine, (1u << CLUSTER) - 1);
+      load_box(&map, p, boxes + mine % 2 * p.bytes, full, mine, 3u << (mine & ~1));
   } else if (threadIdx.x == 0) {
     for (int i = 0; i < p.boxes; ++i) load_box(&map, p, boxes + i * p.bytes, full, i, 1);
   }
@@ -84,7 +84,8 @@ Words copied_boxes(const TensorMap& map, const BoxCopy& copy, int cluster) {
   finish([&] {
     return cluster == 1
                ? launch_kernel(copy_boxes_kernel<1>, config, map, copy, out.as<uint32_t>())
-               : launch_clusters(copy_boxes_kernel<2>, config, 2, map, copy, out.as<uint32_t>());
+               : launch_clusters(cluster == 2 ? copy_boxes_kernel<2> : copy_boxes_kernel<4>, config,
+                                 cluster, map, copy, out.as<uint32_t>());
   });
   return out.words();
 }

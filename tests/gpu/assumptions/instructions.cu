@@ -1,6 +1,8 @@
 // Instructions of a warp that compute capability 8.0 has: ldmatrix, mma.sync, cp.async, cvt.rna.
 #include "detail/async_copy.cuh"
+#include "detail/mbarrier.cuh"
 #include "detail/mma.cuh"
+#include "detail/stmatrix.cuh"
 #include "device.h"
 
 namespace assumptions::instructions {
@@ -50,6 +52,46 @@ Outcome matrix_load(bool trans) {
   };
   return judge(out.words(), {{trans ? "the transpose" : "rows", read(trans)},
                              {trans ? "rows" : "the transpose", read(!trans)}});
+}
+
+// out [16][32] words: rows of 128 bytes, of which stmatrix fills [16][16] of 16 bits.
+__global__ void __launch_bounds__(32, 1) matrix_store_kernel(uint32_t* out) {
+#if defined(FC_SM90A)
+  FC_DYN_SHARED(unsigned char, rows);
+  uint32_t* const words = reinterpret_cast<uint32_t*>(rows);
+  for (int i = threadIdx.x; i < 16 * 32; i += 32) words[i] = 0;
+  __syncthreads();
+  const int row = threadIdx.x % 16, chunk = threadIdx.x / 16;
+  uint32_t r[4];
+  for (int m = 0; m < 4; ++m) {
+    // Element [i][j] of matrix m is 1 + 64 m + 8 i + j.
+    const uint32_t first = 1 + 64 * m + 8 * (threadIdx.x / 4) + 2 * (threadIdx.x % 4);
+    r[m] = first | (first + 1) << 16;
+  }
+  stmatrix_x4(rows + row * 128 + (chunk ^ row % 8) * 16, r);
+  __syncthreads();
+  for (int i = threadIdx.x; i < 16 * 32; i += 32) out[i] = words[i];
+#endif
+}
+
+Outcome matrix_store() {
+  const Memory out(16 * 128);
+  finish([&] {
+    return launch_kernel(matrix_store_kernel, LaunchConfig{dim3(1), dim3(32), 2048, nullptr},
+                         out.as<uint32_t>());
+  });
+  const auto stored = [&](bool turned) {
+    Words words(16 * 32, 0);
+    for (int row = 0; row < 16; ++row)
+      for (int i = 0; i < 8; ++i) {
+        const int matrix = row / 8 + i / 4 * 2, r = row % 8, c = i % 4 * 2;
+        const auto at = [&](int a, int b) -> uint32_t { return 1 + 64 * matrix + 8 * a + b; };
+        words[swizzled_place(row * 128 + i * 4) / 4] =
+            turned ? at(c, r) | at(c + 1, r) << 16 : at(r, c) | at(r, c + 1) << 16;
+      }
+    return words;
+  };
+  return judge(out.words(), {{"rows", stored(false)}, {"columns", stored(true)}});
 }
 
 enum class Kind { kHalf, kBfloat16, kTf32 };
@@ -207,6 +249,8 @@ std::vector<Check> checks() {
        80, [] { return matrix_load(false); }},
       {"ldmatrix_trans", "its transposed form gives columns", "gemm", 80,
        [] { return matrix_load(true); }},
+      {"stmatrix", "stmatrix is the way back of ldmatrix, to rows in the 128B swizzle too",
+       "results that TMA stores", 90, matrix_store},
       {"mma_f16", "fragments of mma.m16n8k16, fp16", gemm, 80, [] { return product(Kind::kHalf); }},
       {"mma_bf16", "fragments of mma.m16n8k16, bf16", gemm, 80,
        [] { return product(Kind::kBfloat16); }},

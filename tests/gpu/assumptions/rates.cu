@@ -2,6 +2,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "cuda/cluster_room.h"
 #include "cuda/device_rates.h"
 #include "detail/cluster.cuh"
 #include "detail/mma.cuh"
@@ -239,10 +240,8 @@ Outcome room(int cluster) {
   const cudaError_t error = cudaOccupancyMaxActiveClusters(&found, large_kernel, &launch);
   if (error != cudaSuccess) return {false, cudaGetErrorString(error)};
 #endif
-  // tma takes pairs to fill the GPU, and larger ones to lie within parts of at most 18 SMs.
-  const int parts = cluster <= 2 ? 1 : (device.sm_count + 17) / 18;
-  const int expected = parts * (device.sm_count / parts / cluster);
-  return between(found, expected, device.sm_count / cluster, " clusters at a time");
+  return between(found, cluster_room(device, cluster), device.sm_count / cluster,
+                 " clusters at a time");
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
 // TMA's tile mode: the swizzle, what is outside, TF32, multicasts, stores.
 #include "copy_box.h"
+
+#include <algorithm>
+
 #include "detail/mma.cuh"
 #include "detail/tma_store.cuh"
 
@@ -108,6 +111,29 @@ Outcome multicast() {
                      {"each block has the other's", pair(pair(none, b), pair(a, none))}});
 }
 
+// Two pairs of a cluster of four, each with boxes of its own.
+Outcome multicast_masks() {
+  const Tile p{1, 6, 8, 64, {0, 1, 1}};
+  const Made made(p);
+  if (made.code != cudaSuccess) return {false, "the driver refuses the tensor map"};
+  const int at[4][5] = {{0, 1, 1}, {0, 4, -1}, {0, 0, 2}, {0, 3, 0}};
+  BoxCopy copy{CopyKind::kTile3, 2, kRows * 128, {}, {}};
+  Words boxes[4];
+  for (int block = 0; block < 4; ++block) {
+    for (int i = 0; i < 5; ++i) copy.at[block][i] = at[block][i];
+    boxes[block] = swizzled_rows(box_of(p, made.x, at[block], Outside::kZero));
+  }
+  const Words got = copied_boxes(made.map, copy, 4);
+  const auto of = [&](const int(&which)[8]) {
+    Words words;
+    for (const int i : which) words.insert(words.end(), boxes[i].begin(), boxes[i].end());
+    return words;
+  };
+  return judge(got, {{"each pair has its own", of({0, 1, 0, 1, 2, 3, 2, 3})},
+                     {"the pairs have each other's", of({2, 3, 2, 3, 0, 1, 0, 1})},
+                     {"all have the first pair's", of({0, 1, 0, 1, 0, 1, 0, 1})}});
+}
+
 // fp32 numbers that every way to round to TF32 takes elsewhere.
 Outcome tf32(bool exact) {
   std::vector<float> x(32 * 16);
@@ -144,7 +170,8 @@ Outcome tf32(bool exact) {
 }
 
 // Stores a box [8][64] that lies over the right and lower edge. Once its source has been read, that
-// is written again; once it is stored, the whole block reads the tensor [words]: seen [words].
+// is written again; once it is stored, the whole block reads the tensor [words], whose lines it has
+// in L1 from before: seen [words].
 __global__ void __launch_bounds__(128, 1)
     store_box_kernel(const __grid_constant__ TensorMap map, const uint32_t* from, int c, int row,
                      const uint32_t* tensor, uint32_t* seen, int words) {
@@ -154,6 +181,7 @@ __global__ void __launch_bounds__(128, 1)
       dynamic + (1024 - reinterpret_cast<uintptr_t>(dynamic) % 1024) % 1024;
   uint32_t* const box = reinterpret_cast<uint32_t*>(start);
   for (int i = threadIdx.x; i < 8 * 32; i += blockDim.x) box[i] = from[i];
+  for (int i = threadIdx.x; i < words; i += blockDim.x) seen[i] = tensor[i];
   fence_proxy_async();
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -165,6 +193,7 @@ __global__ void __launch_bounds__(128, 1)
   for (int i = threadIdx.x; i < 8 * 32; i += blockDim.x) box[i] = kPoison;
   if (threadIdx.x == 0) tma_store_wait<0>();
   __syncthreads();
+  __threadfence();  // past L1
   for (int i = threadIdx.x; i < words; i += blockDim.x) seen[i] = tensor[i];
 #endif
 }
@@ -197,13 +226,16 @@ Outcome store() {
     both.insert(both.end(), words.begin(), words.end());
     return both;
   };
+  Words unseen = stored(true, false);
+  std::fill(unseen.begin() + kWords, unseen.end(), 0xFFFFFFFFu);
   Words got = out.words();
   const Words second = seen.words();
   got.insert(got.end(), second.begin(), second.end());
   return judge(got, {{"clipped, out of the swizzle", stored(true, false)},
                      {"not clipped", stored(false, false)},
                      {"clipped, as it lies", stored(true, true)},
-                     {"what the source held later", stored(true, false, true)}});
+                     {"what the source held later", stored(true, false, true)},
+                     {"stored, and not seen by the block", unseen}});
 }
 
 }  // namespace
@@ -219,6 +251,8 @@ std::vector<Check> checks() {
        [] { return load({3, 6, 7, 64, {0, -2, -1, 2}}); }},
       {"tile_multicast", "a multicast of tiles reaches every block in the mask, at the same place",
        "tma of clusters", 90, multicast},
+      {"tile_multicast_masks", "the bits of a multicast's mask are ranks in the cluster",
+       "tma of pairs that split gemm_k", 90, multicast_masks},
       {"tile_tf32", "fp32 through a map of TF32 is rounded to nearest, ties away from zero",
        "TF32 through tma: its tolerance and its agreement with cvt.rna", 90,
        [] { return tf32(false); }},
