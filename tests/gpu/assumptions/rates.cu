@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(512)
 }
 
 Outcome dram() {
-  const size_t bytes = kEmulated ? 1 << 16 : size_t(1) << 30;
+  const size_t bytes = kEmulated ? 1 << 16 : size_t(1) << 28;
   const int64_t count = static_cast<int64_t>(bytes / 16);
   const Memory from(std::vector<float>(bytes / 4, 1.f)), to(bytes);
   const Device device = present_device();
