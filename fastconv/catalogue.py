@@ -35,8 +35,9 @@ BUDGETS = Path("tests/static/budgets.json")
 
 def _spec(direction: str, rank: int, dtype: torch.dtype = torch.float32, **change) -> ConvSpec:
     """A mid-sized 3-wide problem of this rank, with changes, to ask the registry about."""
-    values = {"kernel": 3, "stride": 1, "padding": 1, "dilation": 1, "groups": 1, **change}
-    channels, extent = 32, 14
+    values = {"kernel": 3, "stride": 1, "padding": 1, "dilation": 1, "groups": 1, "channels": 32}
+    values |= change
+    channels, extent = values["channels"], 14
     return ConvSpec(
         direction=direction,
         device="cpu",
@@ -158,10 +159,11 @@ def algorithms_table() -> str:
         "stride 2": {"stride": 2},
         "dilation 2": {"dilation": 2},
         "groups 4": {"groups": 4},
-        "depthwise": {"groups": 32},
+        "depthwise": {"groups": 32, "channels": 32},
         "dense": {},
         "kernel 1": {"kernel": 1, "padding": 0},
         "kernel 5": {"kernel": 5, "padding": 2},
+        "32 channels": {"channels": 32},
     }
     lines = [
         "| backend | algorithm | ranks | directions | dtypes | refuses |",
@@ -169,12 +171,12 @@ def algorithms_table() -> str:
     ]
     for backend in BACKENDS:
         for name in _applies(_spec("fprop", 2), backend):
-            # An algorithm may be for depthwise problems alone, or for one dtype.
+            # An algorithm may be for depthwise problems or few channels alone, or for one dtype.
             takes: dict
             usual, takes = next(
                 (dtype, change)
                 for dtype in DTYPES
-                for change in ({}, *variations.values())
+                for change in ({}, *variations.values(), {"channels": 4})
                 if _applies(_spec("fprop", 2, dtype, **change), backend)[name] is None
             )
 

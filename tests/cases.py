@@ -206,6 +206,22 @@ HALO_CASES: tuple[ConvCase, ...] = (
     conv_case("halo_rows5_steps", (1, 32, 7, 6), (8, 32, 5, 5), padding=(3, 1)),
 )
 
+# For the CUDA kernels over windows of staged rows only: rows of x at multiples of 16 bytes, of 4
+# and at odd elements, windows that begin at odd elements, all of them or every second one; tiles
+# ragged at the right and at the bottom; a tail of filters; planes; the first layers of networks.
+ROWS_CASES: tuple[ConvCase, ...] = (
+    conv_case("rows_stem", (2, 3, 23, 40), (64, 3, 7, 7), 2, 3),
+    conv_case("rows_stem_odd", (1, 3, 21, 35), (40, 3, 7, 7), 2, 3),
+    conv_case("rows_11x11", (1, 3, 31, 32), (20, 3, 11, 11), 4, 2),
+    conv_case("rows_vgg", (1, 3, 9, 48), (70, 3, 3, 3), 1, 1),
+    conv_case("rows_four_bytes", (2, 3, 7, 22), (8, 3, 3, 3), 1, 1),
+    conv_case("rows_two_channels", (2, 2, 9, 19), (16, 2, 5, 3), (1, 2), (2, 0), (2, 1)),
+    conv_case("rows_one_channel", (1, 1, 12, 64), (9, 1, 5, 5), (2, 1), (0, 1)),
+    conv_case("rows_four_channels", (1, 4, 10, 18), (24, 4, 3, 6), (1, 3), (1, 3)),
+    conv_case("rows_stride3", (1, 3, 11, 40), (33, 3, 2, 4), 3, (0, 1)),
+    conv_case("rows_3d", (2, 3, 5, 9, 24), (8, 3, 3, 3, 5), (2, 1, 2), 1, (1, 2, 1)),
+)
+
 DIRECTIONS = ("fprop", "dgrad", "wgrad")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

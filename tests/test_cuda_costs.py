@@ -140,8 +140,10 @@ PINS = (
      "stride 2 is a step of TMA's walk"),
     ("ieee", "fprop dgrad", "NCHW NHWC", [STEM, VGG_FIRST], r"direct/.*smem",
      "3 channels: halo and filter fit shared memory, where im2col would gather single elements"),
-    ("bf16", "fprop", "NHWC", [STEM], r"im2col.*mma_64x64x32$",
-     "tensor cores, though 3 channels have no 16-byte vectors"),
+    ("bf16", "fprop", "NHWC", [STEM], r"rows/.*_mma_256x64",
+     "tensor cores, rows of x read in place by every tap; the tile that reads least of weights"),
+    ("bf16 tf32 tf32x3", "fprop", "NHWC", [STEM, VGG_FIRST], r"rows/.*_mma_",
+     "3 channels have no 16-byte vectors, rows of them do"),
     # 1x1: a plain matrix product.
     ("ieee", "fprop dgrad wgrad", "NHWC", [*RESNET_1X1[3:], *MOBILENET_1X1[2:]],
      r"im2col.*_ffma_128x64x16_vec4", "a matrix product, by 16-byte copies"),

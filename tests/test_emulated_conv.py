@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CONV_CASES, DEPTHWISE_CASES, HALO_CASES, ConvCase
+from cases import CONV_CASES, DEPTHWISE_CASES, HALO_CASES, ROWS_CASES, ConvCase
 from conv_runner import (
     assert_close,
     hash_of,
@@ -23,7 +23,7 @@ INSTANCES = instances()
 
 
 def applicable_cases(instance: Instance) -> list[ConvCase]:
-    own = {"depthwise": DEPTHWISE_CASES, "halo": HALO_CASES}
+    own = {"depthwise": DEPTHWISE_CASES, "halo": HALO_CASES, "rows": ROWS_CASES}
     cases = CASES + own.get(instance.algorithm, ())
     return [case for case in cases if not instance.refusal(case)]
 

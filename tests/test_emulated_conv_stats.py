@@ -44,6 +44,8 @@ CASES = (
     conv_case("rows3", (3, 16, 9, 10), (136, 16, 3, 3), 1, 1),
     conv_case("rows5", (3, 16, 9, 10), (72, 16, 5, 3), 1, (2, 1)),
     conv_case("rows5 odd", (2, 8, 6, 9), (11, 8, 5, 3)),
+    # Of rows: tiles that the image cuts, two parts of the filters, by vectors.
+    conv_case("few channels", (2, 3, 19, 35), (72, 3, 5, 5), 2, 2),
     *DEPTHWISE,
 )
 
@@ -53,7 +55,7 @@ def test_who_takes_statistics_along() -> None:
     channels, nor those whose tiles two blocks store."""
     assert all(i.direction == "fprop" for i in INSTANCES)
     winograd = ("winograd_f2x2_3x3", "winograd_f4x4_3x3")
-    taking = ("im2col", "direct", "depthwise", *winograd, "tma", "halo")
+    taking = ("im2col", "direct", "depthwise", *winograd, "tma", "halo", "rows")
     assert set(taking) <= {i.algorithm for i in INSTANCES}
     for i in instances():
         if i.direction == "fprop" and i.algorithm in (*taking, "direct_plain"):
@@ -75,6 +77,7 @@ def run(instance: Instance, case: ConvCase, x: Tensor, w: Tensor, bias: Tensor |
 def cases_of(instance: Instance) -> list[ConvCase]:
     """Those with what is special to its kernel; the first runs in every order."""
     names = {
+        "rows": ("few channels", "cut", "odd"),
         "direct": ("groups", "cut", "3d", "one pixel each"),
         "depthwise": [case.id for case in DEPTHWISE],
         "winograd_f2x2_3x3": ("cut", "groups", "one pixel each"),

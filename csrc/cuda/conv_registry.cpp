@@ -3,6 +3,7 @@
 
 #include "conv_algorithm.h"
 #include "conv_halo.h"
+#include "conv_rows.h"
 
 namespace fastconv::cuda {
 namespace {
@@ -14,6 +15,7 @@ const ConvAlgorithm* const kAlgorithms[] = {
     &conv_winograd_f2x2_3x3,
     &conv_winograd_f4x4_3x3,
     &conv_halo,
+    &conv_rows,
     &conv_tma,
     &conv_im2col,
     &conv_direct_plain,

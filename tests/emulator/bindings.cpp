@@ -8,6 +8,7 @@
 #include "norm_bindings.h"
 #include "pool_bindings.h"
 #include "python_buffers.h"
+#include "rows_bindings.h"
 
 namespace py = pybind11;
 using namespace fastconv;
@@ -254,4 +255,5 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
   bind_norm(m);
   bind_inception(m);
   bind_halo(m);
+  bind_rows(m);
 }

@@ -20,6 +20,7 @@ from cases import (
     DEPTHWISE_CASES,
     DIRECTIONS,
     HALO_CASES,
+    ROWS_CASES,
     ConvCase,
     channels_last,
 )
@@ -141,7 +142,7 @@ def reaches_layout(case: ConvCase, instance: Instance) -> bool:
 
 @cache
 def applicable_cases(instance: Instance) -> list[ConvCase]:
-    cases = CASES + (HALO_CASES if instance.algorithm == "halo" else ())
+    cases = CASES + {"halo": HALO_CASES, "rows": ROWS_CASES}.get(instance.algorithm, ())
     cases = tuple(case for case in cases if not instance.refusal(case))
     if not REHEARSAL:
         return list(cases)

@@ -161,6 +161,23 @@ FAMILIES: tuple[Family, ...] = (
         )
         for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
     ),
+    # fp32's fragments go to memory as they lie. The wide tile's accumulators leave registers for
+    # two blocks of four warps, each with 32 independent products under way; fp32's weights leave
+    # sm_80's shared memory for as many.
+    *(
+        family(
+            rf"conv_fprop_rows_kernel<RowsTile<{scalar}, {fragments}, .*>",
+            f"{engine} ldmatrix async_copy async_copy128 load128 {stores}",
+            occupancy,
+        )
+        for scalar, engine, stores, fragments, occupancy in (
+            (r"__half, \(GemmMath\)2", "tensor_f16", "store128", 4, 0.12),
+            (r"__half, \(GemmMath\)2", "tensor_f16", "store128", 2, BLOCKED),
+            (r"__nv_bfloat16, \(GemmMath\)2", "tensor_bf16", "store128", 4, 0.12),
+            (r"__nv_bfloat16, \(GemmMath\)2", "tensor_bf16", "store128", 2, BLOCKED),
+            (r"float, \(GemmMath\)[13]", "tensor_tf32", "store64", 2, 0.12),
+        )
+    ),
     # Inception modules: (NHWC, VEC_X, VEC_W). The pool's windows are loads of 16 bytes where pixels
     # are vectors.
     *(
