@@ -74,9 +74,6 @@ void each_arrangement(const RowsShape& s, const ConvProblem& p, RowsPlan* g, con
   }
 }
 
-constexpr double kTensorEfficiency = 0.85;  // of the rate, within the main loop
-constexpr double kLatency = 0.7e-6;         // until the first bytes are there
-constexpr double kL2OverDram = 1.5;         // rate of either
 // Instructions of a warp, to a step and unit, to a step, to an output of a lane, to a copy.
 constexpr double kUnitIssues = 14, kStepIssues = 14, kStoreIssues = 5, kCopyIssues = 28;
 
@@ -89,8 +86,8 @@ void estimate(const RowsShape& s, const ConvProblem& p, const Device& device, Ro
   const double warps = s.threads / 32, warp_units = double(s.units) / warps;
   const double depth = f32 ? 8 : 16;
 
-  const double tensor = 2 * 8.0 * s.units * s.block_n * depth * double(g->steps) * products /
-                        tensor_rate / kTensorEfficiency;
+  const double tensor =
+      2 * 8.0 * s.units * s.block_n * depth * double(g->steps) * products / tensor_rate / kMmaShare;
   const double copies = double(g->rows_bytes) / double(g->copy_bytes);
   const double staged = double(g->rows_bytes) * (g->shifted ? 4 : 1) / 128;
   const double outputs = warp_units * s.block_n / 4;  // of a lane
@@ -113,10 +110,12 @@ void estimate(const RowsShape& s, const ConvProblem& p, const Device& device, Ro
   const int64_t per_part = tiles(g->all_tiles, rounds);
   g->blocks = per_part * g->parts;
   const double sharing = std::ceil(double(g->blocks) / sms);
-  const double l2_rate = kL2OverDram * rates.bytes_per_s / sms;
-  const double first = 2 * kLatency + sharing * double(p.K / g->parts * g->tap_rows * g->window) *
-                                          (s.scalar_bytes / l2_rate + 12 / 32.0 / 4 / clock);
-  const double alone = tile + kLatency;  // stores and the next rows wait for the sums of one block
+  const double l2_rate = rates.l2_bytes_per_s / sms;
+  const double first = 2 * kFirstBytes_s + sharing *
+                                               double(p.K / g->parts * g->tap_rows * g->window) *
+                                               (s.scalar_bytes / l2_rate + 12 / 32.0 / 4 / clock);
+  const double alone =
+      tile + kFirstBytes_s;  // stores and the next rows wait for the sums of one block
   const double sums = first + double(rounds) * std::max(sharing * tile, alone);
   const double elements =
       double(p.N) * (double(p.C) * double(p.in_size()) + double(p.K) * double(p.out_size()));
