@@ -4,6 +4,7 @@
 
 #include "cuda/cluster_room.h"
 #include "cuda/device_rates.h"
+#include "cuda/tensor_map.h"
 #include "detail/cluster.cuh"
 #include "detail/mma.cuh"
 #include "detail/tma.cuh"
@@ -66,9 +67,8 @@ Outcome l2() {
     return launch_kernel(cached_kernel, config, from.as<const float4>(), to.as<float>(), count,
                          times);
   });
-  // The cost models take 1.375 to 1.5 times DRAM's rate.
-  return rate(16. * count * times / seconds / 1e12,
-              1.4375 * device_rates(device).bytes_per_s / 1e12, " TB/s");
+  return rate(16. * count * times / seconds / 1e12, device_rates(device).l2_bytes_per_s / 1e12,
+              " TB/s");
 }
 
 __global__ void __launch_bounds__(256) fma_kernel(float* out, int rounds, float by) {
@@ -183,6 +183,60 @@ Outcome wgmma_rate() {
       WIDE ? peak : peak / 2);
 }
 
+// Loads by TMA, each waited for before the next: out [2], so that something depends on them.
+__global__ void __launch_bounds__(32, 1)
+    first_bytes_kernel(const __grid_constant__ TensorMap map, float* out, int rounds) {
+#if defined(FC_SM90A)
+  FC_DYN_SHARED(unsigned char, dynamic);
+  unsigned char* const box = dynamic + (1024 - reinterpret_cast<uintptr_t>(dynamic) % 1024) % 1024;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(box + 1024);
+  if (threadIdx.x == 0) {
+    mbarrier_init(full, 1);
+    mbarrier_init_fence();
+  }
+  __syncwarp();
+  float sum = 0;
+  if (threadIdx.x == 0) {
+    for (int r = 0; r < rounds; ++r) {
+      mbarrier_arrive_expect(full, 1024);
+      tma_load_tile(box, &map, full, 0, r % 64 * 8, 0);
+      mbarrier_wait(full, r & 1);
+      sum += *reinterpret_cast<const float*>(box);
+      fence_proxy_async();  // the next one overwrites what was read
+    }
+    *out = sum;
+  }
+#endif
+}
+
+Outcome first_bytes() {
+  const int rounds = kEmulated ? 3 : 4000;
+  const Memory from(std::vector<float>(64 * 8 * 32, 1.f)), out(4);
+  TensorAxes axes{from.as<void>(), fastconv::DType::kFloat32, 3, {32, 512, 1}, {4, 128, 65536}};
+  const uint32_t box[3] = {32, 8, 1};
+  TensorMap map;
+  if (encode_tile_map(&map, axes, box) != cudaSuccess)
+    return {false, "the driver refuses the tensor map"};
+  const LaunchConfig config{dim3(1), dim3(32), 2048 + 8, nullptr};
+  const double seconds = seconds_of(
+      3, [&] { return launch_kernel(first_bytes_kernel, config, map, out.as<float>(), rounds); });
+  return rate(seconds / rounds * 1e6, kFirstBytes_s * 1e6, " us");
+}
+
+__global__ void __launch_bounds__(384, 1) cluster_syncs_kernel(int rounds) {
+#if defined(FC_SM90A)
+  for (int r = 0; r < rounds; ++r) cluster_sync();
+#endif
+}
+
+Outcome cluster_syncs() {
+  const int rounds = kEmulated ? 3 : 4000;
+  const LaunchConfig config{dim3(2), dim3(kEmulated ? 64 : 384), 0, nullptr};
+  const double seconds =
+      seconds_of(3, [&] { return launch_clusters(cluster_syncs_kernel, config, 2, rounds); });
+  return rate(seconds / rounds * 1e6, kClusterSync_s * 1e6, " us");
+}
+
 __global__ void __launch_bounds__(32) nothing_kernel() {}
 
 Outcome launches() {
@@ -256,6 +310,9 @@ std::vector<Check> checks() {
       {"rate_mma_tf32", "mma.sync of TF32", who, 80, mma<false>},
       {"rate_wgmma_bf16", "wgmma of bf16", who, 90, wgmma_rate<true>},
       {"rate_wgmma_tf32", "wgmma of TF32", who, 90, wgmma_rate<false>},
+      {"rate_first_bytes", "a load by TMA until its bytes can be read, from L2", who, 90,
+       first_bytes},
+      {"rate_cluster_sync", "a barrier of a cluster of two", who, 90, cluster_syncs},
       {"rate_launch", "empty kernels behind each other", who, 80, launches},
       {"block_order", "blocks begin about in the order of their indexes",
        "the tail of persistent grids", 80, order},
