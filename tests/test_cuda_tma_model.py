@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from cases import ConvCase
+from cases import ConvCase, conv_case
 from emulated import Instance, emulation, instances, native_problem
 from test_cuda_costs import BATCH, VGG, layer
 
@@ -51,31 +51,101 @@ def figures(instance: Instance, case: ConvCase, sms: int = SMS) -> dict[str, flo
 
 @pytest.mark.parametrize("direction", ["fprop", "dgrad"])
 def test_bytes_from_l2_on_dense_layers(direction: str) -> None:
-    """3x3, C and K of 256 and more: two blocks share what they read, 256 x 256 to a cluster."""
+    """3x3, C and K of 256 and more: two blocks share what they read, 256 x 256 to a cluster. What
+    clusters that share tiles leave for each other comes on top."""
     cases = [case for case in DENSE if direction == "fprop" or case.stride == (1, 1)]
     assert len(cases) >= 6
     for case in cases:
         found = choice(case, direction)
         assert found.algorithm == "tma", f"{case.id} {found}"
         per_flop = figures(found, case)["l2_bytes_per_flop"]
-        assert per_flop <= 0.008, f"{case.id} {found}: {per_flop}"
+        most = 0.0091 if found.name.endswith("_streamk") else 0.008
+        assert per_flop <= most, f"{case.id} {found}: {per_flop}"
 
 
-def test_waves_of_resnet_50() -> None:
-    """Of the tensor cores' time in ResNet-50's convolutions, 32 images, how much has work. A layer
-    of 98 or 25 tiles leaves a quarter of a round, and what fills it would cost more than it."""
+# Layers whose rounds are less than 0.85 full, and how full. None of them is multiplied for more
+# than 16 us, so that less than one way of sums through L2 could be saved.
+RAGGED = {
+    "128x56x56>128 3x3/2 g1": 98 / 132,
+    "512x28x28>128 1x1/1 g1": 98 / 132,
+    "128x28x28>128 3x3/1 g1": 98 / 132,
+    "256x28x28>256 3x3/2 g1": 100 / 132,
+    "1024x14x14>256 1x1/1 g1": 98 / 132,
+    "256x14x14>256 3x3/1 g1": 100 / 132,
+    "1024x14x14>512 1x1/1 g1": 100 / 132,
+    "512x14x14>512 3x3/2 g1": 112 / 132,
+    "512x7x7>2048 1x1/1 g1": 104 / 132,
+    "1024x14x14>2048 1x1/2 g1": 112 / 132,
+    "2048x7x7>512 1x1/1 g1": 112 / 132,
+    "512x7x7>512 3x3/1 g1": 112 / 132,
+}
+
+
+def test_waves_of_resnet_50_and_vgg_16() -> None:
+    """How full the rounds are, 32 images. Of those that are less than 0.85 full, all could be
+    filled; but the least that a shared tile costs, sums of 128 x 128 written and read once and a
+    flag, is more than what is lost."""
     assert BATCH == 32
+    streamk = next(i for i in able("fprop") if i.name.endswith("_streamk"))
+    # Of a tile twice as large, where no more than two clusters share one; and 1 us for the flag.
+    large = figures(streamk, next(c for c in VGG if c.id.startswith("256x28x28")))["hand_over_s"]
+    least = 1e-6 + (large - 1e-6) / 2
+    assert 4e-6 < least < 4.2e-6
+    ragged = {}
     busy = total = 0.0
-    for count, case in LAYERS:
+    for count, case in [*LAYERS, *((1, case) for case in VGG)]:
         found = choice(case, "fprop")
         if found.algorithm != "tma":  # kernels for narrow layers
-            assert max(case.weight_size[:2]) <= 128, f"{case.id} {found}"
+            assert min(case.weight_size[:2]) <= 128, f"{case.id} {found}"
             continue
         one = figures(found, case)
-        assert 0.74 <= one["wave_efficiency"] <= 1, f"{case.id} {found} {one}"
+        efficiency = one["wave_efficiency"]
         total += count * one["multiply_s"]
-        busy += count * one["multiply_s"] * one["wave_efficiency"]
-    assert busy / total >= 0.85, busy / total
+        busy += count * one["multiply_s"] * efficiency
+        if efficiency < 0.85:
+            ragged[case.id] = pytest.approx(efficiency)
+            assert one["multiply_s"] * (1 - efficiency) < least, f"{case.id} {found} {one}"
+            assert streamk.cost(case) > found.cost(case)
+    assert ragged == RAGGED
+    assert busy / total >= 0.9, busy / total
+
+
+def test_shared_tiles_by_hand() -> None:
+    """512 x 14 x 14 > 512, 3x3: 6272 pixels are 25 tiles of 256, by two columns, of 72 k_tiles. For
+    66 clusters, 3600 / 66 = 54.5 of them to each, and three clusters to some of the tiles."""
+    case = next(case for case in VGG if case.id.startswith("512x14x14"))
+    found = choice(case, "fprop")
+    assert found.name == "fprop_bf16_nhwc_wgmma_128x256x64_pair_m_streamk"
+    f = figures(found, case)
+    assert f["wave_efficiency"] == pytest.approx(50 * 2 * 72 / (55 * 132))
+    sums = 132 * 128 * 256 * 4
+    assert found.workspace(case) == sums + 132 * 8 * 8
+    assert f["l2_bytes"] == 50 * 72 * 2 * 128 * (128 + 256 / 2) + 2 * sums
+    # Every SM writes one tile and reads two, at 5.5 TB/s together.
+    assert f["hand_over_s"] == pytest.approx(1e-6 + 3 * sums / 5.5e12)
+    # Twice the images: 98 tiles, of which one round would be whole; shared with it, 106.9 k_tiles
+    # each, and two clusters to a tile at most.
+    twice = conv_case("", (64, 512, 14, 14), case.weight_size, padding=1)
+    f = figures(choice(twice, "fprop"), twice)
+    assert choice(twice, "fprop").name == found.name
+    assert f["wave_efficiency"] == pytest.approx(98 * 72 / (107 * 66))
+    assert f["hand_over_s"] == pytest.approx(1e-6 + 2 * sums / 5.5e12)
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_tiles_are_shared_only_where_it_pays(direction: str) -> None:
+    """Never where the rounds of the same tiles are whole, or nearly."""
+    by_name = {i.name.split("_", 1)[1]: i for i in able(direction)}
+    plain = by_name["bf16_nhwc_wgmma_128x256x64_pair_m"]
+    streamk = by_name[plain.name.split("_", 1)[1] + "_streamk"]
+    for case in [case for _, case in LAYERS] + VGG:
+        if streamk.refusal(case):
+            continue
+        if figures(plain, case)["wave_efficiency"] > 0.9:
+            assert choice(case, direction) != streamk, case.id
+    even = conv_case("even", (1, 64, 256, 66), (256, 64, 1, 1))
+    if direction == "fprop":
+        assert streamk.workspace(even) == 0 and streamk.cost(even) == plain.cost(even)
 
 
 def test_figures_by_hand() -> None:

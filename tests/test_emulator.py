@@ -104,6 +104,7 @@ def product_of_rows(x: Floats) -> Floats:
 
 
 RACE = r"race: (read|write) .*, with no barrier between"
+RACE_OF_BLOCKS = r"race: (read|write) .* of block number \d+ (wrote|read) in the same launch"
 LOAD_IN_FLIGHT = f"which a bulk tensor load of thread .* in flight will write|{RACE}"
 STORE_IN_FLIGHT = "(read of|write to) .* which a bulk tensor store in flight will write"
 STORE_READS = "written while a bulk tensor store was reading"
@@ -296,6 +297,18 @@ PLANTED = {
     ),
     "peer_outside": Planted(identity, "ld.shared::cluster .* outside", 512),
     "cluster_odd_grid": Planted(identity, "clusters of 2 blocks in a grid of 3", 512),
+    # Flags between blocks; eight blocks, more than run at a time.
+    "flag_no_wait": Planted(identity, RACE_OF_BLOCKS, 512, False),
+    "flag_no_sync_before_release": Planted(identity, RACE_OF_BLOCKS, 512, False),
+    "flag_no_sync_behind_wait": Planted(identity, RACE_OF_BLOCKS, 512, False),
+    "flag_written_behind_release": Planted(identity, RACE_OF_BLOCKS, 512, False),
+    "flag_not_taken_back": Planted(identity, "has the value since before the launch", 512),
+    "flag_of_a_later_block": Planted(identity, "deadlock: .* ld.acquire of a flag", 512),
+    "flag_of_another_block": Planted(
+        identity, f"{RACE_OF_BLOCKS}|deadlock: .* ld.acquire of a flag", 512
+    ),
+    "flag_without_order": Planted(identity, "blocks start in no particular order", 512),
+    "flag_outside": Planted(identity, "st.release .* outside of its buffer", 512),
     # Launches.
     "too_many_threads": Planted(identity, "invalid launch configuration: block of 1025 x 1 x 1"),
     "too_many_threads_in_z": Planted(identity, "invalid launch configuration: .* 64 in z"),

@@ -6,6 +6,7 @@
 
 #include "cluster_room.h"
 #include "conv_result.h"
+#include "conv_tma_streamk.h"
 #include "conv_tma_strided.h"
 #include "conv_tma_tf32.h"
 #include "conv_tma_wgrad.h"
@@ -47,6 +48,7 @@ TmaProduct product_of(const TmaShape& s, const ConvProblem& p) {
 
 constexpr int64_t kBand = 8;  // columns of tiles that run together
 constexpr double kTie = 1e-3;
+constexpr double kHandOver_s = 1e-6;  // from a flag's release to who waits for it
 
 std::string outside(const char* what, int64_t value, int64_t low, int64_t high) {
   return std::string(what) + " is " + std::to_string(value) + ", TMA takes " + std::to_string(low) +
@@ -91,10 +93,32 @@ std::string tma_refusal(const TmaShape& s, const ConvProblem& p) {
   if (k_tiles < s.split)
     return "gemm_k is " + std::to_string(k_tiles) + " tiles, it cuts it in " +
            std::to_string(s.split);
+  // Those of all shared tiles are counted in 32 bits.
+  constexpr int64_t kLongest = int64_t{1} << 20;
+  if (s.streams && k_tiles >= kLongest)
+    return "gemm_k is " + std::to_string(k_tiles) + " tiles, the kernel's limit is " +
+           std::to_string(kLongest - 1);
   return {};
 }
 
 int tma_room(const Device& device, int cluster) { return cluster_room(device, cluster); }
+
+TmaStream tma_stream(const TmaShape& s, const ConvProblem& p, const Device& device) {
+  const TmaProduct g = product_of(s, p);
+  TmaStream to{};
+  const int64_t count =
+      tiles(g.pixels, s.block_m * s.pair_m) * tiles(g.dst_channels, s.block_n * s.pair_n);
+  to.k_tiles = g.taps * tiles(g.src_channels, s.block_k);
+  const int64_t room = tma_room(device, s.cluster()), rounds = count / room;
+  // With the last whole round: then a cluster's stretch is as long as a tile or longer, so that two
+  // clusters share one at most. Where there is no whole round a tile has as many as it takes.
+  to.rest = count % room == 0 ? 0 : count - std::max<int64_t>(0, rounds - 1) * room;
+  to.whole = count - to.rest;
+  to.clusters = to.rest == 0 ? room : std::min(room, to.rest * to.k_tiles);
+  to.share = to.rest * to.k_tiles / to.clusters;
+  to.longer = to.rest * to.k_tiles % to.clusters;
+  return to;
+}
 
 TmaFigures tma_figures(const TmaShape& s, const ConvProblem& p, const Device& device) {
   const DeviceRates rates = device_rates(device);
@@ -111,14 +135,28 @@ TmaFigures tma_figures(const TmaShape& s, const ConvProblem& p, const Device& de
   // One block to an SM: its own rate, whether others run or not.
   const double per_sm = s.rate() * rates.warpgroup_16_flops / device.sm_count;
   const double syncs = s.split > 1 ? 2.0 * double(f.rounds) : s.cluster() > 1 ? 1.0 : 0.0;
-  f.multiply_s =
-      double(f.rounds) * (double(f.k_tiles) * stage_flops / (kWarpgroupShare * per_sm) + epilogue) +
-      syncs * kClusterSync_s;
+  double most = double(f.rounds * f.k_tiles);  // stages of one block
+  double left_bytes = 0;
+  if (s.streams) {
+    const TmaStream stream = tma_stream(s, p, device);
+    most = double(stream.whole / stream.clusters * k_tiles + stream.share + (stream.longer != 0));
+    if (stream.rest != 0) {
+      const double tile_bytes = 4.0 * s.block_m * s.block_n;
+      const int64_t added = tiles(k_tiles - 1, stream.share);  // to one tile, at most
+      left_bytes = tile_bytes * double(stream.clusters * s.cluster());
+      // Written once and read so many times, at the rate that L2 has for each SM.
+      f.hand_over_s =
+          kHandOver_s + tile_bytes * double(1 + added) * device.sm_count / rates.l2_bytes_per_s;
+    }
+  }
+  f.multiply_s = most * stage_flops / (kWarpgroupShare * per_sm) + double(f.rounds) * epilogue +
+                 syncs * kClusterSync_s + f.hand_over_s;
   const double stages = double(f.clusters) * s.pair_m * s.pair_n * double(k_tiles);
   f.l2_bytes =
-      stages * 128.0 * (double(s.block_m) / s.pair_n + double(s.w_parts() * s.block_n) / s.pair_m);
+      stages * 128.0 * (double(s.block_m) / s.pair_n + double(s.w_parts() * s.block_n) / s.pair_m) +
+      2 * left_bytes;
   f.l2_bytes_per_flop = f.l2_bytes / (stages * stage_flops);
-  f.wave_efficiency = stages / (double(f.rounds * f.k_tiles) * device.sm_count);
+  f.wave_efficiency = stages / (most * device.sm_count);
   return f;
 }
 
@@ -351,6 +389,33 @@ double wgrad_cost(const ConvProblem& p, const Device& device) {
    nullptr,                                                   \
    90},
 
+template <class Config>
+int64_t stream_workspace(const ConvProblem& p, const Device& device) {
+  return tma_left_bytes(Config::shape, p, device);
+}
+template <class Config>
+int64_t stream_stats_workspace(const ConvProblem& p, const Device& device) {
+  const int64_t moments = moments_bytes(p.K, moment_tiles<typename Config::Tile>(p));
+  return std::max(im2col_stats_workspace(p, device),
+                  moments_begin(tma_left_bytes(Config::shape, p, device)) + moments);
+}
+template <class Config>
+constexpr auto kStreamStatsWorkspace =
+    Config::shape.dgrad() ? nullptr : stream_stats_workspace<Config>;
+
+#define FC_TMA_STREAMK_ROW(name, ...)    \
+  {name,                                 \
+   __VA_ARGS__::shape.direction,         \
+   __VA_ARGS__::shape.dtype,             \
+   Layout::kNHWC,                        \
+   Products::kIeee,                      \
+   refusal<__VA_ARGS__>,                 \
+   stream_workspace<__VA_ARGS__>,        \
+   cost<__VA_ARGS__>,                    \
+   launch_conv_tma_streamk<__VA_ARGS__>, \
+   kStreamStatsWorkspace<__VA_ARGS__>,   \
+   90},
+
 #define FC_TMA_SHAPE(direction, name, dtype, ...) \
   {name, Config16<direction, dtype, __VA_ARGS__>::shape},
 #define FC_TMA_TILES(ROW, d, dn, dtype, name, scalar_t)                                          \
@@ -370,16 +435,18 @@ double wgrad_cost(const ConvProblem& p, const Device& device) {
   FC_TMA_TILES(ROW, Direction::kDgrad, "dgrad", DType::kBFloat16, "bf16", __nv_bfloat16) \
   FC_TMA_TILES(ROW, Direction::kDgrad, "dgrad", DType::kFloat16, "f16", __half)
 
-const ConvInstance kInstances[] = {FC_TMA_TABLE(FC_TMA_INSTANCE) FC_TMA_STRIDED_INSTANCES(
-    FC_TMA_STRIDED_ROW) FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW) FC_TMA_TF32(FC_TMA_TF32_ROW)
-                                       FC_TMA_STRIDED_TF32(FC_TMA_STRIDED_TF32_ROW)};
+const ConvInstance kInstances[] = {
+    FC_TMA_TABLE(FC_TMA_INSTANCE) FC_TMA_STREAMK(FC_TMA_STREAMK_ROW)
+        FC_TMA_STRIDED_INSTANCES(FC_TMA_STRIDED_ROW) FC_TMA_WGRAD_INSTANCES(FC_TMA_WGRAD_ROW)
+            FC_TMA_TF32(FC_TMA_TF32_ROW) FC_TMA_STRIDED_TF32(FC_TMA_STRIDED_TF32_ROW)};
 
 struct NamedShape {
   const char* name;
   TmaShape shape;
 };
-#define FC_TMA_TF32_SHAPE(name, ...) {name, __VA_ARGS__::shape},
-constexpr NamedShape kShapes[] = {FC_TMA_TABLE(FC_TMA_SHAPE) FC_TMA_TF32(FC_TMA_TF32_SHAPE)};
+#define FC_TMA_CONFIG_SHAPE(name, ...) {name, __VA_ARGS__::shape},
+constexpr NamedShape kShapes[] = {FC_TMA_TABLE(FC_TMA_SHAPE) FC_TMA_STREAMK(FC_TMA_CONFIG_SHAPE)
+                                      FC_TMA_TF32(FC_TMA_CONFIG_SHAPE)};
 
 }  // namespace
 

@@ -20,6 +20,8 @@ struct TmaShape {
   // Blocks of a cluster: two neighbours along gemm_n share src, two along gemm_m share w; each of
   // `split` such does a part of gemm_k.
   int pair_m = 1, pair_n = 1, split = 1;
+  // Whether all clusters share the tiles that make no whole round (conv_tma_work.cuh).
+  bool streams = false;
 
   // Of split operands each tile of w comes in two parts.
   constexpr int w_parts() const { return products == Products::kTf32x3 ? 2 : 1; }
@@ -38,6 +40,15 @@ struct TmaShape {
 // How many clusters of so many blocks, one to an SM, run at a time.
 int tma_room(const Device&, int cluster);
 
+// How the tiles are shared where a shape streams.
+struct TmaStream {
+  int64_t clusters;       // of the launch
+  int64_t k_tiles;        // of a tile
+  int64_t whole, rest;    // tiles: those done in whole rounds, those that are shared
+  int64_t share, longer;  // k_tiles of the rest to a cluster; so many clusters have one more
+};
+TmaStream tma_stream(const TmaShape&, const ConvProblem&, const Device&);
+
 TmaFigures tma_figures(const TmaShape&, const ConvProblem&, const Device&);
 
 std::string tma_refusal(const TmaShape&, const ConvProblem&);
@@ -55,7 +66,8 @@ int tma_params(const TmaShape&, const ConvCall&, ConvTmaParams*);
 
 // Fallback: the configuration of im2col that takes bases at any alignment.
 template <Direction direction, DType dtype, class Tile_, class Fallback_,
-          Products products = Products::kIeee, int pair_m = 1, int pair_n = 1, int split = 1>
+          Products products = Products::kIeee, int pair_m = 1, int pair_n = 1, int split = 1,
+          bool streams = false>
 struct TmaConfig {
   using Tile = Tile_;
   using Fallback = Fallback_;
@@ -63,9 +75,10 @@ struct TmaConfig {
       direction,     dtype,         static_cast<int>(sizeof(typename Tile::scalar_t)),
       Tile::BLOCK_M, Tile::BLOCK_N, Tile::BLOCK_K,
       products,      pair_m,        pair_n,
-      split};
+      split,         streams};
   // Half of w is whole rows, or where its channels are the rows' contents, whole columns of 64.
   static_assert(pair_m * pair_n <= 2 && (split == 1 || split == 2 || split == 4));
+  static_assert(!streams || split == 1);
   static_assert(pair_m == 1 || !shape.dgrad() || shape.turned() || Tile::BLOCK_N % 128 == 0);
 };
 

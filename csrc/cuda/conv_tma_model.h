@@ -10,9 +10,10 @@ struct TmaFigures {
   int64_t rounds;            // of as many clusters as the device holds
   int64_t k_tiles;           // of one block
   double multiply_s;         // the tensor cores' time, where nothing else is waited for
-  double l2_bytes;           // of operands
+  double l2_bytes;           // of operands, and of sums that one cluster leaves for another
   double l2_bytes_per_flop;  // of what the tensor cores do, tiles' edges included
   double wave_efficiency;    // what they do, of what those of all SMs could in the same rounds
+  double hand_over_s;        // of multiply_s: sums that go through L2 where tiles are shared
 };
 
 // Of the instance of that name; false when there is none.

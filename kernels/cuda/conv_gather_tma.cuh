@@ -19,6 +19,10 @@
 // done with it. Two or four such split gemm_k, where tiles are too few for all SMs: sums go through
 // distributed shared memory and are added in the order of the slices.
 //
+// Where the tiles make no whole number of rounds, the kernels with _streamk in their name cut the
+// last ones' gemm_k evenly among all clusters (conv_tma_work.cuh): workspace BLOCK_M BLOCK_N floats
+// to a block at most; for one number of SMs the same bits in any order.
+//
 // bf16, fp16, and fp32 in TF32; accumulation in fp32, gemm_k ascending within a slice. fp32
 // is rounded to TF32 by TMA, whose maps have a type for it: wgmma itself would cut the low bits off
 // (taken from CUTLASS, which relies on it; not measured on a GPU). FLOPs: 2 N K O P Q C T R S,
@@ -34,7 +38,7 @@
 // so of TF32, for which w is turned beforehand (conv_filter_tf32.cuh), taps and all: the product is
 // then fprop's.
 #pragma once
-#include "detail/conv_tma_params.cuh"
+#include "detail/conv_tma_work.cuh"
 #include "detail/named_barrier.cuh"
 #include "detail/staged_store.cuh"
 #include "detail/tma_multicast.cuh"
@@ -55,7 +59,7 @@ struct ConvTmaProducer {
 
   __device__ __forceinline__ unsigned both() const { return 3u << (part.rank & ~1); }
 
-  __device__ __forceinline__ void load(const ConvTmaPlace& place) {
+  __device__ __forceinline__ void load(const ConvTmaPlace& place, int k_begin, int k_end) {
     const int shift = p.shares_src ? part.half * (Tile::BLOCK_M / 2) : 0;
     uint32_t rest;
     const int n = p.image.divmod(place.m + shift, rest);
@@ -65,9 +69,9 @@ struct ConvTmaProducer {
     const int h0 = static_cast<int>(ph) * p.stride[1] + p.first[1];
     const int w0 = static_cast<int>(rest) * p.stride[2] + p.first[2];
     uint32_t chunk, s, r;
-    int tap = static_cast<int>(p.chunks.divmod(part.k_begin, chunk));
+    int tap = static_cast<int>(p.chunks.divmod(k_begin, chunk));
     uint32_t t = p.filter_h.divmod(p.filter_w.divmod(tap, s), r);
-    for (int k_tile = part.k_begin; k_tile < part.k_end; ++k_tile) {
+    for (int k_tile = k_begin; k_tile < k_end; ++k_tile) {
       mbarrier_wait(empty + at.slot, at.parity ^ 1);
       uint64_t* const barrier = full + at.slot;
       mbarrier_arrive_expect(barrier, Tile::STAGE_BYTES);
@@ -288,8 +292,10 @@ __device__ __forceinline__ void conv_tma_moments(const ConvTmaParams& p,
 
 // One body for both directions; the kernels below give it their names. FPROP: bias, epilogue and
 // moments may follow.
-template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>, bool FPROP = !B_MN>
-__device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
+template <class Tile, bool B_MN, class Mainloop = ConvTmaMainloop<Tile, B_MN>, bool FPROP = !B_MN,
+          class Work = ConvTmaTiles>
+__device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p,
+                                                const typename Work::Params& shares = {}) {
 #if defined(FC_SM90A)
   using scalar_t = typename Tile::scalar_t;
   FC_DYN_SHARED(unsigned char, shared);
@@ -314,8 +320,6 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
   else
     __syncthreads();
   const ConvTmaPart part(p);
-  const int first = static_cast<int>(p.cluster.div(blockIdx.x));
-  const int step = static_cast<int>(p.cluster.div(gridDim.x));
 
   if (warpgroup == 0) {
     give_registers<Tile::PRODUCER_REGISTERS>();
@@ -325,9 +329,10 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
       if (p.result.by_tma) tma_prefetch_map(&p.dst);
     }
     ConvTmaProducer<Tile, B_MN> producer{p, part, ring, full, empty, {}};
-    for (int tile = first; tile < p.tiles; tile += step) {
-      if (threadIdx.x == 0) producer.load(conv_tma_place<Tile>(p, tile, part.half));
-      if (p.split > 1) {
+    for (Work work(p, shares, part); work.more(); work.advance()) {
+      if (threadIdx.x == 0)
+        producer.load(conv_tma_place<Tile>(p, work.tile, part.half), work.k_begin, work.k_end);
+      if (!Work::kStreams && p.split > 1) {
         cluster_sync();
         cluster_sync();
       }
@@ -340,11 +345,17 @@ __device__ __forceinline__ void conv_gather_tma(const ConvTmaParams& p) {
     const ConvTmaRelease release{empty, sharers, part.other};
     BoxPair<StoreBox<scalar_t>> boxes{turns + (warp - 4) * Tile::TURN_BYTES};
     RingPosition<Tile::NUM_STAGES> at;
-    for (int tile = first; tile < p.tiles; tile += step) {
+    for (Work work(p, shares, part); work.more(); work.advance()) {
       float acc[Tile::PRODUCTS][Tile::BLOCK_N / 2];
-      Mainloop::run(acc, ring, full, release, at, consumer, part.k_end - part.k_begin);
-      const ConvTmaPlace place = conv_tma_place<Tile>(p, tile, part.half);
-      if (p.split > 1) {
+      Mainloop::run(acc, ring, full, release, at, consumer, work.k_end - work.k_begin);
+      const ConvTmaPlace place = conv_tma_place<Tile>(p, work.tile, part.half);
+      if constexpr (Work::kStreams) {
+        if (work.leaves()) {
+          work.template leave<Tile>(acc);
+          continue;
+        }
+        if (work.ends()) work.template add_others<Tile>(acc);
+      } else if (p.split > 1) {
         conv_tma_store_slices<Tile>(acc, reinterpret_cast<float*>(ring), store, p, part, place);
         continue;
       }
@@ -373,6 +384,20 @@ __global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
     conv_dgrad_tma_kernel(const __grid_constant__ ConvTmaParams p) {
   constexpr bool B_MN = sizeof(typename Tile::scalar_t) == 2;
   conv_gather_tma<Tile, B_MN, ConvTmaMainloop<Tile, B_MN>, false>(p);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
+    conv_fprop_tma_streamk_kernel(const __grid_constant__ ConvTmaParams p,
+                                  const __grid_constant__ ConvTmaStream::Params shares) {
+  conv_gather_tma<Tile, false, ConvTmaMainloop<Tile, false>, true, ConvTmaStream>(p, shares);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::NUM_THREADS, 1)
+    conv_dgrad_tma_streamk_kernel(const __grid_constant__ ConvTmaParams p,
+                                  const __grid_constant__ ConvTmaStream::Params shares) {
+  conv_gather_tma<Tile, true, ConvTmaMainloop<Tile, true>, false, ConvTmaStream>(p, shares);
 }
 
 }  // namespace fastconv::cuda

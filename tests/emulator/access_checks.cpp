@@ -129,6 +129,27 @@ bool global_conflict(uint64_t before, uint64_t mine) {
   return same_global_sync(before, mine) && global_thread_of(before) != global_thread_of(mine);
 }
 
+// Whether a flag's release and a wait for it lie between a write of another block and now. Epochs
+// go round: one is before another if it is less than half of their range behind.
+bool handed_over(const Fiber& f, uint64_t before, uint64_t mine) {
+  const auto epochs = [](uint64_t from, uint64_t to) {
+    return ((to >> 23 & 0x1FFu) - (from >> 23 & 0x1FFu)) & 0x1FFu;
+  };
+  // Whether `first` is ordered before `then`, of one block.
+  const auto before_it = [&](uint64_t first, uint64_t then) {
+    const uint64_t passed = epochs(first, then);
+    if (passed != 0) return passed < 0x100u;
+    if (!same_global_warp(first, then)) return false;
+    const uint64_t syncs = ((then >> 13 & 0x3FFu) - (first >> 13 & 0x3FFu)) & 0x3FFu;
+    return syncs == 0 ? global_thread_of(first) == global_thread_of(then) : syncs < 0x200u;
+  };
+  for (const HandOver& each : f.block->handed_over)
+    if (same_global_block(each.released, before) && before_it(before, each.released) &&
+        before_it(each.acquired, mine))
+      return true;
+  return false;
+}
+
 // Whether a write now conflicts with one of the reads that the entry stands for.
 bool conflicts_with_reads(uint64_t read, uint64_t mine) {
   if (global_conflict(read, mine)) return true;
@@ -196,7 +217,7 @@ void check_global(Fiber& f, const unsigned char* p, size_t bytes, const void* pc
     if (write & kPending && same_launch(write, mine))
       fail(std::string(kWrite ? "write to " : "read of ") + describe_address(p) +
            ", which a bulk tensor store in flight will write" + code_address(pc));
-    if (global_conflict(write, mine))
+    if (global_conflict(write, mine) && !handed_over(f, write, mine))
       global_race(f, kWrite ? "write to" : "read of", "wrote", write, p, pc);
     if constexpr (kWrite) {
       if (conflicts_with_reads(read, mine)) global_race(f, "write to", "read", read, p, pc);
@@ -329,6 +350,15 @@ void note_bulk_store_landing(Fiber& f, const void* p, size_t bytes) {
   for (size_t i = offset / buffer->place_bytes(); i <= (offset + bytes - 1) / buffer->place_bytes();
        ++i)
     store(buffer->shadow()[i].write, global_entry(f));
+}
+
+uint64_t note_release(Fiber& f, const void* flag, size_t bytes) {
+  check<true>(f, flag, bytes, nullptr);
+  return global_entry(f);
+}
+
+void note_acquire(Fiber& f, uint64_t released) {
+  f.block->handed_over.push_back({released, global_entry(f)});
 }
 
 // --- what the compiler calls ------------------------------------------------------------------

@@ -9,10 +9,14 @@
 // matter: what is found depends on which accesses the barriers leave unordered, not on the
 // schedule.
 //
-// Not seen: races between atomics and plain accesses; those past a named barrier by threads that
-// take no part in it (all barriers of a block count as one sequence); the second of two readers in
-// one warp when a third thread writes; a fence.proxy.async that comes before the write that it is
-// for, with no barrier between the two.
+// A flag of release and acquire orders what its thread knows to be written before what the waiting
+// one does behind it: its own, its warp's before a __syncwarp, its block's before a barrier.
+//
+// Not seen: what a thread itself writes right behind its release of a flag; races between atomics
+// and plain accesses; those past a named barrier by threads that take no part in it (all barriers
+// of a block count as one sequence); the second of two readers in one warp when a third thread
+// writes; a fence.proxy.async that comes before the write that it is for, with no barrier between
+// the two.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -56,5 +60,10 @@ void note_write(Fiber& fiber, const void* p, size_t bytes);
 // of the launch to the place is an error.
 void note_bulk_store(Fiber& fiber, const void* p, size_t bytes);
 void note_bulk_store_landing(Fiber& fiber, const void* p, size_t bytes);
+// A flag in global memory that tells others of what this thread knows to be written: a write of it
+// now, and the entry that stands for the moment.
+uint64_t note_release(Fiber& fiber, const void* flag, size_t bytes);
+// The fiber has waited for a flag that was released then.
+void note_acquire(Fiber& fiber, uint64_t released);
 
 }  // namespace emu

@@ -233,6 +233,8 @@ PYBIND11_MODULE(FC_MODULE_NAME, m) {
           d["wave_efficiency"] = f.wave_efficiency;
           d["multiply_s"] = f.multiply_s;
           d["rounds"] = f.rounds;
+          d["l2_bytes"] = f.l2_bytes;
+          d["hand_over_s"] = f.hand_over_s;
           return d;
         });
   m.def(

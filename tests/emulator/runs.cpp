@@ -4,6 +4,7 @@
 #include <numeric>
 #include <thread>
 
+#include "flags_interface.h"
 #include "guarded_buffers.h"
 #include "sm90_interface.h"
 #include "worker.h"
@@ -24,6 +25,8 @@ Run& run() {
   static Run* const r = new Run;  // never destroyed: a fiber may be stopped in it at exit
   return *r;
 }
+int start_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_t argument_bytes,
+                 dim3 grid, dim3 block, size_t dynamic_bytes, unsigned cluster, bool ordered);
 
 }  // namespace
 
@@ -62,6 +65,20 @@ int run_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_
 int run_cluster_launch(const void* kernel, void (*invoke)(void*), void* arguments,
                        size_t argument_bytes, dim3 grid, dim3 block, size_t dynamic_bytes,
                        unsigned cluster) {
+  return start_launch(kernel, invoke, arguments, argument_bytes, grid, block, dynamic_bytes,
+                      cluster, false);
+}
+
+int run_ordered_launch(const void* kernel, void (*invoke)(void*), void* arguments,
+                       size_t argument_bytes, dim3 grid, dim3 block, size_t dynamic_bytes,
+                       unsigned cluster) {
+  return start_launch(kernel, invoke, arguments, argument_bytes, grid, block, dynamic_bytes,
+                      cluster, true);
+}
+
+namespace {
+int start_launch(const void* kernel, void (*invoke)(void*), void* arguments, size_t argument_bytes,
+                 dim3 grid, dim3 block, size_t dynamic_bytes, unsigned cluster, bool ordered) {
   Run& r = run();
   if (!r.error.empty()) return cudaErrorLaunchFailure;
   Launch launch;
@@ -94,16 +111,21 @@ int run_cluster_launch(const void* kernel, void (*invoke)(void*), void* argument
 
   const uint64_t blocks = launch.limit * cluster;
   const uint64_t threads = blocks * block.x * block.y * block.z;
-  // Starting an OS thread costs as much as a few hundred fibers.
-  const uint64_t useful = threads < 2048 ? 1 : launch.limit;
-  const auto workers =
-      static_cast<size_t>(std::min<uint64_t>(useful, std::max(1, r.settings.workers)));
-  while (r.workers.size() < workers) r.workers.push_back(std::make_unique<Worker>());
-  std::vector<std::thread> others;
-  for (size_t i = 1; i < workers; ++i)
-    others.emplace_back([&launch, &r, i] { r.workers[i]->run(launch); });
-  r.workers[0]->run(launch);
-  for (std::thread& other : others) other.join();
+  launch.ordered = ordered;
+  size_t workers = 0;
+  if (ordered) {
+    workers = run_in_order(launch, r.workers);
+  } else {
+    // Starting an OS thread costs as much as a few hundred fibers.
+    const uint64_t useful = threads < 2048 ? 1 : launch.limit;
+    workers = static_cast<size_t>(std::min<uint64_t>(useful, std::max(1, r.settings.workers)));
+    while (r.workers.size() < workers) r.workers.push_back(std::make_unique<Worker>());
+    std::vector<std::thread> others;
+    for (size_t i = 1; i < workers; ++i)
+      others.emplace_back([&launch, &r, i] { r.workers[i]->run(launch); });
+    r.workers[0]->run(launch);
+    for (std::thread& other : others) other.join();
+  }
 
   r.statistics.records.push_back({launch.kernel, launch.blocks * cluster,
                                   static_cast<uint64_t>(block.x) * block.y * block.z,
@@ -117,5 +139,6 @@ int run_cluster_launch(const void* kernel, void (*invoke)(void*), void* argument
         std::max<uint64_t>(r.statistics.shared_bytes, r.workers[i]->shared.most_used());
   return launch.failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
+}  // namespace
 
 }  // namespace emu

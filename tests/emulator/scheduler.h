@@ -4,7 +4,8 @@
 // a ready fiber, which runs until it has to wait for others (barrier, warp collective) or ends.
 // Which one is picked is random, from a seed: on a GPU nothing is promised between barriers either,
 // and a missing barrier shows as a wrong result. Blocks come in a random order, spread over
-// workers; the random numbers of a block depend on the seed and its index only.
+// workers; the random numbers of a block depend on the seed and its index only. Where blocks wait
+// for others of lower index (ordered_launches.cpp), they start in that order, on one OS thread.
 //
 // A wait is one of these: the fiber's `wait` says for what, and whoever completes the condition
 // calls `wake` for everyone who waits for it. When nothing is ready and fibers are left, the block
@@ -27,6 +28,7 @@
 #include <cstdint>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "context.h"
@@ -52,6 +54,7 @@ enum class Wait : uint8_t {
   kWarp,
   kMbarrier,
   kClusterBarrier,
+  kFlag,
   kDone
 };
 
@@ -91,6 +94,7 @@ struct Fiber {
   unsigned barrier;      // the named barrier waited at
   const void* mbarrier;  // the one waited at, and for which phase
   unsigned parity;
+  const uint64_t* flag;  // in global memory, waited for
   uint64_t proxy_fence;  // when it last ran fence.proxy.async (access_checks.cpp)
   CopyQueue copies;
 };
@@ -115,6 +119,12 @@ struct BlockBarrier {
 
 struct NamedBarrier {
   unsigned expected = 0, arrived = 0;
+};
+
+// What a thread has got by waiting for a flag: whatever is ordered before the flag's release, for
+// what is ordered behind the wait. Both as entries of access_checks.cpp.
+struct HandOver {
+  uint64_t released, acquired;
 };
 
 struct Launch;
@@ -149,6 +159,8 @@ struct Block {
   uint32_t cluster_epoch;
   const unsigned char *peer_read_low, *peer_read_high;
   bool touched;
+
+  std::vector<HandOver> handed_over;  // by other blocks of the launch
 };
 
 // The fiber that runs on this OS thread, or null.
@@ -179,6 +191,10 @@ struct Launch {
   uint64_t first, step;   // coprime with the number of blocks
   double seconds;
   bool check_accesses;
+  // Clusters start in the order of their index, and may wait for others (ordered_launches.cpp).
+  bool ordered = false;
+  std::vector<Worker*> alive;                       // that lead one, in that order
+  std::unordered_map<const void*, uint64_t> flags;  // released ones, see access_checks.h
   // The block that runs as the i-th. The first and the last one are always among those that run.
   uint64_t block_at(uint64_t i) const {
     if (limit < blocks && i < 2) return i == 0 ? blocks - 1 : 0;

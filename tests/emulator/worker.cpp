@@ -142,6 +142,7 @@ std::string Worker::describe_waits() const {
                        : f.wait == Wait::kBlockBarrier   ? block.barrier.kind
                        : f.wait == Wait::kMbarrier       ? "mbarrier.try_wait"
                        : f.wait == Wait::kClusterBarrier ? "barrier.cluster"
+                       : f.wait == Wait::kFlag           ? "ld.acquire of a flag"
                                                          : "named barrier";
     text += " " + std::to_string(count) + " threads wait in " + what + " at " + place(f.site) +
             " (first: thread " + coordinates(f.thread) + ")";
@@ -167,6 +168,7 @@ void Worker::begin_block(const Launch& launch, Cluster& in, unsigned rank, uint6
   block.epoch = block.cluster_epoch = 0;
   block.peer_read_low = block.peer_read_high = nullptr;
   block.touched = false;
+  block.handed_over.clear();
   ++shadow.generation;
   block.live = block.threads;
   block.barrier = BlockBarrier();
@@ -219,30 +221,48 @@ void Worker::end_block() {
   abandoned = false;
 }
 
-void Worker::run_cluster(Launch& launch, uint64_t number) {
+void Worker::begin_cluster(Launch& launch, uint64_t number) {
   const auto size = static_cast<unsigned>(cluster.members.size());
   cluster.arrived = 0;
   for (unsigned rank = 0; rank < size; ++rank)
     cluster.members[rank]->begin_block(launch, cluster, rank, number * size + rank);
+  turn = 0;
+}
+
+bool Worker::advance() {
+  const auto size = static_cast<unsigned>(cluster.members.size());
   // As of warps: now and then another block comes first, or one runs as far as it can.
-  unsigned first = 0;
-  while (cluster.live() != 0) {
-    if (size > 1 && (!by_priority || (random() & 63u) == 0)) first = random() % size;
-    const auto one_of_them = [&](auto&& does) {
-      for (unsigned i = 0; i < size; ++i)
-        if (does(*cluster.members[(first + i) % size])) return true;
-      return false;
-    };
-    Worker* turn = nullptr;
-    if (!one_of_them([&](Worker& w) { return w.block.ready_warps != 0 && (turn = &w) != nullptr; }))
-      if (one_of_them([](Worker& w) { return w.sm90.land_one(w.block); })) continue;
-    if (turn != nullptr) turn->step();
-    if (turn != nullptr && !turn->abandoned) continue;
-    if (turn == nullptr) record(block, nullptr, describe_stuck());
-    for (Worker* member : cluster.members) member->abandoned = true;
-    break;
+  if (size > 1 && (!by_priority || (random() & 63u) == 0)) turn = random() % size;
+  for (unsigned i = 0; i < size; ++i) {
+    Worker& member = *cluster.members[(turn + i) % size];
+    if (member.block.ready_warps == 0) continue;
+    member.step();
+    if (member.abandoned) give_up();
+    return true;
   }
+  for (unsigned i = 0; i < size; ++i) {
+    Worker& member = *cluster.members[(turn + i) % size];
+    if (member.sm90.land_one(member.block)) return true;
+  }
+  return false;
+}
+
+void Worker::give_up() {
+  for (Worker* member : cluster.members) member->abandoned = true;
+}
+
+void Worker::end_cluster() {
   for (Worker* member : cluster.members) member->end_block();
+}
+
+void Worker::run_cluster(Launch& launch, uint64_t number) {
+  begin_cluster(launch, number);
+  while (!over()) {
+    if (advance()) continue;
+    record(block, nullptr, describe_stuck());
+    give_up();
+  }
+  end_cluster();
 }
 
 void Worker::prepare(Launch& launch) {
@@ -258,12 +278,16 @@ void Worker::prepare(Launch& launch) {
   check_accesses = launch.check_accesses;
 }
 
-void Worker::run(Launch& launch) {
+void Worker::gather(Launch& launch) {
   while (peers.size() + 1 < launch.cluster) peers.push_back(std::make_unique<Worker>());
   cluster.members = {this};
   for (unsigned rank = 1; rank < launch.cluster; ++rank)
     cluster.members.push_back(peers[rank - 1].get());
   for (Worker* member : cluster.members) member->prepare(launch);
+}
+
+void Worker::run(Launch& launch) {
+  gather(launch);
   {
     const FaultScope faults(launch.seconds);
     while (!launch.failed) {

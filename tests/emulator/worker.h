@@ -28,6 +28,14 @@ struct Worker {
   void run(Launch& launch);  // clusters until the launch has none left
   void prepare(Launch& launch);
   void run_cluster(Launch& launch, uint64_t number);
+  // A cluster bit by bit: until it is over, one fiber or copy at a time; false: nothing of it can
+  // go on by itself.
+  void gather(Launch& launch);  // once per launch
+  void begin_cluster(Launch& launch, uint64_t number);
+  bool advance();
+  bool over() const { return abandoned || cluster.live() == 0; }
+  void give_up();
+  void end_cluster();
   void begin_block(const Launch& launch, Cluster& in, unsigned rank, uint64_t linear);
   void step();  // one fiber, of those that are ready
   void end_block();
@@ -60,6 +68,7 @@ struct Worker {
   // How the block that runs draws its next fiber, and whether its copies may land early.
   bool by_priority = false, lands_early = false;
   uint32_t favourite = 0;
+  unsigned turn = 0;  // of the cluster's blocks
 };
 
 // A well mixed function of v.
@@ -77,6 +86,9 @@ void record(const Block& block, const Fiber* fiber, const std::string& what);
 void release_barrier(Block& block);
 // The same of the cluster.
 void release_cluster(Cluster& cluster);
+
+// Runs all clusters of a launch where they may wait for each other; how many workers it took.
+size_t run_in_order(Launch& launch, std::vector<std::unique_ptr<Worker>>& workers);
 
 // launch_checks.cpp
 std::string kernel_name(const void* kernel);

@@ -123,6 +123,15 @@ FAMILIES: tuple[Family, ...] = (
         )
         for scalar, engine in WARPGROUP_ENGINES
     ),
+    # What one cluster leaves for another.
+    *(
+        family(
+            rf"conv_(fprop|dgrad)_tma_streamk_kernel<WgmmaTile<{scalar}, .*>",
+            f"{engine} tma_im2col tma_tile multicast_tile load128 shared128 store128",
+            arch="sm_90a",
+        )
+        for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
+    ),
     *(
         family(
             rf"conv_dgrad_strided_tma_kernel<WgmmaTile<{scalar}, .*>",

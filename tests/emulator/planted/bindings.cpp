@@ -8,8 +8,8 @@ namespace planted {
 
 namespace {
 
-const std::vector<const ScenarioList*> kBugs = {&barriers, &warps,    &memory,     &copies,
-                                                &matrices, &launches, &tma_copies, &clusters};
+const std::vector<const ScenarioList*> kBugs = {
+    &barriers, &warps, &memory, &copies, &matrices, &launches, &tma_copies, &clusters, &flags};
 const std::vector<const ScenarioList*> kSanitized = {&undefined};
 const std::vector<const ScenarioList*> kValues = {&values};
 

@@ -31,7 +31,7 @@ struct ScenarioList {
   int size;
 };
 extern const ScenarioList barriers, warps, memory, copies, matrices, launches, undefined, values;
-extern const ScenarioList tma_copies, clusters;
+extern const ScenarioList tma_copies, clusters, flags;
 
 // One launch with 128 threads a block unless said otherwise; both twins take the same arguments.
 template <class... Params, class... Args>
