@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 
 from bench.gpu_machine import ROOT, find_sanitizer
 from bench.gpu_stages import RC_LIMITED
@@ -32,6 +33,18 @@ def verdict(text: str, code: int) -> tuple[int, str]:
     return (0 if clean else 1), said
 
 
+def passed_on(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, int]:
+    """What it says, also printed line by line: where it hangs, the log ends with the instance."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    return "".join(lines), process.wait()
+
+
 def main(argv: list[str]) -> int:
     tool = find_sanitizer()
     if tool is None or argv[0] not in TOOLS:
@@ -42,11 +55,8 @@ def main(argv: list[str]) -> int:
     command = [tool, "--tool", argv[0], "--error-exitcode", str(FOUND_ERRORS)]
     command += [sys.executable, str(script), "--seconds", f"{seconds:.0f}"]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    print(done.stdout)
-    code, said = verdict(done.stdout, done.returncode)
+    text, ended = passed_on(command, environment)
+    code, said = verdict(text, ended)
     print(f"summary: {said}")
     return code
 

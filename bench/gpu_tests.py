@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ import journal
 RESTARTS = 12
 NO_TESTS = 5  # pytest's exit code
 TRACE_LINES = 12
+# Until a process is given up: one whose test took too long, and any when the stage's time is up,
+# of which the runner leaves three seconds.
+ENDING_SECONDS = 10.0
+STOPPING_SECONDS = 1.0
 
 
 def results(path: Path) -> tuple[Counter[str], list[str], int]:
@@ -68,9 +73,26 @@ class Tests:
         self.stopped = True
 
     def one_process(self) -> int:
+        """Its exit code. One that should have ended and does not (the driver may hold a process
+        whose kernel hangs) is not waited for."""
         environment = {**os.environ, "FASTCONV_GPU_JOURNAL": str(self.path)}
         process = subprocess.Popen([sys.executable, "-m", "pytest", *self.words], env=environment)
-        return process.wait()
+        until = float("inf")
+        while time.monotonic() < until:
+            try:
+                return process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                if self.stopped:
+                    until = min(until, time.monotonic() + STOPPING_SECONDS)
+                elif self.trace():
+                    until = min(until, time.monotonic() + ENDING_SECONDS)
+        process.kill()
+        return -signal.SIGKILL
+
+    def trace(self) -> list[str]:
+        """Where a test was that took too long."""
+        path = self.path.with_suffix(".trace")
+        return path.read_text().splitlines() if path.exists() else []
 
     def run(self) -> int:
         known = 0  # tests without an answer
@@ -80,10 +102,9 @@ class Tests:
             if self.stopped or len(unfinished) == known:
                 break
             known = len(unfinished)
-            trace = self.path.with_suffix(".trace")
-            lines = trace.read_text().splitlines() if trace.exists() else []
-            why = "hung" if lines else died(code)
-            print("\n".join(lines[:TRACE_LINES]))
+            trace = self.trace()
+            why = "hung" if trace else died(code)
+            print("\n".join(trace[:TRACE_LINES]))
             print(f"FAILED {unfinished[-1]}: {why}; a fresh process goes on", flush=True)
             if not left:
                 code = 1

@@ -283,6 +283,16 @@ def test_an_interrupted_run_still_reports(tmp_path: Path) -> None:
     assert not doc["passed"] and "tests: rehearsal" in doc["failed"]
 
 
+def test_what_a_sanitizer_says_is_in_the_log_at_once(tmp_path: Path) -> None:
+    """The stage's end may find it in a kernel that hangs."""
+    hangs = python("import time; print('direct/a', flush=True); time.sleep(600)")
+    code = f"import os; from bench.gpu_sanitize import passed_on; passed_on({hangs}, os.environ)"
+    (found,) = runner(tmp_path).run([Stage("sanitizer", python(code), 6.0)])
+    assert (found.status, found.tail) == (TIMED_OUT, "direct/a")
+    text, ended = gpu_sanitize.passed_on(python("print('a'); raise SystemExit(66)"), os.environ)
+    assert (text, ended) == ("a\n", 66)
+
+
 @pytest.mark.parametrize(
     ("text", "code", "expected"),
     [

@@ -77,12 +77,15 @@ def test_nothing_to_run_is_no_success(tmp_path: Path) -> None:
 
 
 def test_the_end_of_its_time_is_told(tmp_path: Path) -> None:
-    """As the runner of the stages ends one: all of its processes at once."""
+    """As the runner of the stages ends one: all of its processes at once, of which that of the
+    tests does not end."""
     mark = tmp_path / "there"
     process = started(
         tmp_path,
         "def test_a(): pass\n"
-        f"def test_b(): open({str(mark)!r}, 'w'); time.sleep(600)\n"
+        "def test_b():\n"
+        "    import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"    open({str(mark)!r}, 'w'); time.sleep(600)\n"
         "def test_c(): pass\n",
         seconds=300,
     )
@@ -90,6 +93,8 @@ def test_the_end_of_its_time_is_told(tmp_path: Path) -> None:
     while not mark.exists() and time.monotonic() < until:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
+    began = time.monotonic()
     text, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30  # its own time would be 300
     expected = "summary: 1 passed, no answer: test_it.py::test_b, 1 not run"
     assert (process.returncode, text.splitlines()[-1]) == (1, expected), text
