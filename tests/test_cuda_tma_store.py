@@ -22,11 +22,13 @@ NAMES = (
 # Channels before y, of y, and behind it.
 SLICES = {
     "dense": (0, 72, 0),
+    "eights": (8, 72, 16),
     # TMA clips in the middle of 16 bytes, and of the second box of a tile.
     "cut": (8, 77, 11),
     # TMA's for fp32, for 16-bit types not; and no eights of floats.
     "fours": (4, 76, 4),
     "odd": (3, 77, 2),
+    "base": (3, 72, 5),
 }
 
 
@@ -35,8 +37,10 @@ def case_of(filters: int) -> ConvCase:
     return conv_case("stored", (2, 8, 7, 15), (filters, 8, 1, 2))
 
 
-def stored(instance: Instance, case: ConvCase, epilogue: Epilogue, sm_count: int) -> None:
-    """Small integers must come out exactly, and nothing beside them."""
+def stored(instance: Instance, case: ConvCase, epilogue: Epilogue, sm_count: int) -> int:
+    """Small integers must come out exactly, and nothing beside them. Returns how often threads
+    waited for others."""
+    counted: dict[str, int] = {}
     x, w, bias = (t.to(instance.dtype) for t in integer_operands(case, "fprop"))
     generator = torch.Generator().manual_seed(5)
     residual = None
@@ -45,6 +49,7 @@ def stored(instance: Instance, case: ConvCase, epilogue: Epilogue, sm_count: int
     y = run_instance(
         instance.algorithm, instance.name, case, "fprop", (x, w), bias, 2,
         placement="start", sm_count=sm_count, epilogue=epilogue, residual=residual,
+        statistics=counted,
     )  # fmt: skip
     expected = integer_reference(case, "fprop").double()
     if residual is not None:
@@ -54,6 +59,7 @@ def stored(instance: Instance, case: ConvCase, epilogue: Epilogue, sm_count: int
     last = epilogue.first + case.weight_size[0]
     assert torch.equal(y[:, epilogue.first : last], expected.to(instance.dtype)), epilogue
     assert untouched(y[:, : epilogue.first]) and untouched(y[:, last:]), "wrote beside its slice"
+    return counted["switches"]
 
 
 @pytest.mark.parametrize("slice_of", SLICES)
@@ -67,6 +73,18 @@ def test_stored(name: str, slice_of: str) -> None:
     stored(instance, case, Epilogue(y_channels=channels, first=before), 132)
     followed = Epilogue("relu", residual="before", y_channels=channels, first=before)
     stored(instance, case, followed, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "split" not in name])
+def test_by_tma_where_it_may(name: str) -> None:
+    """Whoever copies a box waits for it to be full, and then for the copy: TMA's stores save the
+    second. Nothing else differs between these."""
+    instance = find_instance("tma", name)
+    by_lanes, *by_tma = (
+        stored(instance, case_of(72), Epilogue(y_channels=88, first=first), 1)
+        for first in (3, 0, 8, 16)
+    )
+    assert all(waits < by_lanes for waits in by_tma), (by_tma, by_lanes)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -265,6 +265,7 @@ PLANTED = {
     "tma_store_axes_swapped": Planted(identity, STORE_IN_FLIGHT, 360),
     "tma_store_extent_too_large": Planted(identity, "map goes beyond|in flight will write", 360),
     "tma_store_not_swizzled": Planted(identity, None, 360),
+    "tma_store_rounds": Planted(identity, "the map is one that rounds", 360),
     "tma_store_boxes_overlap": Planted(identity, STORE_IN_FLIGHT, 360, False),
     # Clusters.
     "cluster_no_start_sync": Planted(

@@ -55,6 +55,7 @@ void tensor_store(const TensorMap* map, int rank, const int* at, const void* sha
   constexpr const char* kWhat = "bulk tensor store";
   check_map(map, rank, false, kWhat, site);
   check_shared_side(shared, *map, kWhat, site);
+  if (map->tf32) fail(std::string(kWhat) + " at " + place(site) + ": the map is one that rounds");
   note_async_read(*current, shared, map->bytes(), kWhat);
   note_read(*current, shared, map->bytes());
   Sm90State& sm90 = current->block->worker->sm90;

@@ -231,7 +231,7 @@ void run_stores(bool bug, const Arguments& a) {
                 a.y, a.n);
 }
 
-enum class BoxBug { kNone, kAxesSwapped, kExtentTooLarge, kNotSwizzled, kBoxesOverlap };
+enum class BoxBug { kNone, kAxesSwapped, kExtentTooLarge, kNotSwizzled, kBoxesOverlap, kRounds };
 
 // y = x [2][3][5][12], the outer two axes of RANK 4 as one axis of RANK 3: in boxes of
 // [2][2][3][8], so that those at the far ends are clipped.
@@ -275,7 +275,8 @@ void run_boxes(bool bug, const Arguments& a) {
   const uint64_t wide = bug && kBug == BoxBug::kExtentTooLarge ? 16 : 12;
   const uint64_t extent[4] = {wide, 5, RANK == 4 ? 3 : 6, 2}, stride[4] = {4, 48, 240, 720};
   const uint32_t box[4] = {8, 3, 2, 2};
-  emu::encode_tile(&map, 4, false, RANK, a.y, extent, stride, box, emu::Swizzle::k32);
+  emu::encode_tile(&map, 4, bug && kBug == BoxBug::kRounds, RANK, a.y, extent, stride, box,
+                   emu::Swizzle::k32);
   launch_kernel(bug ? store_of_boxes<RANK, kBug> : store_of_boxes<RANK, BoxBug::kNone>,
                 LaunchConfig{dim3(1), dim3(32), 1024, nullptr}, static_cast<const float*>(a.x),
                 map);
@@ -316,6 +317,7 @@ static const Scenario kScenarios[] = {
     {"tma_store_axes_swapped", run_boxes<4, BoxBug::kAxesSwapped>},
     {"tma_store_extent_too_large", run_boxes<3, BoxBug::kExtentTooLarge>},
     {"tma_store_not_swizzled", run_boxes<3, BoxBug::kNotSwizzled>},
+    {"tma_store_rounds", run_boxes<4, BoxBug::kRounds>},
     {"tma_store_boxes_overlap", run_boxes<4, BoxBug::kBoxesOverlap>},
 };
 extern const ScenarioList tma_copies{kScenarios, std::size(kScenarios)};
