@@ -117,8 +117,8 @@ FAMILIES: tuple[Family, ...] = (
     *(
         family(
             rf"conv_(fprop|dgrad)_tma_kernel<WgmmaTile<{scalar}, .*>",
-            f"{engine} tma_im2col tma_tile multicast_im2col multicast_tile tma_store shared128"
-            f" store128{'' if scalar == 'float' else ' stmatrix'}",
+            f"{engine} tma_im2col tma_tile multicast_im2col multicast_tile tma_store store128"
+            f"{'' if scalar == 'float' else ' stmatrix'}",
             arch="sm_90a",
         )
         for scalar, engine in WARPGROUP_ENGINES
@@ -152,7 +152,7 @@ FAMILIES: tuple[Family, ...] = (
     family(
         r"conv_(fprop|dgrad)_tma_tf32x3_kernel<WgmmaSplitTile<.*>",
         "wgmma_tf32 ldmatrix tma_im2col tma_tile multicast_im2col multicast_tile tma_store"
-        " shared128 store128",
+        " store128",
         arch="sm_90a",
     ),
     family(
