@@ -217,8 +217,9 @@ def test_repeatable() -> None:
 NARROW = (
     *((64, 56, 64, 3), (64, 224, 64, 3), (64, 112, 128, 3), (128, 112, 128, 3)),
     *((128, 28, 128, 3), (64, 56, 192, 3), (96, 28, 128, 3), (128, 28, 192, 3), (128, 56, 256, 3)),
+    *((96, 14, 208, 3), (112, 14, 224, 3), (128, 14, 256, 3), (144, 14, 288, 3)),
     *((16, 28, 32, 5), (32, 28, 96, 5), (16, 14, 48, 5), (24, 14, 64, 5), (32, 14, 64, 5)),
-    *((32, 14, 128, 5), (32, 7, 128, 5)),
+    *((32, 14, 128, 5), (32, 7, 128, 5), (48, 7, 128, 5)),
 )
 
 
@@ -248,7 +249,8 @@ def test_bytes_from_l2(layer: tuple[str, tuple[int, int, int, int]]) -> None:
 @pytest.mark.parametrize("direction", ["fprop", "dgrad"])
 def test_what_boxes_have_in_common_with_the_image(direction: str) -> None:
     """`pixel_bytes` counts what a box finds in src, row by row and column by column."""
-    for h, w, pad, side in ((28, 28, 1, 3), (5, 70, 4, 5), (33, 9, 0, 3), (17, 3, 5, 3)):
+    # The last has tiles whose boxes are beyond the image.
+    for h, w, pad, side in ((28, 28, 1, 3), (5, 70, 4, 5), (33, 9, 0, 3), (9, 40, 6, 3)):
         case = conv_case("", (3, 16, h, w), (16, 16, side, side), padding=pad)
         src, dst = case.input_size[2:], case.output_size[2:]
         first = -pad

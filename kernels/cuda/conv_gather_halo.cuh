@@ -262,6 +262,7 @@ __device__ __forceinline__ void conv_gather_halo(const ConvHaloParams& p) {
     const unsigned char* const box = data + p.w_bytes + consumer * p.stage_bytes;
     const int others = (share.tiles + consumer) / 2 * p.chunks;
     int boxes = 0;  // of this one, so far
+    // Also where there is no tile: what peers bring may not arrive in a block that has exited.
     mbarrier_wait(&barriers.weights, 0);
     for (int tile = consumer; tile < share.tiles; tile += 2) {
       float acc[Tile::PRODUCTS][Tile::BLOCK_N / 2];

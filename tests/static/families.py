@@ -165,7 +165,7 @@ FAMILIES: tuple[Family, ...] = (
     *(
         family(
             rf"conv_(fprop|dgrad)_halo_kernel<HaloTile<{scalar}, .*>",
-            f"{engine} ldmatrix tma_tile tma_box store128",
+            f"{engine} ldmatrix tma_tile multicast_tile tma_box store128",
             arch="sm_90a",
         )
         for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
