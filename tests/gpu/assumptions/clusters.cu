@@ -2,6 +2,7 @@
 // before they are expected.
 #include "copy_box.h"
 #include "detail/cluster.cuh"
+#include "detail/release_flag.cuh"
 #include "detail/tma_multicast.cuh"
 
 namespace assumptions::clusters {
@@ -135,6 +136,40 @@ Outcome early_bytes() {
                {{"counted against what is expected later", both}, {"not there", lost}});
 }
 
+// Every pair adds one to what the pair before it has left, once that has said so: out [pairs].
+__global__ void __launch_bounds__(32, 1)
+    chain_kernel(uint32_t* out, uint64_t* flags, uint64_t number) {
+#if defined(FC_SM90A)
+  const int pair = blockIdx.x / 2;
+  if (cluster_rank() == 0 && threadIdx.x == 0) {
+    if (pair > 0) {
+      flag_wait(flags + pair - 1, number);
+      flags[pair - 1] = 0;  // for a launch with the same number
+    }
+    out[pair] = pair > 0 ? __ldcg(out + pair - 1) + 1 : 1;
+    if (2 * pair + 2 < static_cast<int>(gridDim.x)) flag_release(flags + pair, number);
+  }
+#endif
+}
+
+// More pairs than a GPU has room for: one that waited for a later one would wait for ever.
+Outcome chain() {
+  const int pairs = kEmulated ? 6 : present_device().sm_count * 8;
+  const Memory out(size_t(pairs) * 4), flags(size_t(pairs) * 8);
+  const LaunchConfig config{dim3(2 * pairs), dim3(32), 200 * 1024, nullptr};
+  finish([&] {
+    return launch_in_order(chain_kernel, config, 2, out.as<uint32_t>(), flags.as<uint64_t>(),
+                           uint64_t(7));
+  });
+  Words counted, unseen;
+  for (int i = 0; i < pairs; ++i) {
+    counted.push_back(i + 1);
+    unseen.push_back(i == 0);  // all bits are set before
+  }
+  return judge(out.words(), {{"each sees what the one before has left", counted},
+                             {"nobody sees what another has left", unseen}});
+}
+
 }  // namespace
 
 std::vector<Check> checks() {
@@ -145,6 +180,8 @@ std::vector<Check> checks() {
        "slots of clusters, sums of split tiles", 90, peers},
       {"early_bytes", "bytes may arrive at a peer's mbarrier before it says what it expects",
        "tma of clusters", 90, early_bytes},
+      {"blocks_in_order", "clusters start in the order of their indexes, and flags hand over data",
+       "tma's stream-K: a launch that ends", 90, chain},
   };
 }
 
