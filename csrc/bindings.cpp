@@ -14,6 +14,7 @@
 #include "common/pool_python.h"
 #include "cpu/conv_algorithm.h"
 #include "cpu/isa.h"
+#include "cuda/device_rates.h"
 #include "cuda_lists.h"
 
 namespace py = pybind11;
@@ -226,6 +227,23 @@ PYBIND11_MODULE(_C, m) {
       "The instances for a dtype, direction and layout against a problem: (algorithm, instance,"
       " reason why not or empty, estimated seconds, workspace bytes). statistics: the bytes with"
       " those for statistics of y, of instances that take them.");
+
+  m.def(
+      "cuda_rates",
+      [](int capability, int sm_count) {
+        const auto r = fastconv::cuda::device_rates({capability, sm_count});
+        py::dict all;
+        all["bytes_per_s"] = r.bytes_per_s;
+        all["l2_bytes_per_s"] = r.l2_bytes_per_s;
+        all["fma_flops"] = r.fma_flops;
+        all["fp64_flops"] = r.fp64_flops;
+        all["tensor_16_flops"] = r.tensor_16_flops;
+        all["tensor_tf32_flops"] = r.tensor_tf32_flops;
+        all["warpgroup_16_flops"] = r.warpgroup_16_flops;
+        all["launch_s"] = r.launch_s;
+        return all;
+      },
+      "What the cost models take such a device to do: csrc/cuda/device_rates.h.");
 
   m.def(
       "cuda_inceptions",

@@ -3,7 +3,8 @@
 The tables are short: a configuration costs a compilation of some seconds when it is first used on a
 kind of problem. Between them a model decides, without running any: the time of a tile is what its
 products or its bytes from L2 take, tiles go over the multiprocessors in waves, and memory sets a
-floor. Rates are published peaks. Not measured on a GPU: only ratios between candidates are used.
+floor. Rates are those of csrc/cuda/device_rates.h. Not measured on a GPU: only ratios between
+candidates are used.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from math import prod
 
 import torch
 
+from fastconv import gpu
 from fastconv._triton.conv_geometry import Config, ConvGeometry, make_geometry, vector
 from fastconv._triton.conv_reads import Read, dgrad_read, fprop_read, wgrad_reads
 from fastconv._triton.depthwise import Config as DepthwiseConfig
@@ -23,16 +25,11 @@ from fastconv.problem import ConvSpec, dense_strides
 _SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 _LEAST_SHARED = 99 * 1024
 _MOST_FLOAT32 = 32  # elements of a step: with more, addresses and rounded operands spill
-# Per multiprocessor and second, from compute capability 9 and below it.
-_TENSOR_16 = (7.0e12, 2.3e12)
-_TENSOR_TF32 = (3.5e12, 1.15e12)
-_FMA = (4.3e11, 1.8e11)
-_L2_BYTES = (4.0e10, 3.5e10)
-_DRAM_BYTES = (4.0e12, 1.5e12)  # of the whole device
-# Loads by 32 lanes of four schedulers, at eight instructions each for address, mask and copy.
+# Loads per multiprocessor and second, from compute capability 9 and below it: by 32 lanes of four
+# schedulers, at eight instructions each for address, mask and copy.
 _LOADS = (2.8e10, 2.2e10)
 _LEAST_ASYNCHRONOUS = 4  # bytes of a load; of less, products wait for it
-_LAUNCH = 4e-6
+_LAUNCH = 4e-6  # its launcher looks at more than ours in C++ before a kernel starts
 _PROGRAM = 1.5e-6  # until a program's first tiles have come from memory, and to store its results
 _SLICES = 264  # programs that wgrad's split aims at: two on each multiprocessor of a large GPU
 _LEAST_STEPS = 8  # of a slice
@@ -123,15 +120,14 @@ def resources_refusal(
     return None
 
 
-def _rate(spec: ConvSpec, config: Config, precision: str, new: bool) -> float:
-    """Products that a multiprocessor finishes per second, as FLOP."""
-    at = 0 if new else 1
+def _rate(spec: ConvSpec, config: Config, precision: str, rates: gpu.Rates) -> float:
+    """Products that all multiprocessors finish per second, as FLOP."""
     if spec.dtype == torch.float32:
         if precision == "ieee":
-            return _FMA[at] * 0.5  # operands of each product come from shared memory
-        rate = _TENSOR_TF32[at] / (3 if precision == "tf32x3" else 1)
+            return rates.fma_flops * 0.5  # operands of each product come from shared memory
+        rate = rates.best_tf32_flops / (3 if precision == "tf32x3" else 1)
     else:
-        rate = _TENSOR_16[at]
+        rate = rates.best_16_flops
     # Small tiles leave the tensor cores waiting for operands.
     return rate * min(0.75, 0.35 + 0.1 * (config.block_m * config.block_n) / 8192)
 
@@ -258,7 +254,7 @@ def implicit_gemm_seconds(
     spec: ConvSpec, config: Config, precision: str, capability: int, sm_count: int
 ) -> float:
     """Estimated seconds of a direction with this configuration."""
-    new = capability >= 90
+    rates = gpu.rates(capability, sm_count)
     tiles, steps, _ = _gemm(spec, config)
     split = splits(spec, config) if spec.direction == "wgrad" else 1
     tiles, steps = tiles * split, -(-steps // split)
@@ -266,10 +262,10 @@ def implicit_gemm_seconds(
     moved = (config.block_m + config.block_n) * config.block_k * spec.dtype.itemsize
     if config.descriptor:
         moved *= 0.9  # no addresses to work out, which the products would wait for
-    at = 0 if new else 1
     loads, least = _loads(spec, config)
-    issue = loads / _LOADS[at]
-    step = max(flops / _rate(spec, config, precision, new), moved / _L2_BYTES[at])
+    issue = loads / _LOADS[0 if capability >= 90 else 1]
+    bound = max(flops / _rate(spec, config, precision, rates), moved / rates.l2_bytes_per_s)
+    step = bound * sm_count
     tile = steps * (max(step, issue) if least >= _LEAST_ASYNCHRONOUS else step + issue)
     # Programs that share a multiprocessor share its rates and hide each other's first loads.
     resident = max(1, min(4, 16 // config.warps))
@@ -282,15 +278,15 @@ def implicit_gemm_seconds(
     if prod(spec.weight_size[2:]) > 1 and not spec.channels_last:
         launches += _LAUNCH  # the filter in another order
     for read, written in _copied(spec, config):
-        launches += _LAUNCH + (read + written) * spec.dtype.itemsize / (0.8 * _DRAM_BYTES[at])
-    return max(seconds, bytes_ / _DRAM_BYTES[at]) + launches
+        launches += _LAUNCH + (read + written) * spec.dtype.itemsize / (0.8 * rates.bytes_per_s)
+    return max(seconds, bytes_ / rates.bytes_per_s) + launches
 
 
 def depthwise_seconds(
     spec: ConvSpec, config: DepthwiseConfig, capability: int, sm_count: int
 ) -> float:
     """Estimated seconds of a depthwise direction in these tiles."""
-    at = 0 if capability >= 90 else 1
+    rates = gpu.rates(capability, sm_count)
     size = spec.input_size if spec.direction == "dgrad" else spec.output_size
     rows, channels, taps = size[0] * prod(size[2:]), size[1], prod(spec.weight_size[2:])
     tiles = -(-rows // config.block_m) * -(-channels // config.block_c)
@@ -299,6 +295,6 @@ def depthwise_seconds(
     flops = 2 * elements * taps * (2 if spec.direction == "wgrad" else 1)
     l2 = elements * taps * spec.dtype.itemsize
     # Fewer programs than multiprocessors leave some idle.
-    busy = min(sm_count, tiles)
-    seconds = max(flops / (0.4 * _FMA[at] * busy), l2 / (3 * _L2_BYTES[at] * busy))
-    return max(seconds, _moved(spec) / (0.8 * _DRAM_BYTES[at])) + 2 * _LAUNCH
+    busy = min(sm_count, tiles) / sm_count
+    seconds = max(flops / (0.4 * rates.fma_flops), l2 / (3 * rates.l2_bytes_per_s)) / busy
+    return max(seconds, _moved(spec) / (0.8 * rates.bytes_per_s)) + 2 * _LAUNCH

@@ -45,6 +45,35 @@ def tf32_allowed() -> bool:
         return cudnn.conv.fp32_precision == "tf32"
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What the cost models take a device to do, all of it per second; csrc/cuda/device_rates.h has
+    the figures and where they are from."""
+
+    bytes_per_s: float  # DRAM
+    l2_bytes_per_s: float
+    fma_flops: float
+    fp64_flops: float
+    tensor_16_flops: float  # through mma.sync
+    tensor_tf32_flops: float
+    warpgroup_16_flops: float  # through wgmma, TF32 at half the rate; 0 where there is none
+    launch_s: float
+
+    @property
+    def best_16_flops(self) -> float:
+        return max(self.tensor_16_flops, self.warpgroup_16_flops)
+
+    @property
+    def best_tf32_flops(self) -> float:
+        return max(self.tensor_tf32_flops, self.warpgroup_16_flops / 2)
+
+
+@cache
+def rates(capability: int, sm_count: int) -> Rates:
+    """Those of such a device."""
+    return Rates(**_C.cuda_rates(capability, sm_count))
+
+
 @cache
 def describe(key: str) -> Gpu:
     """The device behind a key of `device_key`."""

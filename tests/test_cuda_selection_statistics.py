@@ -4,6 +4,7 @@ them, also where an algorithm is named. On a pretended GPU; nothing runs."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -79,3 +80,22 @@ def test_free_memory_is_asked_for_the_statistics(monkeypatch: pytest.MonkeyPatch
         name = select.choose_with_statistics(SPEC, select.AUTO, None)
         assert (name == best.name) == taken
         assert name in ours(True) and ours(True)[name].workspace <= free
+
+
+def test_the_models_in_python_have_the_rates_of_those_in_cpp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = gpu.describe("cuda:0")
+
+    def estimates() -> dict[str, float]:
+        found = {select.ATEN: cost_aten_cuda.seconds_on(SPEC, device)}
+        return found | select_triton.estimates(SPEC, device)
+
+    before, rates = estimates(), gpu.rates(90, 132)
+    assert rates.l2_bytes_per_s > rates.bytes_per_s > 1e12
+    assert rates.best_16_flops == rates.warpgroup_16_flops > rates.tensor_16_flops
+    assert gpu.rates(80, 108).best_16_flops == gpu.rates(80, 108).tensor_16_flops > 1e14
+    tenth = {name: value / 10 for name, value in asdict(rates).items() if name != "launch_s"}
+    monkeypatch.setattr(gpu, "rates", lambda *device: replace(rates, **tenth))
+    after = estimates()
+    assert len(after) > 5 and all(after[name] > 2 * before[name] for name in before)
