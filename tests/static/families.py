@@ -127,7 +127,7 @@ FAMILIES: tuple[Family, ...] = (
     *(
         family(
             rf"conv_(fprop|dgrad)_tma_streamk_kernel<WgmmaTile<{scalar}, .*>",
-            f"{engine} tma_im2col tma_tile multicast_tile load128 shared128 store128",
+            f"{engine} tma_im2col tma_tile multicast_tile tma_store stmatrix load128 store128",
             arch="sm_90a",
         )
         for scalar, engine in (("__half", "wgmma_f16"), ("__nv_bfloat16", "wgmma_bf16"))
