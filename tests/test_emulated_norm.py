@@ -21,6 +21,7 @@ SHAPES = (
     (4, 64, 1), (1, 300, 3), (2, 2, 1030),
 )  # fmt: skip
 LARGE = ((1, 2, 8200), (3, 40, 200))
+MANY_PARTS = (40, 1, 1030)  # a block to an image: more than the warp that merges them has lanes
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -99,6 +100,7 @@ def test_fprop(dtype: torch.dtype) -> None:
 def test_statistics(dtype: torch.dtype) -> None:
     shapes = [*problems(dtype)]
     shapes += [NormProblem(*shape, last, dtype) for shape in LARGE for last in (False, True)]
+    shapes.append(NormProblem(*MANY_PARTS, False, dtype))
     for number, p in enumerate(shapes):
         y = operands_of(p, False)["y"]
         launches: list = []
@@ -138,7 +140,7 @@ def test_statistics_far_from_zero(shape: tuple[int, int, int], channels_last: bo
 def test_backward(dtype: torch.dtype) -> None:
     """Sums and dy as autograd's through the statistics, where they are y's own; and without sums as
     through constants."""
-    for number, p in enumerate(problems(dtype)):
+    for number, p in enumerate([*problems(dtype), NormProblem(*MANY_PARTS, False, dtype)]):
         training = number % 3 > 0 and p.n * p.size > 1
         e = Epilogue(ACTIVATIONS[number % 5], 0.25, RESIDUALS[(number // 2) % 3])
         o = operands_of(p, bool(e.residual), affine=number % 4 > 0)
