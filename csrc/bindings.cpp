@@ -252,14 +252,14 @@ PYBIND11_MODULE(_C, m) {
         const auto list = cuda_inceptions();
         for (int i = 0; i < list.size; ++i)
           all.append(py::make_tuple(list.data[i].name, list.data[i].dtype, list.data[i].layout,
-                                    list.data[i].tf32));
+                                    list.data[i].products));
         return all;
       },
-      "Every kernel instance of the inception module: (name, dtype, layout, tf32).");
+      "Every kernel instance of the inception module: (name, dtype, layout, products).");
   m.def(
       "cuda_inception_candidates",
       [](const fastconv::InceptionSizes& sizes, DType dtype, fastconv::cuda::Layout layout,
-         bool tf32, int capability, int sm_count) {
+         fastconv::cuda::Products products, int capability, int sm_count) {
         const fastconv::cuda::Device device{capability, sm_count};
         const auto call =
             fastconv::inception_of(sizes, dtype, layout == fastconv::cuda::Layout::kNHWC);
@@ -267,15 +267,15 @@ PYBIND11_MODULE(_C, m) {
         const auto list = cuda_inceptions();
         for (int i = 0; i < list.size; ++i) {
           const auto& each = list.data[i];
-          if (each.dtype != dtype || each.layout != layout || (each.tf32 && !tf32)) continue;
+          if (each.dtype != dtype || each.layout != layout || each.products > products) continue;
           const std::string reason = each.applicable(call);
-          all.append(py::make_tuple(each.name, each.tf32, reason,
+          all.append(py::make_tuple(each.name, each.products, reason,
                                     reason.empty() ? each.cost(call, device) : 0.0));
         }
         return all;
       },
       "The instances for a dtype and layout against a module's sizes (inception_call.h): (name,"
-      " tf32, reason why not or empty, estimated seconds).");
+      " products, reason why not or empty, estimated seconds).");
 
   fastconv::bind_pool_problem(m);
   Enumeration<PoolPass>::define(m, "PoolPass",

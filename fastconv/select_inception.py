@@ -40,16 +40,21 @@ class InceptionFamily:
 
     dtype: torch.dtype
     channels_last: bool
-    tf32: bool
+    products: str  # of `ConvSpec.products`
 
     @property
     def name(self) -> str:
-        kind = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        exact = self.products == "ieee"
+        kind = str(self.dtype).removeprefix("torch.") if exact else self.products
         return f"{PREFIX}{kind}_{'nhwc' if self.channels_last else 'nchw'}"
 
     def instances(self) -> list[str]:
-        found = (NATIVE_DTYPES[self.dtype], layout_of(self.channels_last), self.tf32)
-        return [name for name, *rest in _C.cuda_inceptions() if tuple(rest) == found]
+        found = (NATIVE_DTYPES[self.dtype], layout_of(self.channels_last), self.products)
+        return [
+            name
+            for name, dtype, layout, products in _C.cuda_inceptions()
+            if (dtype, layout, products.name) == found
+        ]
 
 
 def layout_of(channels_last: bool) -> Any:
@@ -60,8 +65,8 @@ def families() -> tuple[InceptionFamily, ...]:
     """Those of this build."""
     dtypes = {native: dtype for dtype, native in NATIVE_DTYPES.items()}
     found = {
-        InceptionFamily(dtypes[dtype], layout == _C.Layout.NHWC, tf32): None
-        for _, dtype, layout, tf32 in _C.cuda_inceptions()
+        InceptionFamily(dtypes[dtype], layout == _C.Layout.NHWC, products.name): None
+        for _, dtype, layout, products in _C.cuda_inceptions()
     }
     return tuple(found)
 
@@ -101,21 +106,21 @@ def _chosen(sizes: tuple[int, ...], x: Tensor, channels_last: bool, request: str
         sizes,
         NATIVE_DTYPES[x.dtype],
         layout_of(channels_last),
-        products == "tf32",
+        getattr(_C.Products, products),
         described.capability,
         described.sm_count,
     )
-    able = sorted((cost, name, by_tf32) for name, by_tf32, reason, cost in rows if not reason)
+    able = sorted((cost, name, by.name) for name, by, reason, cost in rows if not reason)
     if not able:
         none = f"no kernel for {str(x.dtype).removeprefix('torch.')}"
         return Choice(None, rows[-1][2] if rows else none)
-    cost, name, by_tf32 = able[0]
+    cost, name, by = able[0]
     if algo == select.AUTO:
         ours, aten = _apart(sizes, x.dtype, device, channels_last, products)
         if cost >= min(ours, MARGIN * aten):
             text = f"predicted to take {cost:.2g} s, its convolutions one by one"
             return Choice(None, f"{text} {min(ours, aten):.2g} s")
-    family = InceptionFamily(x.dtype, channels_last, by_tf32).name
+    family = InceptionFamily(x.dtype, channels_last, by).name
     if algo == select.AUTO and not trust.admit(device, family):
         return Choice(None, f"{family} has not passed its check on this device")
     error = trust.error_of(device, family)

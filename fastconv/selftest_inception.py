@@ -55,7 +55,7 @@ def _error(
     """The largest error in units of the bound; the windows' from the reductions as stored."""
     x, joined, joined_bias, w3, b3, w5, b5, wp, bp = (t.double() for t in operands)
     _, _, _, _, one, red3, three, red5, five, projection, *_ = sizes
-    arithmetic, worst = "tf32" if family.tf32 else "im2col", 0.0
+    arithmetic, worst = "im2col" if family.products == "ieee" else family.products, 0.0
 
     def check(got: Tensor, source: Tensor, w: Tensor, b: Tensor) -> None:
         nonlocal worst
@@ -112,6 +112,6 @@ def check(
 def _refused(family: InceptionFamily, name: str, sizes: tuple[int, ...]) -> str:
     rows = _C.cuda_inception_candidates(
         sizes, NATIVE_DTYPES[family.dtype], layout_of(family.channels_last),
-        family.tf32, 90, 132,
+        getattr(_C.Products, family.products), 90, 132,
     )  # fmt: skip
     return next(reason for row, _, reason, _ in rows if row == name)

@@ -53,7 +53,7 @@ class InceptionInstance:
     name: str
     dtype: torch.dtype
     layout: str
-    tf32: bool
+    products: str
 
     def refusal(self, size: InceptionSize) -> str:
         return emulation().inception_refusal(self.name, list(size))
@@ -68,8 +68,8 @@ class InceptionInstance:
 @cache
 def inception_instances() -> tuple[InceptionInstance, ...]:
     return tuple(
-        InceptionInstance(name, getattr(torch, dtype.name), layout.name, tf32)
-        for name, dtype, layout, tf32 in emulation().inception_instances()
+        InceptionInstance(name, getattr(torch, dtype.name), layout.name, products.name)
+        for name, dtype, layout, products in emulation().inception_instances()
     )
 
 

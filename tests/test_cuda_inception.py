@@ -21,7 +21,7 @@ from fastconv.ops import fused_run
 from fastconv.select_inception import InceptionFamily
 
 pytestmark = pytest.mark.slow
-FAMILY = InceptionFamily(torch.float32, False, False)
+FAMILY = InceptionFamily(torch.float32, False, "ieee")
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +67,21 @@ def test_auto_takes_the_two_grids(channels_last: bool, calls: list[str]) -> None
     expected = separate(x, weights, biases)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     assert y.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_precision_chooses_the_products(channels_last: bool) -> None:
+    """GoogLeNet's first module: three where they are asked for, one where TF32 is, else FMA."""
+    one, red3, three, red5, five, projection = 64, 96, 128, 16, 32, 32
+    sizes = ((one, 192, 1), (red3, 192, 1), (three, red3, 3), (red5, 192, 1), (five, red5, 5),
+             (projection, 192, 1))  # fmt: skip
+    weights = [torch.empty(k, c, extent, extent) for k, c, extent in sizes]
+    x = torch.empty(1, 192, 28, 28)
+    names = {}
+    for precision in ("tf32x3", "tf32", "ieee"):
+        found = select_inception.choose(x, weights, channels_last, f"im2col+{precision}")
+        names[precision] = (found.name or found.reason).split("_")[0]
+    assert names == {"tf32x3": "tf32x3", "tf32": "tf32", "ieee": "f32"}
 
 
 def test_gradients_form_the_pooled_tensor_anew(calls: list[str]) -> None:
@@ -179,7 +194,7 @@ def test_one_image_is_predicted_faster_in_two_grids() -> None:
             sizes = (1, layer.C, layer.extent, layer.extent, *layer.K, 3, 5)
             rows = _C.cuda_inception_candidates(
                 sizes, select_inception.NATIVE_DTYPES[dtype], select_inception.layout_of(last),
-                False, H200.capability, H200.sm_count,
+                _C.Products.ieee, H200.capability, H200.sm_count,
             )  # fmt: skip
             cost = min(cost for *_, reason, cost in rows if not reason)
             ours, aten = select_inception._apart(sizes, dtype, "cuda:0", last, "ieee")

@@ -47,16 +47,20 @@ double efficiency(const InceptionShape& s) {
   const bool fma = s.math == GemmMath::kFma;
   double share = (fma ? kFmaShare : kMmaShare) * 0.7;  // tiles of 64x64
   if (s.block_m * s.block_n < 64 * 64) share *= 0.7;
-  if (s.vec_x == 1) share *= fma ? 0.8 : 0.5;
-  if (s.vec_w == 1) share *= fma ? 0.9 : 0.8;
+  if (s.math == GemmMath::kTf32x3) share *= 0.85;  // splitting, sums outside
+  // What gathers issue weighs less where there is more to multiply.
+  const bool more = fma || s.math == GemmMath::kTf32x3;
+  if (s.vec_x == 1) share *= more ? 0.8 : 0.5;
+  if (s.vec_w == 1) share *= more ? 0.9 : 0.8;
   return share;
 }
 
 double grid_seconds(const InceptionShape& s, const Work (&work)[2], const Device& device) {
   const DeviceRates rates = device_rates(device);
-  const double full = s.math == GemmMath::kFma    ? rates.fma_flops
-                      : s.math == GemmMath::kTf32 ? rates.tensor_tf32_flops
-                                                  : rates.tensor_16_flops;
+  const double full = s.math == GemmMath::kFma      ? rates.fma_flops
+                      : s.math == GemmMath::kTf32   ? rates.tensor_tf32_flops
+                      : s.math == GemmMath::kTf32x3 ? rates.tensor_tf32_flops / 3
+                                                    : rates.tensor_16_flops;
   double total = 0, latency = 0, blocks = 0;
   for (const Work& w : work) {
     const double k_tiles = double(tiles(w.gemm_k, s.block_k * s.slices) + kOverheadTiles);
@@ -218,17 +222,17 @@ double cost(const InceptionCall& c, const Device& device) {
   return inception_cost(Config::shape, c, device);
 }
 
-#define FC_INCEPTION_ROW(name, dtype, tf32, config) \
-  {name,                                            \
-   dtype,                                           \
-   FC_INCEPTION_CONFIG(config)::shape.layout,       \
-   tf32,                                            \
-   refusal<FC_INCEPTION_CONFIG(config)>,            \
-   cost<FC_INCEPTION_CONFIG(config)>,               \
+#define FC_INCEPTION_ROW(name, dtype, products, config) \
+  {name,                                                \
+   dtype,                                               \
+   FC_INCEPTION_CONFIG(config)::shape.layout,           \
+   products,                                            \
+   refusal<FC_INCEPTION_CONFIG(config)>,                \
+   cost<FC_INCEPTION_CONFIG(config)>,                   \
    launch_inception<FC_INCEPTION_CONFIG(config)>},
 
-const InceptionInstance kInstances[] = {FC_INCEPTION_16(FC_INCEPTION_ROW)
-                                            FC_INCEPTION_32(FC_INCEPTION_ROW)};
+const InceptionInstance kInstances[] = {FC_INCEPTION_16(FC_INCEPTION_ROW) FC_INCEPTION_32(
+    FC_INCEPTION_ROW) FC_INCEPTION_TF32X3(FC_INCEPTION_ROW)};
 
 }  // namespace
 
@@ -236,7 +240,7 @@ InceptionInstanceList inception_instances() {
   return {kInstances, sizeof(kInstances) / sizeof(kInstances[0])};
 }
 
-const InceptionInstance* choose_inception_instance(const InceptionCall& call, bool tf32,
+const InceptionInstance* choose_inception_instance(const InceptionCall& call, Products products,
                                                    const std::string& name, const Device& device,
                                                    std::string* reason) {
   const Layout layout = call.channels_last ? Layout::kNHWC : Layout::kNCHW;
@@ -244,7 +248,7 @@ const InceptionInstance* choose_inception_instance(const InceptionCall& call, bo
   double least = std::numeric_limits<double>::infinity();
   std::string why = "no kernel of that name for this dtype and layout";
   for (const InceptionInstance& instance : kInstances) {
-    if (instance.dtype != call.dtype || instance.layout != layout || (instance.tf32 && !tf32) ||
+    if (instance.dtype != call.dtype || instance.layout != layout || instance.products > products ||
         (!name.empty() && name != instance.name))
       continue;
     std::string refused = instance.applicable(call);

@@ -9,11 +9,11 @@
 namespace fastconv::cuda {
 
 struct InceptionInstance {
-  // <dtype or tf32>_<layout>_<mechanism and tile>, unique.
+  // <dtype or products>_<layout>_<mechanism and tile>, unique.
   const char* name;
   DType dtype;
   Layout layout;
-  bool tf32;
+  Products products;
   // Empty when the call can run, else the reason why not, in one sentence with the values. Pointers
   // that are null count as aligned.
   std::string (*applicable)(const InceptionCall&);
@@ -30,8 +30,8 @@ struct InceptionInstanceList {
 FC_API InceptionInstanceList inception_instances();
 
 // The cheapest instance that runs the call, or null; then `reason` (if given) says why not. `name`:
-// that instance alone, unless it is empty. `tf32`: whether the caller allows TF32 instances.
-FC_API const InceptionInstance* choose_inception_instance(const InceptionCall&, bool tf32,
+// that instance alone, unless it is empty. `products`: the least accurate that the caller allows.
+FC_API const InceptionInstance* choose_inception_instance(const InceptionCall&, Products products,
                                                           const std::string& name, const Device&,
                                                           std::string* reason);
 

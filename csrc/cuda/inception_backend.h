@@ -14,18 +14,18 @@ struct InceptionBackend {
                   const Tensor& on) {
     const Gpu gpu(on);
     std::string reason;
-    // A TF32 instance runs where it is named.
-    const InceptionInstance* instance =
-        choose_inception_instance(call, !algo.empty(), algo, gpu.device, &reason);
+    // One that rounds its operands runs where it is named.
+    const InceptionInstance* instance = choose_inception_instance(
+        call, algo.empty() ? Products::kIeee : Products::kTf32, algo, gpu.device, &reason);
     if (instance == nullptr && !algo.empty()) {
       // What was chosen by the sizes may lie off its alignment this time.
       InceptionCall sizes = call;
       for (const void** base : {&sizes.x, &sizes.joined, &sizes.w3, &sizes.w5, &sizes.wp})
         *base = nullptr;
       const InceptionInstance* chosen =
-          choose_inception_instance(sizes, true, algo, gpu.device, nullptr);
+          choose_inception_instance(sizes, Products::kTf32, algo, gpu.device, nullptr);
       if (chosen != nullptr)
-        instance = choose_inception_instance(call, chosen->tf32, "", gpu.device, &reason);
+        instance = choose_inception_instance(call, chosen->products, "", gpu.device, &reason);
     }
     STD_TORCH_CHECK(instance != nullptr, op, ": no CUDA kernel", algo.empty() ? "" : " '", algo,
                     algo.empty() ? "" : "'", " for this module: ", reason);

@@ -12,7 +12,7 @@
 // same pixels; the one with the longest tiles comes first, so that short ones fill the last round.
 //   NHWC: gemm_m = pixels, gemm_n = output channels, gemm_k = (tap, channel)
 //   NCHW: gemm_m = output channels, gemm_n = pixels, gemm_k = (channel, tap)
-// fp32 (FFMA, or TF32 tensor cores), bf16, fp16; accumulation in fp32.
+// fp32 (FFMA, or tensor cores by one or three products of TF32), bf16, fp16; accumulation in fp32.
 //
 // At one image few tiles share the SMs and gemm_k is long, so that latency bounds: tiles of 32x32
 // cut gemm_k among the slices of a block (detail/gemm_slices.cuh). Bytes from DRAM: x, the weights

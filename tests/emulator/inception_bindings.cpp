@@ -77,7 +77,7 @@ void bind_inception(py::module_& m) {
     const cuda::InceptionInstanceList list = cuda::inception_instances();
     for (int i = 0; i < list.size; ++i) {
       const cuda::InceptionInstance& each = list.data[i];
-      all.append(py::make_tuple(each.name, each.dtype, each.layout, each.tf32));
+      all.append(py::make_tuple(each.name, each.dtype, each.layout, each.products));
     }
     return all;
   });

@@ -43,7 +43,8 @@ def test_every_instance(family: InceptionFamily, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_maximum_of_special_values(family: InceptionFamily) -> None:
-    """NaN wins in its windows and shows nowhere else; a window of -inf is -inf."""
+    """NaN wins in its windows and shows nowhere else; a window of -inf is -inf. Operands that are
+    split have no infinity: it comes out as NaN."""
     if ON_CPU_KERNELS:
         # The op is of CUDA alone: CPU calls go branch by branch.
         pytest.skip("rehearsal: the CPU has no such op")
@@ -54,6 +55,8 @@ def test_maximum_of_special_values(family: InceptionFamily) -> None:
     operands[7][0, 0] = 1
     placed = [selftest_inception._placed(t, family.channels_last, DEVICE) for t in operands]
     expected = functional.max_pool2d(x.float(), 3, 1, 1)[:, 0]
+    if family.products == "tf32x3":
+        expected = expected.where(expected.isfinite(), float("nan"))
     for name in family.instances():
         y, _ = device_ops().inception_fprop(*placed, 0, 0.0, name)
         got = y[:, -1].float().cpu()

@@ -195,12 +195,12 @@ FAMILIES: tuple[Family, ...] = (
             r" .*, true, [48], [48]>",
             f"load128 async_copy128 {engine}",
         )
-        for scalar, math, engine in GEMM_ENGINES
+        for scalar, math, engine in (*GEMM_ENGINES, *THREE_PRODUCTS)
     ),
     *gemm_families(
         r"inception_fprop_\w+_kernel<SlicedTile",
         r".*, (true, [48], [48]|false, 1, [48])>",
-        GEMM_ENGINES,
+        (*GEMM_ENGINES, *THREE_PRODUCTS),
     ),
     # The Winograd matrices' rows are padded to vectors, so that no product of theirs loads scalars.
     family(
