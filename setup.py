@@ -287,9 +287,11 @@ class Compilation:
         self.facts.update(FC_BUILD_CUDA=release, FC_BUILD_ARCHS=",".join(names))
         self.ninja.rule(
             "nvcc",
+            # -O is for the launchers, which the host's compiler is given: kernels are optimised
+            # whatever it says. Compressed, they are an eighth of their size, for next to no time.
             # What ptxas says of every kernel is kept beside the object for the static checks.
-            f"{quote(nvcc)} -MMD -MF $out.d -std=c++17 -O3 -lineinfo --expt-relaxed-constexpr"
-            " -Xptxas -v"
+            f"{quote(nvcc)} -MMD -MF $out.d -std=c++17 -O1 -lineinfo --expt-relaxed-constexpr"
+            " -Xfatbin -compress-all -Xptxas -v"
             f" -ccbin {self.cxx.split()[0]} -Xcompiler -fPIC,-fvisibility=hidden"
             f" -I{quote(ROOT / 'csrc')} -I{quote(ROOT / 'kernels/cuda')} {' '.join(gencode)}"
             " -c $in -o $out 2> $out.log || { cat $out.log >&2; exit 1; };"

@@ -96,7 +96,7 @@ def compile_cuda(source: Path, out: Path, arch: str = "sm_90a", *flags: str) -> 
     """One file to an object, as setup.py compiles; returns what ptxas says."""
     nvcc = find_nvcc()
     assert nvcc is not None
-    command = [nvcc, "-std=c++17", "-O3", "-Xptxas", "-v", "--expt-relaxed-constexpr"]
+    command = [nvcc, "-std=c++17", "-O1", "-Xptxas", "-v", "--expt-relaxed-constexpr"]
     command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'kernels/cuda'}", *flags]
     command += [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}"]
     command += ["-c", str(source), "-o", str(out)]
