@@ -51,16 +51,16 @@ def figures(instance: Instance, case: ConvCase, sms: int = SMS) -> dict[str, flo
 
 @pytest.mark.parametrize("direction", ["fprop", "dgrad"])
 def test_bytes_from_l2_on_dense_layers(direction: str) -> None:
-    """3x3, C and K of 256 and more: two blocks share what they read, 256 x 256 to a cluster. What
-    clusters that share tiles leave for each other comes on top."""
+    """3x3, C and K of 256 and more: two blocks share what they read, 256 x 256 to a cluster. The
+    sums that clusters leave for each other, where they share tiles, come on top
+    (test_shared_tiles_by_hand)."""
     cases = [case for case in DENSE if direction == "fprop" or case.stride == (1, 1)]
     assert len(cases) >= 6
     for case in cases:
         found = choice(case, direction)
         assert found.algorithm == "tma", f"{case.id} {found}"
         per_flop = figures(found, case)["l2_bytes_per_flop"]
-        most = 0.0091 if found.name.endswith("_streamk") else 0.008
-        assert per_flop <= most, f"{case.id} {found}: {per_flop}"
+        assert per_flop <= 0.008, f"{case.id} {found}: {per_flop}"
 
 
 # Layers whose rounds are less than 0.85 full, and how full. None of them is multiplied for more
@@ -92,22 +92,23 @@ def test_waves_of_resnet_50_and_vgg_16() -> None:
     least = 1e-6 + (large - 1e-6) / 2
     assert 4e-6 < least < 4.2e-6
     ragged = {}
-    busy = total = 0.0
-    for count, case in [*LAYERS, *((1, case) for case in VGG)]:
-        found = choice(case, "fprop")
-        if found.algorithm != "tma":  # kernels for narrow layers
-            assert min(case.weight_size[:2]) <= 128, f"{case.id} {found}"
-            continue
-        one = figures(found, case)
-        efficiency = one["wave_efficiency"]
-        total += count * one["multiply_s"]
-        busy += count * one["multiply_s"] * efficiency
-        if efficiency < 0.85:
-            ragged[case.id] = pytest.approx(efficiency)
-            assert one["multiply_s"] * (1 - efficiency) < least, f"{case.id} {found} {one}"
-            assert streamk.cost(case) > found.cost(case)
+    for network in (LAYERS, [(1, case) for case in VGG]):
+        busy = total = 0.0
+        for count, case in network:
+            found = choice(case, "fprop")
+            if found.algorithm != "tma":  # kernels for narrow layers
+                assert min(case.weight_size[:2]) <= 128, f"{case.id} {found}"
+                continue
+            one = figures(found, case)
+            efficiency = one["wave_efficiency"]
+            total += count * one["multiply_s"]
+            busy += count * one["multiply_s"] * efficiency
+            if efficiency < 0.85:
+                ragged[case.id] = pytest.approx(efficiency)
+                assert one["multiply_s"] * (1 - efficiency) < least, f"{case.id} {found} {one}"
+                assert streamk.cost(case) > found.cost(case)
+        assert busy / total >= 0.85, busy / total
     assert ragged == RAGGED
-    assert busy / total >= 0.9, busy / total
 
 
 def test_shared_tiles_by_hand() -> None:
@@ -120,7 +121,10 @@ def test_shared_tiles_by_hand() -> None:
     assert f["wave_efficiency"] == pytest.approx(50 * 2 * 72 / (55 * 132))
     sums = 132 * 128 * 256 * 4
     assert found.workspace(case) == sums + 132 * 8 * 8
-    assert f["l2_bytes"] == 50 * 72 * 2 * 128 * (128 + 256 / 2) + 2 * sums
+    operands = 50 * 72 * 2 * 128 * (128 + 256 / 2)
+    assert f["l2_bytes"] == operands + 2 * sums
+    assert 2 * sums / operands < 1 / 6
+    assert f["l2_bytes_per_flop"] == pytest.approx(2 / 256)
     # Every SM writes one tile and reads two, at 5.5 TB/s together.
     assert f["hand_over_s"] == pytest.approx(1e-6 + 3 * sums / 5.5e12)
     # Twice the images: 98 tiles, of which one round would be whole; shared with it, 106.9 k_tiles

@@ -152,10 +152,10 @@ TmaFigures tma_figures(const TmaShape& s, const ConvProblem& p, const Device& de
   f.multiply_s = most * stage_flops / (kWarpgroupShare * per_sm) + double(f.rounds) * epilogue +
                  syncs * kClusterSync_s + f.hand_over_s;
   const double stages = double(f.clusters) * s.pair_m * s.pair_n * double(k_tiles);
-  f.l2_bytes =
-      stages * 128.0 * (double(s.block_m) / s.pair_n + double(s.w_parts() * s.block_n) / s.pair_m) +
-      2 * left_bytes;
-  f.l2_bytes_per_flop = f.l2_bytes / (stages * stage_flops);
+  const double operands =
+      stages * 128.0 * (double(s.block_m) / s.pair_n + double(s.w_parts() * s.block_n) / s.pair_m);
+  f.l2_bytes_per_flop = operands / (stages * stage_flops);
+  f.l2_bytes = operands + 2 * left_bytes;
   f.wave_efficiency = stages / (most * device.sm_count);
   return f;
 }

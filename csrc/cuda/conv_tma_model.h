@@ -11,7 +11,7 @@ struct TmaFigures {
   int64_t k_tiles;           // of one block
   double multiply_s;         // the tensor cores' time, where nothing else is waited for
   double l2_bytes;           // of operands, and of sums that one cluster leaves for another
-  double l2_bytes_per_flop;  // of what the tensor cores do, tiles' edges included
+  double l2_bytes_per_flop;  // operands' alone, of what the tensor cores do, tiles' edges included
   double wave_efficiency;    // what they do, of what those of all SMs could in the same rounds
   double hand_over_s;        // of multiply_s: sums that go through L2 where tiles are shared
 };
