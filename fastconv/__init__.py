@@ -10,6 +10,7 @@ _C = _library.load()
 # After the library, which they need. `autotune` and `explain` name a module and what it offers; the
 # latter wins.
 from fastconv import nn  # noqa: E402
+from fastconv.activated import conv_act  # noqa: E402
 from fastconv.autotune import autotune  # noqa: E402
 from fastconv.convert import convert, revert  # noqa: E402
 from fastconv.explain import explain  # noqa: E402
@@ -62,6 +63,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_act",
     "conv_bn_relu",
     "convert",
     "explain",

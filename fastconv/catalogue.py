@@ -102,11 +102,16 @@ def operations_table() -> str:
         "| operation | direction | CPU | CUDA | Triton | PyTorch |",
         "|---|---|---|---|---|---|",
     ]
-    for rank, depthwise in ((1, False), (2, False), (2, True), (3, False)):
+    for rank, kind, change in (
+        (1, "", {}),
+        (2, "", {}),
+        (2, ", depthwise", {"groups": 32}),
+        (2, ", three channels", {"channels": 3}),
+        (3, "", {}),
+    ):
         for direction in DIRECTIONS:
-            change = {"groups": 32} if depthwise else {}
             cells = [_names(direction, rank, backend, **change) for backend in BACKENDS]
-            operation = f"`conv{rank}d`" + (", depthwise" if depthwise else "")
+            operation = f"`conv{rank}d`{kind}"
             lines.append(f"| {operation} | {direction} | {' | '.join(cells)} | `aten` |")
     return "\n".join([*lines, *_fused_rows(), *_pool_rows()])
 
@@ -117,6 +122,7 @@ def _fused_rows() -> list[str]:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     rows = []
     for operation, direction, op in (
+        ("conv_act", "inference", "conv_epilogue_fprop"),
         ("conv_bn_relu", "inference", "conv_epilogue_fprop"),
         ("conv_bn_relu", "training", "norm_act_dgrad"),
         ("inception", "forward", "conv_epilogue_into"),

@@ -98,7 +98,8 @@ def convert(
         algo: "auto", or the one algorithm every converted layer is to use; layers that it can
             never compute are skipped with its reason ("direct" and "aten" are of both kinds).
         fuse: also make one call (fastconv.conv_bn_relu) of every convolution whose result goes into
-            a batch normalisation alone, with the activation and the addition behind it. For that
+            a batch normalisation alone, with the activation and the addition behind it; without a
+            normalisation (fastconv.conv_act) of it and these, where no gradient is wanted. For that
             the module that calls them gets a traced forward (torch.fx, its children as leaves),
             which takes the decisions of its Python code once for training and once for evaluation;
             children, state_dict, hooks and train() stay as they are. Not fused, with the reason in

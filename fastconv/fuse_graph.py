@@ -1,4 +1,5 @@
-"""Finds convolution -> batch normalisation -> activation, with an addition, in a traced forward.
+"""Finds convolution -> batch normalisation -> activation, with an addition, in a traced forward;
+the normalisation may be missing.
 
 A forward is traced (torch.fx) with its children as leaves, but for plain Sequentials, which are
 entered; each chain becomes one call of `run_layers`, at the place of its last operand. The children
@@ -19,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fastconv.activations import Activation, of_module
 from fastconv.nn.conv import ConvNd
-from fastconv.nn.fused import has_hooks, run_chain
+from fastconv.nn.fused import has_hooks, run_activated, run_chain
 
 # On the class of a fused module: the class it was made from.
 ORIGINAL = "_fastconv_fused_from"
@@ -30,7 +31,7 @@ _ADDS = (operator.add, operator.iadd, torch.add)
 
 def run_layers(
     conv: nn.Module,
-    norm: nn.Module,
+    norm: nn.Module | None,
     last: nn.Module | None,
     input: Tensor,
     activation: str,
@@ -41,12 +42,14 @@ def run_layers(
     """One chain. last: the activation's own layer, where it has one. Hooks that came since, and an
     addend that turns out to be a number, make the layers run one by one."""
     foreign = residual is not None and not isinstance(residual, Tensor)
-    if foreign or has_hooks(conv) or has_hooks(norm) or (last is not None and has_hooks(last)):
-        z = norm(conv(input))
+    if foreign or any(m is not None and has_hooks(m) for m in (conv, norm, last)):
+        z = conv(input) if norm is None else norm(conv(input))
         act = Activation(activation, slope) if last is None else last
         if residual is None:
             return act(z)
         return act(z) + residual if residual_after else act(z + residual)
+    if norm is None:
+        return run_activated(conv, input, activation, slope, residual, residual_after)
     return run_chain(conv, norm, input, activation, slope, residual, residual_after)
 
 
@@ -55,7 +58,7 @@ class Chain:
     """The nodes of one chain, in order, and what they amount to."""
 
     conv: fx.Node
-    norm: fx.Node
+    norm: fx.Node | None = None
     add: fx.Node | None = None
     act: fx.Node | None = None
     activation: Activation = field(default_factory=lambda: Activation("none"))
@@ -64,7 +67,12 @@ class Chain:
     @property
     def nodes(self) -> list[fx.Node]:
         tail = [self.act, self.add] if self.residual_after else [self.add, self.act]
-        return [self.conv, self.norm, *(n for n in tail if n is not None)]
+        return [self.conv, *(n for n in (self.norm, *tail) if n is not None)]
+
+    def drop_addition(self) -> None:
+        if not self.residual_after:
+            self.act, self.activation = None, Activation("none")
+        self.add, self.residual_after = None, False
 
     def __str__(self) -> str:
         return " + ".join(_label(n) for n in self.nodes)
@@ -177,22 +185,22 @@ def chain_at(root: nn.Module, conv: fx.Node) -> Chain | str:
     assert isinstance(layer, ConvNd)
     if len(conv.args) != 1 or conv.kwargs:
         return "it is not called with one argument"
-    norm = _only_user(conv)
-    if norm is None:
+    last = _only_user(conv)
+    if last is None:
         return "its result has a second consumer" if conv.users else "its result is not used"
-    batch_norm = layer_of(root, norm)
-    rank = len(layer.kernel_size)
-    if type(batch_norm) is not _NORMS[rank]:
-        if isinstance(batch_norm, nn.modules.batchnorm._BatchNorm):
-            return f"{norm.target!r} is a {type(batch_norm).__name__}"
-        return "nothing normalises its result"
-    if not _plain_call(norm, conv):
-        return f"{norm.target!r} is not called with the convolution's result alone"
-    for node, module in ((conv, layer), (norm, batch_norm)):
-        if has_hooks(module):
-            return f"{node.target!r} has hooks"
-    chain = Chain(conv, norm)
-    last = norm
+    if has_hooks(layer):
+        return f"{conv.target!r} has hooks"
+    batch_norm = layer_of(root, last)
+    if type(batch_norm) is _NORMS[len(layer.kernel_size)]:
+        if not _plain_call(last, conv):
+            return f"{last.target!r} is not called with the convolution's result alone"
+        if has_hooks(batch_norm):
+            return f"{last.target!r} has hooks"
+        chain = Chain(conv, last)
+    elif isinstance(batch_norm, nn.modules.batchnorm._BatchNorm):
+        return f"{last.target!r} is a {type(batch_norm).__name__}"
+    else:
+        chain, last = Chain(conv), conv
     while True:
         after = _only_user(last)
         if after is None or after.op == "output":
@@ -211,9 +219,11 @@ def chain_at(root: nn.Module, conv: fx.Node) -> Chain | str:
         last = after
         if chain.add is not None and (chain.act is not None or chain.residual_after):
             break
+    why = "nothing normalises, activates or adds to its result"
     if chain.add is not None:
         _drop_unsafe_addition(chain)
-    return chain
+        why = "its input is read between it and the addition"
+    return chain if len(chain.nodes) > 1 else why
 
 
 def _drop_unsafe_addition(chain: Chain) -> None:
@@ -222,9 +232,7 @@ def _drop_unsafe_addition(chain: Chain) -> None:
     node = chain.conv.next
     while node is not chain.add:
         if source in node.all_input_nodes and node not in chain.nodes:
-            if not chain.residual_after:
-                chain.act, chain.activation = None, Activation("none")
-            chain.add, chain.residual_after = None, False
+            chain.drop_addition()
             return
         node = node.next
 
@@ -242,9 +250,10 @@ def rewrite(root: nn.Module, graph: fx.Graph) -> tuple[list[str], list[tuple[str
             left.append((str(node.target), chain))
             continue
         if chain.add in taken:  # conv + conv: the first has the addition
-            if not chain.residual_after:
-                chain.act, chain.activation = None, Activation("none")
-            chain.add, chain.residual_after = None, False
+            chain.drop_addition()
+            if len(chain.nodes) == 1:
+                left.append((str(node.target), "what adds to it is fused with another one"))
+                continue
         found.append(chain)
         taken.update(chain.nodes)
     for chain in found:
@@ -255,12 +264,13 @@ def rewrite(root: nn.Module, graph: fx.Graph) -> tuple[list[str], list[tuple[str
 def _replace(root: nn.Module, graph: fx.Graph, chain: Chain) -> None:
     last, residual = chain.nodes[-1], None
     if chain.add is not None:  # as it is now: an earlier chain may have ended in it
-        before = chain.act if chain.residual_after else chain.norm
+        before = chain.act if chain.residual_after else chain.norm or chain.conv
         residual = next(n for n in chain.add.args if n is not before)
-    with graph.inserting_before(chain.add or chain.norm):
-        layers: list[Any] = [graph.get_attr(str(n.target)) for n in (chain.conv, chain.norm)]
-        with_layer = chain.act is not None and chain.act.op == "call_module"
-        layers.append(graph.get_attr(str(chain.act.target)) if with_layer else None)
+    with graph.inserting_before(chain.add or chain.nodes[1]):
+        layers: list[Any] = [
+            graph.get_attr(str(n.target)) if n is not None and n.op == "call_module" else None
+            for n in (chain.conv, chain.norm, chain.act)
+        ]
         call = graph.call_function(
             run_layers,
             (

@@ -62,6 +62,9 @@ class Norm(NamedTuple):
         return self[:4]
 
 
+NO_NORM = Norm(None, None, None, None, 0.0)
+
+
 def conv_bn_relu(
     input: Tensor,
     weight: Tensor,
@@ -314,7 +317,8 @@ def _recorded(
     """Evaluation inside a graph, as one op after the folding; None where it has to be composed."""
     if _wants_gradient(input, weight, bias, norm, residual) or refusal(input, weight, bias):
         return None
-    if norm.running_mean is None or norm.running_var is None or not _fusible(input, norm, residual):
+    evaluates = norm.running_mean is not None and norm.running_var is not None
+    if not (evaluates or norm is NO_NORM) or not _fusible(input, norm, residual):
         return None
     numbers = geometry_of(weight.dim() - 2, weight, *moves)
     if numbers is None or numbers[1] is not None or weight.shape[1] == 0:
@@ -323,7 +327,7 @@ def _recorded(
     size = conv_output_size(input.shape, weight.shape, *geometry[:3])
     if residual is not None and list(residual.shape) != size:
         return None
-    w, b = fold(weight, bias, norm)
+    w, b = (weight, bias) if norm is NO_NORM else fold(weight, bias, norm)
     request = select.with_precision(algo, precision)
     ending_ = ending(end, residual_after)
     return torch.ops.fastconv.conv_act(input, w, b, residual, *geometry, *ending_, request)

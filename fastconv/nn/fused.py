@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastconv.activated import conv_act
 from fastconv.activations import named
 from fastconv.fused import conv_bn_relu
 from fastconv.nn.conv import Conv1d, Conv2d, Conv3d, ConvNd
@@ -43,12 +44,7 @@ def run_chain(
             momentum = 1.0 / float(norm.num_batches_tracked)
     training = norm.training or (mean is None and var is None)
     keep = not norm.training or norm.track_running_stats
-    padding = conv.padding
-    if conv.padding_mode != "zeros":
-        input = nn.functional.pad(
-            input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode
-        )
-        padding = 0
+    input, padding = _padded(conv, input)
     return conv_bn_relu(
         input,
         _tensor(conv, conv._parameters, "weight"),
@@ -73,6 +69,41 @@ def run_chain(
         algo=getattr(conv, "algo", "auto"),
         precision=getattr(conv, "precision", None),
     )
+
+
+def run_activated(
+    conv: nn.Module,
+    input: Tensor,
+    activation: str | None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+) -> Tensor:
+    """What conv and the activation compute one after another."""
+    input, padding = _padded(conv, input)
+    return conv_act(
+        input,
+        _tensor(conv, conv._parameters, "weight"),
+        _tensor(conv, conv._parameters, "bias"),
+        stride=conv.stride,
+        padding=padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        activation=activation,
+        negative_slope=negative_slope,
+        residual=residual,
+        residual_after=residual_after,
+        algo=getattr(conv, "algo", "auto"),
+        precision=getattr(conv, "precision", None),
+    )
+
+
+def _padded(conv: nn.Module, input: Tensor) -> tuple[Tensor, Any]:
+    """The input with the borders that are not zeros, and the padding that is left to do."""
+    if conv.padding_mode == "zeros":
+        return input, conv.padding
+    sides = conv._reversed_padding_repeated_twice
+    return nn.functional.pad(input, sides, mode=conv.padding_mode), 0
 
 
 def _tensor(module: nn.Module, held: dict[str, Any], name: str) -> Tensor | None:
