@@ -28,9 +28,8 @@ from bench.network_problem import NetworkProblem
 from bench.pool_problem import PoolProblem, pytorch_pool
 from bench.pool_problems import LP_POWER
 from bench.problem import Problem, with_layout
-from fastconv import _C, activations, select, select_pool
+from fastconv import _C, select, select_pool
 from fastconv.ops import conv as ops
-from fastconv.ops import fused_run
 
 Call = Callable[[], Any]
 
@@ -275,9 +274,10 @@ class Fastconv(Provider):
             return y.relu_() if relu else y
 
         if relu and p.direction == "fprop":  # what a converted model's chain comes to
-            end = fused_run.ending(activations.named("relu"), False)
-            act = torch.ops.fastconv.conv_act
-            return lambda: act(p.x, p.w, p.bias, None, *geometry, *end, algo)
+            moves = dict(zip(("stride", "padding", "dilation", "groups"), geometry, strict=True))
+            return lambda: fastconv.conv_act(
+                p.x, p.w, p.bias, **moves, algo=self.name, precision=precision
+            )
         if p.direction == "forward+backward":
             return with_gradients(run, (p.x, p.w), p.dy)
         return lambda: run(p.x, p.w)
