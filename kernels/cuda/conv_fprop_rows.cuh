@@ -9,15 +9,14 @@
 // 7x7x3 takes 7 * 24 = 168, by steps of 16 then 176, for 147. A window may begin an element early,
 // where an odd padding has its first tap at the second half of a word.
 //
-// Mapping: persistent blocks of four warps, each with the weights of 64 filters. A tile is
-// FRAGMENTS
-// * 64 pixels of a plane, in units of eight side by side. Its rows come by cp.async while the tile
-// before is multiplied. A lane's part of an A fragment of mma.sync is a word of one window: a load
-// of 32 bits at the pixel's place plus the chunk's, which a table has, and a mask, for elements
-// behind the window are another pixel's, and an infinity there times a weight of zero would be a
-// NaN. Where windows begin at odd elements of 16 bits (stride * C odd), odd pixels read a second
-// copy of the rows, shifted by an element. B comes by ldmatrix. Sums go from registers to memory;
-// of 16-bit types the four lanes of a row exchange theirs for 16 bytes each.
+// Mapping: persistent blocks of four warps, each with the weights of 64 filters. A tile is 64
+// FRAGMENTS pixels of a plane, in units of eight side by side. Its rows come by cp.async while the
+// tile before is multiplied. A lane's part of an A fragment of mma.sync is a word of one window: a
+// load of 32 bits at the pixel's place plus the chunk's, which a table has, and a mask, for
+// elements behind the window are another pixel's, and an infinity there times a weight of zero
+// would be a NaN. Where windows begin at odd elements of 16 bits (stride * C odd), odd pixels read
+// a second copy of the rows, shifted by an element. B comes by ldmatrix. Sums go from registers to
+// memory; of 16-bit types the four lanes of a row exchange theirs for 16 bytes each.
 //
 // bf16, fp16; fp32 by TF32, one product or three; accumulation in fp32. Any stride, padding and
 // filter that shared memory holds, dilation but along W; one group. For 3x224x224 > 64, 7x7 / 2 of
@@ -26,12 +25,10 @@
 //   FLOPs: 9.0e9 with what fills up, 17 us of mma.sync at 0.63 of wgmma's rate: about equal; on an
 //          A100 41 us of DRAM and 33 of tensor cores
 //   shared memory, 128 bytes a cycle, for a warp's step of 64 pixels (32 HMMA, 51 cycles): 16 of A,
-//          16 of B, 2 of the table. With 32 pixels 26 for 25, so that the wide tile is the usual
-//          one
+//          16 of B, 2 of the table. With 32 pixels 26 for 25: the wide tile is the usual one
 //   instructions of that step, as nvcc 13.0 compiles it for sm_90a: 96 (18 LDS, 4 LDSM, 16 masks,
-//   20
-//          of addresses); of 32 pixels 57 for 16 HMMA, where im2col, which fetches three channels
-//          one by one, has 538
+//          20 of addresses); of 32 pixels 57 for 16 HMMA, where im2col, which fetches three
+//          channels one by one, has 538
 // Banks: a fragment's words are (stride * C / 2) g + t: no two in a bank for 7x7x3 / 2 (3 g + t,
 // what overlaps is the same word), 4 channels at strides 1 and 2, any channels at stride 1; two to
 // a bank for 3 channels at strides 3 and 4, and in fp32 (6 g + t, 8 g + t) at stride 2.

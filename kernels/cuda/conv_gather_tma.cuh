@@ -27,7 +27,7 @@
 // is rounded to TF32 by TMA, whose maps have a type for it: wgmma itself would cut the low bits off
 // (taken from CUTLASS, which relies on it; not measured on a GPU). FLOPs: 2 N K O P Q C T R S,
 // channels rounded up to 128 bytes to a tap. From L2: 1/m + 1/n elements per multiply-add of a
-// cluster's tile m x n: 0.0117 bytes per FLOP at 256x128, which 6 TB/s of L2 would bound at 512
+// cluster's tile m x n: 0.0117 bytes per FLOP at 256x128, which 5.5 TB/s of L2 bound at 470
 // TFLOP/s, 0.0078 at two blocks' 256x256; DRAM: x, w, y once where the L2 holds what neighbouring
 // blocks share. Workspace: none. Deterministic. Speed: not measured on a GPU. Sources: PTX ISA,
 // "Tensors", "Cluster"; Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014,

@@ -17,7 +17,7 @@
 //
 // While one warpgroup waits for its products, splits and adds, the other one's are under way. Per
 // stage of 128x128: 3 * 2 * 128 * 128 * 32 FLOPs of TF32, 1536 clocks at 2048 a clock; from L2 48
-// KiB, 32 bytes a clock of it, where 6 TB/s over 132 SMs at 1.7 GHz are 27: bound by L2, at 120
+// KiB, 32 bytes a clock of it, where 5.5 TB/s over 132 SMs at 1.7 GHz are 25: bound by L2, at 110
 // TFLOP/s of fp32's products, where FMA's peak is 57. Two blocks that share w read 32 KiB each, 21
 // bytes a clock: bound by the products, at 143 TFLOP/s. Shared memory: 48 KiB in, A once and B
 // three times to each warpgroup out, 1280 of the clocks. A stage of a warp is 276 instructions, of

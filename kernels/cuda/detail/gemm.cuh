@@ -8,16 +8,16 @@
 //
 // Per stage, 64 (BLOCK_M + BLOCK_N) bytes come from L2 for 2 BLOCK_M BLOCK_N BLOCK_K FLOPs; through
 // shared memory go these once and 64 (WARP_M + WARP_N) per warp. Predicted from the rates of
-// device_rates.h for sm_90, 128 bytes of shared memory per clock and SM, and 6 TB/s of L2:
+// device_rates.h for sm_90 and 128 bytes of shared memory per clock and SM:
 //
 //   tile             FLOPs per byte of L2   L2 alone allows   clocks per stage and SM: shared, math
-//   128x128 16-bit            64             384 TFLOP/s                512, 435 (mma.sync)
-//   128x128 TF32              32             192                        512, 435
-//   128x64  16-bit, TF32      43, 21         256, 128                   352, 218
-//   64x64   16-bit, TF32      32, 16         192, 96                    192, 109
-//   128x64  TF32x3           21                  128                  288, 653 (90 TFLOP/s), and
+//   128x128 16-bit            64             352 TFLOP/s                512, 435 (mma.sync)
+//   128x128 TF32              32             176                        512, 435
+//   128x64  16-bit, TF32      43, 21         235, 117                   352, 218
+//   64x64   16-bit, TF32      32, 16         176, 88                    192, 109
+//   128x64  TF32x3           21                  117                  288, 653 (90 TFLOP/s), and
 //                                                                  some 500 of splitting and adding
-//   128x64  FFMA              21             128                        288, 1024 (57 TFLOP/s)
+//   128x64  FFMA              21             117                        288, 1024 (57 TFLOP/s)
 //
 // So shared memory bounds the tiles of one product, by little more than mma.sync where they are
 // wide; three products are bound by what surrounds them, and FFMA by its own pipe. The bf16 NHWC
