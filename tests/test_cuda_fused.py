@@ -89,8 +89,8 @@ def test_training_takes_what_is_cheapest_with_its_statistics(monkeypatch):
     order = ("direct_plain/fprop_f32_nchw_analytic", "direct/fprop_f32_nchw_smem_k32_q256")
     cost = {order[0]: 1e-6, order[1]: 2e-6}
 
-    def candidates(spec):
-        entries = real(spec)
+    def candidates(spec, statistics):
+        entries = real(spec, statistics)
         if spec.direction != "fprop":
             return entries
         return [
@@ -98,8 +98,8 @@ def test_training_takes_what_is_cheapest_with_its_statistics(monkeypatch):
             for c in entries
         ]
 
-    real = select_cuda.candidates
-    monkeypatch.setattr(select_cuda, "candidates", candidates)
+    real = select_cuda._candidates
+    monkeypatch.setattr(select_cuda, "_candidates", candidates)
     monkeypatch.setattr(select_cuda, "admitted", lambda spec, name: True)
     ran = []
     for name in ("conv_stats", "conv_epilogue"):

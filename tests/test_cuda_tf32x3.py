@@ -16,6 +16,8 @@ IM2COL = tuple(i for i in F32 if i.algorithm == "im2col")
 X3 = tuple(i for i in F32 if i.products == "tf32x3")
 DEEP = conv_case("deep", (1, 256, 4, 8), (32, 256, 3, 3), padding=1)
 FLAT = conv_case("flat", (2, 4, 8, 8), (8, 4, 3, 3), padding=1)
+# For kernels of few channels alone.
+STEM = {DEEP: conv_case("deep_stem", (1, 4, 12, 16), (32, 4, 9, 9), padding=4), FLAT: FLAT}
 # For kernels of strides above 1 alone.
 STRIDED = {
     DEEP: conv_case("deep_strided", (1, 32, 8, 8), (256, 32, 3, 3), 2, 1),
@@ -24,6 +26,8 @@ STRIDED = {
 
 
 def suited(instance: Instance, case: ConvCase) -> ConvCase:
+    if instance.algorithm == "rows":
+        return STEM[case]
     return STRIDED[case] if "_strided_" in instance.name else case
 
 

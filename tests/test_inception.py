@@ -352,7 +352,9 @@ def test_near_misses_are_not_inception():
     for model in models:
         expected = model(x)
         report = fastconv.convert(model, fuse=True)
-        assert report.fused == [], str(report)
+        # Convolutions with their activations, and no module as a whole.
+        assert len(report.fused) in (5, 6), str(report)
+        assert all(chain.endswith(" + relu") for _, chain in report.fused), str(report)
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 

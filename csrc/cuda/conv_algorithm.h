@@ -32,8 +32,8 @@ struct ConvCall {
   void *x, *w, *y;
   const void* bias;   // K elements of the dtype, or null; fprop only
   Epilogue epilogue;  // fprop only; its residual is aligned to the element only, too
-  // Statistics of y as it is stored, [K] each in float, or both null; fprop of an instance that has
-  // stats_workspace, and then without anything in the epilogue.
+  // Statistics of y as it is stored, [K] each in float (fp64: double), or both null; fprop of an
+  // instance that has stats_workspace, and then without anything in the epilogue.
   void *mean, *m2;  // m2: the sum of squares about the mean
   void* workspace;  // 256-byte aligned, as many bytes as the instance's workspace() says
   Device device;

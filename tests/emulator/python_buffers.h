@@ -120,7 +120,12 @@ template <class Launch>
 std::string guarded_run(const RunOptions& options, Statistics* statistics, const Launch& launch) {
   const py::gil_scoped_release unlocked;
   begin_run(options.settings);
-  launch();
+  try {
+    launch();
+  } catch (...) {  // whoever runs next would wait for this one to end
+    end_run(statistics);
+    throw;
+  }
   return end_run(statistics);
 }
 

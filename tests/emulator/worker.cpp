@@ -57,14 +57,13 @@ void fiber_main() {
 // --- a worker: one block after the other
 
 Worker::Worker() : fibers(kMaxThreads), warps(kMaxThreads / kWarpSize) {
-  // Every stack has a page in front that cannot be touched. They start at different offsets within
-  // a page: equal ones would all compete for the same few cache lines.
+  // Stacks start at different offsets within a page: equal ones would all compete for the same few
+  // cache lines.
   char* base = static_cast<char*>(mmap(nullptr, kMaxThreads * kStackStride, PROT_READ | PROT_WRITE,
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (base == MAP_FAILED) throw std::bad_alloc();
   stacks = base;
   for (unsigned i = 0; i < kMaxThreads; ++i) {
-    mprotect(base + i * kStackStride, kPage, PROT_NONE);
     Fiber& f = fibers[i];
     f.linear = i;
     f.lane = i % kWarpSize;
@@ -265,12 +264,23 @@ void Worker::run_cluster(Launch& launch, uint64_t number) {
   end_cluster();
 }
 
+// Every stack in use has a page in front that cannot be touched. Those that no block has needed yet
+// have none: each is a mapping, of which a process has some 65000, for all workers of all modules.
+void Worker::guard_stacks(unsigned count) {
+  for (; guarded < count; ++guarded)
+    if (mprotect(stacks + guarded * kStackStride, kPage, PROT_NONE) != 0) {
+      record(block, nullptr, "the system has no mapping left for a stack's guard page");
+      return;
+    }
+}
+
 void Worker::prepare(Launch& launch) {
   block.launch = &launch;
   block.extent = launch.extent;
   block.grid = launch.grid;
   block.threads = launch.extent.x * launch.extent.y * launch.extent.z;
   block.warp_count = (block.threads + kWarpSize - 1) / kWarpSize;
+  guard_stacks(block.threads);
   for (unsigned i = 0; i < block.threads; ++i)
     fibers[i].thread = {i % launch.extent.x, i / launch.extent.x % launch.extent.y,
                         i / (launch.extent.x * launch.extent.y)};

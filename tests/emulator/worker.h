@@ -27,6 +27,7 @@ struct Worker {
 
   void run(Launch& launch);  // clusters until the launch has none left
   void prepare(Launch& launch);
+  void guard_stacks(unsigned count);
   void run_cluster(Launch& launch, uint64_t number);
   // A cluster bit by bit: until it is over, one fiber or copy at a time; false: nothing of it can
   // go on by itself.
@@ -61,6 +62,7 @@ struct Worker {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   char* stacks;
+  unsigned guarded = 0;  // of them, with a guard page
   uint64_t random_state = 1, switches = 0;
   bool check_accesses = true;
   bool abandoned = false;  // a fiber has failed: the block is given up
