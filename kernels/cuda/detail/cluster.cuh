@@ -69,11 +69,11 @@ __device__ __forceinline__ float4 cluster_load(const float4* place, unsigned ran
   return v;
 }
 
-// launch_kernel with `cluster` neighbours along x to a cluster, of which the grid is a multiple.
-template <class... Params, class... Args>
-int launch_clusters(void (*kernel)(Params...), const LaunchConfig& config, unsigned cluster,
-                    Args... args) {
 #if defined(FC_EMULATE)
+// run: emu::run_cluster_launch, or what takes the same.
+template <class Run, class... Params, class... Args>
+int emulate_clusters(const Run& run, void (*kernel)(Params...), const LaunchConfig& config,
+                     unsigned cluster, Args... args) {
   struct Call {
     void (*kernel)(Params...);
     std::tuple<Params...> arguments;
@@ -82,9 +82,17 @@ int launch_clusters(void (*kernel)(Params...), const LaunchConfig& config, unsig
     const Call& made = *static_cast<const Call*>(erased);
     std::apply(made.kernel, made.arguments);
   };
-  return ::emu::run_cluster_launch(reinterpret_cast<const void*>(kernel), invoke, &call,
-                                   sizeof call, config.grid, config.block, config.shared_bytes,
-                                   cluster);
+  return run(reinterpret_cast<const void*>(kernel), invoke, &call, sizeof call, config.grid,
+             config.block, config.shared_bytes, cluster);
+}
+#endif
+
+// launch_kernel with `cluster` neighbours along x to a cluster, of which the grid is a multiple.
+template <class... Params, class... Args>
+int launch_clusters(void (*kernel)(Params...), const LaunchConfig& config, unsigned cluster,
+                    Args... args) {
+#if defined(FC_EMULATE)
+  return emulate_clusters(::emu::run_cluster_launch, kernel, config, cluster, args...);
 #else
   const auto* const function = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -46,17 +46,7 @@ template <class... Params, class... Args>
 int launch_in_order(void (*kernel)(Params...), const LaunchConfig& config, unsigned cluster,
                     Args... args) {
 #if defined(FC_EMULATE)
-  struct Call {
-    void (*kernel)(Params...);
-    std::tuple<Params...> arguments;
-  } call{kernel, {static_cast<Params>(args)...}};
-  const auto invoke = [](void* erased) {
-    const Call& made = *static_cast<const Call*>(erased);
-    std::apply(made.kernel, made.arguments);
-  };
-  return ::emu::run_ordered_launch(reinterpret_cast<const void*>(kernel), invoke, &call,
-                                   sizeof call, config.grid, config.block, config.shared_bytes,
-                                   cluster);
+  return emulate_clusters(::emu::run_ordered_launch, kernel, config, cluster, args...);
 #else
   return launch_clusters(kernel, config, cluster, args...);
 #endif
